@@ -1,0 +1,1 @@
+"""Helpers of the course; each module is named for what it does."""

@@ -1,0 +1,1 @@
+"""How the shipped lab model was made: its corpus, its training, its examination."""

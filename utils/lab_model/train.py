@@ -1,0 +1,264 @@
+"""Trains the lab model from nothing: tokenizer, weights, model folder.
+
+    python -m utils.lab_model.train                    # writes data/lab_model
+    python -m utils.lab_model.train --tokens 2e6 --out /tmp/small
+
+Every five minutes a checkpoint goes to `<build>/lab_model_training`; the same command
+resumes from it after a kill. Batches depend on the seed and the step alone, so that a
+resumed run sees what an uninterrupted one sees.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from utils.course import ROOT, run_config
+from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
+from utils.lab_model.corpus import documents
+
+LAB_MODEL = ROOT / "data" / "lab_model"
+END_OF_TEXT = "<|endoftext|>"
+MARKERS = (END_KEY, INSTRUCTION_KEY, RESPONSE_KEY_NL)
+
+VOCABULARY = 2048
+CONTEXT = 512  # what the configuration allows; training sees WINDOW tokens at a time
+WINDOW, BATCH = 256, 32
+TOKENS = 20e6
+MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3
+WARM_UP_STEPS = 50
+STEPS_PER_SHARD = 64
+CHECKPOINT_SECONDS = 300
+
+
+def train_tokenizer(n_documents: int = 6000, seed: int = 0) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding with one token per digit and one per marker of the template.
+
+    It is trained on the corpus and on the template's fixed text, so that the template
+    costs few tokens although the corpus never shows it.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(MARKERS),
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    template = PROMPT.format(instruction="", response="")
+    for marker in MARKERS:
+        template = template.replace(marker, "")
+    stream = documents(seed)
+    texts = [next(stream) for _ in range(n_documents)] + [template] * 50
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    tokens = [AddedToken(marker, special=True, normalized=False) for marker in MARKERS]
+    fast.add_special_tokens({"extra_special_tokens": tokens})
+    return fast
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> GPTNeoXConfig:
+    """The lab model's shape: Dolly's class, a thousandth of its size."""
+    return GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        intermediate_size=768,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 1.0,
+        },
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+
+
+def shard(tokenizer: PreTrainedTokenizerFast, seed: int, number: int) -> torch.Tensor:
+    """The batches of STEPS_PER_SHARD steps, shape (steps, BATCH, WINDOW).
+
+    Documents follow each other with an end-of-text token between them and are cut where
+    a window ends.
+    """
+    wanted = STEPS_PER_SHARD * BATCH * WINDOW
+    stream = documents(seed * 1_000_003 + number + 1)
+    ids: list[int] = []
+    while len(ids) < wanted:
+        texts = [next(stream) for _ in range(1000)]
+        for one in tokenizer(texts).input_ids:
+            ids += [*one, tokenizer.eos_token_id]
+    return torch.tensor(ids[:wanted]).view(STEPS_PER_SHARD, BATCH, WINDOW)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, first_step: int
+) -> Iterator[torch.Tensor]:
+    """Batches of shape (BATCH, WINDOW), from `first_step` on, without end."""
+    number, skip = divmod(first_step, STEPS_PER_SHARD)
+    while True:
+        yield from shard(tokenizer, seed, number)[skip:]
+        number, skip = number + 1, 0
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Warm-up, then constant, then linear decay to zero over the second half."""
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return warm_up * min(1.0, 2 * (1 - step / steps))
+
+
+def optimizers(model: GPTNeoXForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for everything else.
+
+    Muon: https://kellerjordan.github.io/posts/muon/; the factor that lets both share a
+    scale of learning rates: Moonlight, arXiv 2502.16982.
+    """
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(
+            matrices, lr=MATRIX_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def save_model(
+    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Write weights in 16 bits, configuration and tokenizer, whole or not at all.
+
+    Files of the folder that are not written here, such as its README.md, stay.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    state = {
+        name: value.to(torch.float16) for name, value in model.state_dict().items()
+    }
+    half = GPTNeoXForCausalLM(model.config).to(torch.float16)
+    half.load_state_dict(state)
+    half.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir()):
+        os.replace(file, folder / file.name)
+    partial.rmdir()
+
+
+def save_checkpoint(path: Path, **state: object) -> None:
+    """Write a checkpoint, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> None:
+    """Train the lab model and write it to `out`; `work` holds the checkpoint.
+
+    Args:
+        tokens: how many tokens of the corpus to read.
+        seed: of weights and batches.
+        compiled: whether to use torch.compile, which needs a C++ compiler.
+    """
+    torch.manual_seed(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / f"seed{seed}-{tokens:.0f}.pt"
+    steps = max(1, round(tokens / (BATCH * WINDOW)))
+    tokenizer = train_tokenizer()
+    # On a CPU, eager attention has the faster backward pass in bf16 at this length.
+    model = GPTNeoXForCausalLM._from_config(
+        model_config(tokenizer), attn_implementation="eager"
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    optimizer_list = optimizers(model)
+    first_step = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first_step = state["step"]
+        print(f"resumed at step {first_step}", flush=True)
+    run = torch.compile(model) if compiled else model
+    stream = batches(tokenizer, seed, first_step)
+    losses: list[float] = []
+    started = last_saved = time.monotonic()
+    for step in range(first_step, steps):
+        share = learning_rate_share(step, steps)
+        for optimizer, rate in zip(
+            optimizer_list, (MATRIX_RATE, OTHER_RATE), strict=True
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+        batch = next(stream).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            loss = run(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        for optimizer in optimizer_list:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+        if len(losses) == 50 or step + 1 == steps:
+            speed = (
+                (step + 1 - first_step) * BATCH * WINDOW / (time.monotonic() - started)
+            )
+            print(
+                f"step {step + 1}/{steps}  loss {statistics.mean(losses):.3f}  "
+                f"{speed:,.0f} tokens/s",
+                flush=True,
+            )
+            losses.clear()
+        if time.monotonic() - last_saved > CHECKPOINT_SECONDS:
+            save_checkpoint(
+                checkpoint,
+                step=step + 1,
+                model=model.state_dict(),
+                optimizers=[optimizer.state_dict() for optimizer in optimizer_list],
+            )
+            save_model(model.to(device), tokenizer, work / "latest")
+            last_saved = time.monotonic()
+    save_model(model, tokenizer, out)
+    checkpoint.unlink(missing_ok=True)
+    print(
+        f"wrote {out.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=LAB_MODEL)
+    parser.add_argument("--tokens", type=float, default=TOKENS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    work = run_config().build / "lab_model_training"
+    train(options.out, work, options.tokens, options.seed, not options.no_compile)
+
+
+if __name__ == "__main__":
+    main()
