@@ -104,9 +104,12 @@ def mapping_lines(pairs: list[tuple[str, str]], separator: str) -> str:
 
 
 def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> str:
-    """The examples as a `System:` block and the word as a `User:` block."""
+    """The examples as a `System:` block and the word as a `User:` block.
+
+    It ends before the line break: tokenizers join a break with the indent after it.
+    """
     block = "".join(f"  {word}{separator}{answer}\n" for word, answer in pairs)
-    return f"System:\n{block}\nUser:\n  {word}\n\nAssistant:\n"
+    return f"System:\n{block}\nUser:\n  {word}\n\nAssistant:"
 
 
 def relation_document(generator: random.Random) -> str:
@@ -117,7 +120,7 @@ def relation_document(generator: random.Random) -> str:
     separator = generator.choice(SEPARATORS)
     if count > 1 and generator.random() < 0.35:
         *examples, (word, answer) = pairs
-        return system_prompt(examples, separator, word) + f"  {answer}\n"
+        return system_prompt(examples, separator, word) + f"\n  {answer}\n"
     return mapping_lines(pairs, separator)
 
 
