@@ -1,0 +1,56 @@
+# make run · test · test-all · lab · kernel · clean
+#
+# Each target installs what it needs into .venv first. Extra arguments for pip, such as
+# PyTorch's CPU build on Linux:
+#   make run PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Another interpreter (3.11 or 3.12):   make run PYTHON=python3.12
+
+PIP_ARGS ?=
+# The first interpreter that starts and has the right version.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
+	$$name -c 'import sys; raise SystemExit(not (3,11) <= sys.version_info < (3,13))' \
+	2>/dev/null && echo $$name && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+UNFINISHED := $(VENV)/unfinished
+
+.PHONY: run test test-all lab kernel clean
+.DEFAULT_GOAL := run
+
+run: $(INSTALLED)
+	@$(BIN)/python -m utils.run
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+lab: $(INSTALLED)
+	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+
+kernel: $(INSTALLED)
+	@$(BIN)/python -m ipykernel install --user --name course \
+		--display-name "Fine-tuning course"
+
+# pip trusts what a killed pip left half copied: such a .venv is made anew.
+$(INSTALLED): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { \
+		echo "No Python 3.11 or 3.12 found: install one, or give PYTHON=<path>."; exit 1; }
+	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "Creating $(VENV) with $$($(PYTHON) --version)"; \
+		mkdir -p $(VENV) && touch $(UNFINISHED) && \
+		$(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(UNFINISHED)
+	@echo "Installing requirements.txt (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(PIP_ARGS) -r requirements.txt
+	@rm -f $(UNFINISHED) && touch $(INSTALLED)
+
+# Results and caches; the installation in .venv stays.
+clean:
+	rm -rf build .pytest_cache .ruff_cache *.egg-info
+	find utils tests notebooks -type d \
+		\( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+"""What holds for all tests: a build folder of their own, no network, no credentials."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+BUILD = Path(tempfile.mkdtemp(prefix="course-tests-")) / "build"
+NOWHERE = "http://127.0.0.1:9"
+# For the one test that asks the package index.
+CALLERS_ENVIRONMENT = dict(os.environ)
+for _name in list(os.environ):
+    # No test may reach an account or a gated model through its caller's settings.
+    if _name.startswith(("AWS_", "COURSE_", "HF_", "HUGGING_FACE_")):
+        del os.environ[_name]
+os.environ |= {
+    "COURSE_BUILD": str(BUILD),
+    "HF_HUB_OFFLINE": "1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_SHARED_CREDENTIALS_FILE": str(BUILD.parent / "no-credentials"),
+    "AWS_CONFIG_FILE": str(BUILD.parent / "no-config"),
+    # Processes that a test starts: requests to other machines fail at once.
+    "HTTP_PROXY": NOWHERE,
+    "HTTPS_PROXY": NOWHERE,
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the tests have built."""
+    shutil.rmtree(BUILD.parent, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process connect to this machine only."""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else "localhost"
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"a test tried to connect to {address!r}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture
+def build() -> Path:
+    """Return the build folder that the tests share."""
+    return BUILD
+
+
+MakeNotebook = Callable[..., Path]
+
+
+@pytest.fixture
+def make_notebook(tmp_path: Path) -> MakeNotebook:
+    """Return a function that writes a notebook of code cells into `tmp_path`."""
+
+    def make(name: str, *sources: str, metadata: dict | None = None) -> Path:
+        notebook = nbformat.v4.new_notebook(metadata=metadata or {})
+        for number, source in enumerate(sources):
+            cell = nbformat.v4.new_code_cell(source, id=f"cell-{number}")
+            notebook.cells.append(cell)
+        path = tmp_path / name
+        nbformat.write(notebook, path)
+        return path
+
+    return make

@@ -1,0 +1,479 @@
+"""Run configuration, preflight, claims, key figures and the road map.
+
+Every notebook takes its configuration from four environment variables (`run_config`),
+checks what it needs (`preflight`) and lets code decide what it asserts (`claim`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import random
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utils.local_aws import Aws
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
+MODEL_NAMES = ("lab", "small", "dolly")
+AWS_NAMES = ("local", "real")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+KEY_FIGURE = "course_key_figure"
+# tqdm asks for a widget library that the course does without: its bars are text.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+class CourseError(RuntimeError):
+    """An expected failure: a notebook shows its message without a stack trace."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints instead of the stack trace."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(CourseError, ValueError):
+    """An environment variable has a value that the course cannot use."""
+
+
+class PreflightError(CourseError):
+    """Something that a notebook needs is missing."""
+
+
+class ClaimError(CourseError):
+    """A claim that must hold on the embedded model did not."""
+
+
+def portable_name(path: Path) -> str:
+    """Return `path` relative to the repository, or only its name outside of it.
+
+    Outputs of notebooks are committed: an absolute path would differ elsewhere.
+    """
+    if path.is_relative_to(ROOT):
+        return path.relative_to(ROOT).as_posix()
+    return path.name
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What one run of the course works with.
+
+    Attributes:
+        model: "lab", "small", "dolly", a hub id, or the absolute path of a model.
+        data: absolute path of the questions and answers.
+        aws: "local" (offline, costs nothing) or "real".
+        build: absolute path of the folder that the notebooks write to.
+    """
+
+    model: str
+    data: Path
+    aws: str
+    build: Path
+
+    @property
+    def embedded(self) -> bool:
+        """Whether model and data are the shipped ones, so that claims must hold."""
+        return self.model == "lab" and self.data == SHIPPED_DATA
+
+    def __str__(self) -> str:
+        """Return one line without absolute paths."""
+        model = self.model
+        if Path(model).is_absolute():
+            model = portable_name(Path(model))
+        return (
+            f"model {model} · data {portable_name(self.data)} · "
+            f"AWS {self.aws} · build {self.build.name}"
+        )
+
+    def __repr__(self) -> str:
+        """Return the same line as `str`: outputs with paths are not portable."""
+        return str(self)
+
+    def _repr_markdown_(self) -> str:
+        return f"**Run configuration:** {self}"
+
+
+def _existing_path(text: str) -> Path | None:
+    """Find a path relative to the working folder, else to the repository."""
+    path = Path(text).expanduser()
+    for candidate in (path, ROOT / path):
+        if candidate.exists():
+            return candidate.resolve()
+    return None
+
+
+def _model(value: str) -> str:
+    """Return a known name, an absolute path or a hub id; see `run_config`."""
+    if value in MODEL_NAMES:
+        return value
+    known = ", ".join(MODEL_NAMES)
+    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1
+    if is_path or not HUB_ID.fullmatch(value):
+        path = _existing_path(value)
+        if path is None or not path.is_dir():
+            raise ConfigError(
+                f"COURSE_MODEL is {value!r}, but there is no such folder: give one of "
+                f"{known}, a model's id on the Hugging Face hub, or its folder."
+            )
+        return str(path)
+    path = _existing_path(value)
+    if path is not None and (path / "config.json").is_file():
+        return str(path)
+    close = difflib.get_close_matches(value.lower(), MODEL_NAMES, n=1, cutoff=0.75)
+    if close and "/" not in value:
+        raise ConfigError(
+            f"COURSE_MODEL is {value!r}; did you mean {close[0]!r}? Known names are "
+            f"{known}; anything else must be a hub id or a folder."
+        )
+    return value
+
+
+def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
+    """Read the four switches of the course from environment variables.
+
+    A relative COURSE_MODEL or COURSE_DATA is looked for in the working folder, then in
+    the repository; a relative COURSE_BUILD always lies in the repository, so that all
+    notebooks find it from any working folder. An empty value counts as not set.
+
+    Args:
+        environ: variables to read; the process's own by default.
+
+    Raises:
+        ConfigError: (a `ValueError`) naming the variable, its value and the remedy.
+    """
+    model = _model(environ.get("COURSE_MODEL", "").strip() or "lab")
+    data = SHIPPED_DATA
+    if wanted := environ.get("COURSE_DATA", "").strip():
+        found = _existing_path(wanted)
+        if found is None or not found.is_file():
+            raise ConfigError(
+                f"COURSE_DATA is {wanted!r}, but there is no such file: give the path "
+                "of a CSV file of questions and answers, or unset the variable."
+            )
+        data = found
+    aws = environ.get("COURSE_AWS", "").strip() or "local"
+    if aws not in AWS_NAMES:
+        raise ConfigError(
+            f"COURSE_AWS is {aws!r}: give 'local' (offline, costs nothing) or 'real' "
+            "(the account behind your boto3 credentials, which bills)."
+        )
+    wanted = environ.get("COURSE_BUILD", "").strip() or "build"
+    build = (ROOT / Path(wanted).expanduser()).resolve()
+    if build.exists() and not build.is_dir():
+        raise ConfigError(
+            f"COURSE_BUILD is {wanted!r}, which is a file: give a folder, or unset it."
+        )
+    if build == ROOT or ROOT.is_relative_to(build):
+        raise ConfigError(
+            f"COURSE_BUILD is {wanted!r}, which holds the course itself: give a folder "
+            "of its own, such as 'build'."
+        )
+    return RunConfig(model=model, data=data, aws=aws, build=build)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a successful `preflight` found."""
+
+    found: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return "✓ ready" + (f": {', '.join(self.found)}" if self.found else "")
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def _pinned_version(package: str) -> str | None:
+    """Return the version that requirements.txt pins, or None."""
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pattern = rf"^{re.escape(package)}(?:\[[^]]*\])?==(\S+)"
+    match = re.search(pattern, pins, flags=re.MULTILINE | re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _package_problem(package: str) -> str | None:
+    """Compare an installed package with its pin; a local suffix (+cpu) is allowed."""
+    wanted = _pinned_version(package)
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"The package {package} is not installed: run `make lab`."
+    if wanted and installed.partition("+")[0] != wanted:
+        return (
+            f"{package} is {installed}, but the course needs {wanted}: run "
+            "`make lab`, or `pip install -r requirements.txt`."
+        )
+    return None
+
+
+def _gpu_problem(gigabytes: float) -> str | None:
+    """Say what is wrong with the GPU, where `gigabytes` of its memory are needed."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return (
+            f"This model needs a GPU with {gigabytes:g} GB and torch sees none: unset "
+            "COURSE_MODEL to use the lab model, or run on a GPU instance."
+        )
+    total = torch.cuda.get_device_properties(0).total_memory / 1e9
+    if total < gigabytes:
+        return (
+            f"This model needs a GPU with {gigabytes:g} GB and this one has "
+            f"{total:.0f} GB: choose a smaller COURSE_MODEL or a larger instance."
+        )
+    return None
+
+
+def preflight(
+    config: RunConfig,
+    *,
+    files: Mapping[str | Path, str] | None = None,
+    packages: Iterable[str] = (),
+    gpu_gigabytes: float = 0,
+) -> Preflight:
+    """Check what a notebook needs before it starts.
+
+    Args:
+        config: the run's configuration; its data file is always checked.
+        files: path → what makes it, such as "run 04_lora_training.ipynb". A relative
+            path that starts with "build/" lies in the build folder, any other one in
+            the repository.
+        packages: names whose installed version must equal the pin.
+        gpu_gigabytes: GPU memory needed; 0 when a CPU will do.
+
+    Raises:
+        PreflightError: one sentence for each thing that is missing.
+    """
+    problems: list[str] = []
+    found: list[str] = []
+    if not config.data.is_file():
+        problems.append(
+            f"{portable_name(config.data)} is missing: restore it with "
+            "`git checkout -- data`, or set COURSE_DATA to a file of your own."
+        )
+    for wanted, remedy in (files or {}).items():
+        path = Path(wanted)
+        shown = path.as_posix() if not path.is_absolute() else portable_name(path)
+        if path.parts[:1] == ("build",):
+            path = config.build.joinpath(*path.parts[1:])
+        else:
+            path = ROOT / path
+        if path.exists():
+            found.append(shown)
+        else:
+            problems.append(f"{shown} is missing: {remedy.rstrip('.')}, or `make run`.")
+    for package in packages:
+        problem = _package_problem(package)
+        if problem:
+            problems.append(problem)
+        else:
+            found.append(package)
+    if gpu_gigabytes:
+        problem = _gpu_problem(gpu_gigabytes)
+        if problem:
+            problems.append(problem)
+        else:
+            found.append(f"a GPU with {gpu_gigabytes:g} GB")
+    if problems:
+        raise PreflightError("\n".join(problems))
+    return Preflight(tuple(found))
+
+
+class _Line:
+    """One line of Markdown that is also readable as text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text.replace("**", "")
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+def _show(text: str, metadata: Mapping[str, Any] | None = None) -> None:
+    """Display one line; `metadata` goes with it and is not compared by nbval."""
+    from IPython.display import display
+
+    display(_Line(text), metadata=dict(metadata or {}))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence about the run and whether it held."""
+
+    sentence: str
+    holds: bool
+
+    def __str__(self) -> str:
+        """Return the sentence with its verdict."""
+        if self.holds:
+            return f"✓ {self.sentence}"
+        return f"✗ did not hold here: {self.sentence}"
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+    def _ipython_display_(self) -> None:
+        """Show nothing: `claim` has shown the verdict, also in mid-cell."""
+
+
+def claim(sentence: str, holds: bool, config: RunConfig | None = None) -> Claim:
+    """Show a sentence with the verdict that code came to.
+
+    Args:
+        sentence: what the lesson asserts, without figures.
+        holds: the verdict.
+        config: the run's configuration; read from the environment by default.
+
+    Raises:
+        ClaimError: when the claim fails on the embedded model and data, where the
+            course promises it.
+        TypeError: when `holds` is no single truth value.
+    """
+    if not isinstance(holds, bool) and type(holds).__name__ not in ("bool_", "bool"):
+        raise TypeError(
+            f"The verdict of the claim {sentence!r} is {holds!r}: give True or False."
+        )
+    verdict = Claim(sentence, bool(holds))
+    if not verdict.holds and (config or run_config()).embedded:
+        raise ClaimError(
+            f"✗ {sentence}. This claim must hold on the lab model: run the notebook "
+            "from the top; if it still fails, the course has a fault."
+        )
+    _show(str(verdict))
+    return verdict
+
+
+def key_figure(label: str, value: str) -> None:
+    """Show the one figure of a notebook that `make run` puts into its table.
+
+    Args:
+        label: what is measured, in a few words.
+        value: the figure as it should be read, such as "93%".
+    """
+    _show(
+        f"**{label}:** {value}",
+        metadata={KEY_FIGURE: {"label": str(label), "value": str(value)}},
+    )
+
+
+def set_seed(seed: int | None = None) -> None:
+    """Seed Python, numpy and torch (all devices); DEFAULT_SEED when none is given."""
+    import numpy
+    import torch
+
+    from utils.helpers import DEFAULT_SEED
+
+    seed = DEFAULT_SEED if seed is None else seed
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook on the road map."""
+
+    number: str
+    notebook: str
+    title: str
+    result: str
+
+
+STEPS = (
+    Step("02", "02_prompting.ipynb", "Prompt", "measured prompts"),
+    Step("03", "03_dataset_templating.ipynb", "Template", "data set"),
+    Step("04", "04_lora_training.ipynb", "Fine-tune", "LoRA adapter"),
+    Step("06", "06_djl_deployment.ipynb", "Deploy", "endpoint"),
+)
+
+
+class RoadMap:
+    """The course as a row of steps, one of them lit; shown as SVG in a notebook."""
+
+    def __init__(self, step: str) -> None:
+        """Light the step with this number, such as "03"."""
+        if step not in {known.number for known in STEPS}:
+            numbers = ", ".join(known.number for known in STEPS)
+            raise ValueError(f"There is no step {step!r} on the road map: {numbers}.")
+        self.step = step
+
+    def __repr__(self) -> str:
+        """Return the road map as one line of text."""
+        return " → ".join(
+            f"[{known.number} {known.title}]"
+            if known.number == self.step
+            else f"{known.number} {known.title}"
+            for known in STEPS
+        )
+
+    def svg(self) -> str:
+        """Return the drawing: its own pale card, so that any theme can carry it."""
+        width, height, gap, margin = 150, 74, 34, 14
+        total = len(STEPS) * width + (len(STEPS) - 1) * gap + 2 * margin
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" '
+            f'height="{height + 2 * margin}" role="img" '
+            f'viewBox="0 0 {total} {height + 2 * margin}" '
+            'font-family="sans-serif" text-anchor="middle">',
+            f"<title>Road map: {escape(repr(self))}</title>",
+            f'<rect width="{total}" height="{height + 2 * margin}" rx="10" '
+            'fill="#f4f6f8"/>',
+        ]
+        for position, known in enumerate(STEPS):
+            left = margin + position * (width + gap)
+            lit = known.number == self.step
+            fill, ink = ("#0b5cad", "#ffffff") if lit else ("#ffffff", "#24323f")
+            center = left + width // 2
+            parts.append(
+                f'<rect x="{left}" y="{margin}" width="{width}" height="{height}" '
+                f'rx="8" fill="{fill}" stroke="#0b5cad"/>'
+                f'<text x="{center}" y="{margin + 31}" font-size="17" '
+                f'font-weight="bold" fill="{ink}">{known.number} '
+                f"{escape(known.title)}</text>"
+                f'<text x="{center}" y="{margin + 55}" font-size="13" '
+                f'fill="{ink}">→ {escape(known.result)}</text>'
+            )
+            if position:
+                start, middle = left - gap + 5, margin + height // 2
+                parts.append(
+                    f'<path d="M{start} {middle}h{gap - 15}m-7 -6l7 6l-7 6" '
+                    'fill="none" stroke="#24323f" stroke-width="2"/>'
+                )
+        return "".join(parts) + "</svg>"
+
+    def _repr_html_(self) -> str:
+        return self.svg()
+
+
+def road_map(step: str) -> RoadMap:
+    """Return the road map of the course with the step of this number lit.
+
+    Raises:
+        ValueError: when no notebook has this number.
+    """
+    return RoadMap(step)
+
+
+def connect_aws(config: RunConfig) -> Aws:
+    """Connect to AWS as `config.aws` says: offline on this machine, or the real one.
+
+    Returns an object with `session` (boto3), `region`, `role` (the execution role's
+    ARN) and `bucket`, all usable by boto3 and by the SageMaker SDK.
+    """
+    from utils.local_aws import connect
+
+    return connect(config)

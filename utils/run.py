@@ -1,0 +1,491 @@
+"""Execute the notebooks in order and show what came out: `python -m utils.run`.
+
+    python -m utils.run                  all notebooks, results in COURSE_BUILD/run
+    python -m utils.run 03 04            only these
+    python -m utils.run --in-place 03    store the outputs in notebooks/ itself
+
+Exit codes: 0 all ran, 1 a cell failed or a setting is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import copy
+import functools
+import mimetypes
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import nbformat
+import psutil
+
+from utils.course import KEY_FIGURE, ROOT, CourseError, RunConfig, run_config
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
+
+NOTEBOOKS = ROOT / "notebooks"
+INTERRUPTED = 130
+# What a kernel gets to clean up after itself (delete an endpoint, say), in seconds.
+GRACE = 20
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+IMAGE = re.compile(r"!\[(?P<alt>[^]]*)\]\((?P<path>[^):]+)\)")
+MATH = re.compile(r"\$[^$\s][^$]*\$")
+# The page must open without network. Only formulas need a script from elsewhere; it is
+# asked for last and in the background, and without it they are shown as written.
+OFFLINE_PAGE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- if resources.has_math -%}
+<script type="text/x-mathjax-config">
+MathJax.Hub.Config({tex2jax: {inlineMath: [["$", "$"]], processEscapes: true}});
+</script>
+<script async src="{{ resources.mathjax_url }}"></script>
+{%- endif -%}{%- endblock -%}
+"""
+
+
+class RunError(CourseError):
+    """A notebook could not be executed to its end."""
+
+
+class Interrupted(Exception):
+    """The run was stopped from outside."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the closing table."""
+
+    notebook: str
+    seconds: float
+    figure: str
+
+
+def find_notebooks(folder: Path, numbers: Sequence[str] = ()) -> list[Path]:
+    """Return the notebooks of `folder` in order, or those with these numbers.
+
+    Raises:
+        RunError: when there is none, or a number fits none.
+    """
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise RunError(f"There is no notebook named NN_….ipynb in {folder}.")
+    known = ", ".join(path.name[:2] for path in paths)
+    for number in numbers:
+        if not any(path.name.startswith(f"{number}_") for path in paths):
+            raise RunError(f"There is no notebook {number!r}: known are {known}.")
+    if not numbers:
+        return paths
+    return [path for path in paths if path.name[:2] in numbers]
+
+
+def key_figure_of(notebook: nbformat.NotebookNode) -> str:
+    """Return the last `course.key_figure` among the outputs, or an empty string."""
+    figure = ""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found = output.get("metadata", {}).get(KEY_FIGURE)
+            if found:
+                figure = f"{found['label']}: {found['value']}"
+    return figure
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Remove in place what differs from machine to machine; ids and tags stay."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {
+                "display_name": "Python 3 (ipykernel)",
+                "language": "python",
+                "name": "python3",
+            },
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+    return notebook
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a killed run leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def as_text(notebook: nbformat.NotebookNode) -> str:
+    """Return the notebook as it stands in a file."""
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+def _embedded(match: re.Match[str], folder: Path) -> str:
+    """Return an image of the text as HTML that carries the picture itself."""
+    path = folder / match["path"]
+    kind = mimetypes.guess_type(path.name)[0]
+    if not kind or not path.is_file():
+        return match[0]
+    picture = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<img alt="{escape(match["alt"])}" src="data:{kind};base64,{picture}">'
+
+
+def as_page(notebook: nbformat.NotebookNode, name: str, folder: Path) -> str:
+    """Return the notebook as one HTML page that needs no network.
+
+    Args:
+        notebook: an executed notebook.
+        name: the title of the page.
+        folder: where the images lie that the notebook's text names.
+    """
+    from nbconvert import HTMLExporter
+
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            # nbconvert's own embed_images closes a <details> at its first blank line.
+            cell.source = IMAGE.sub(
+                functools.partial(_embedded, folder=folder), cell.source
+            )
+    exporter = HTMLExporter(raw_template=OFFLINE_PAGE)
+    has_math = any(
+        cell.cell_type == "markdown" and MATH.search(cell.source)
+        for cell in notebook.cells
+    )
+    page, _ = exporter.from_notebook_node(
+        notebook, resources={"metadata": {"name": name}, "has_math": has_math}
+    )
+    return page
+
+
+def _kernel_manager() -> AsyncKernelManager:
+    """Return a manager whose kernel is the running interpreter.
+
+    A kernel specification named python3 may belong to any other installation.
+    """
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f"]
+            return KernelSpec(
+                argv=[*command, "{connection_file}"],
+                display_name="Python 3 (ipykernel)",
+                language="python",
+            )
+
+    manager = AsyncKernelManager(
+        kernel_name="python3", kernel_spec_manager=ThisInterpreter()
+    )
+    manager.shutdown_wait_time = GRACE
+    return manager
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """End processes that outlived their kernel."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
+
+
+def _descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+async def _stop_kernel(manager: AsyncKernelManager, *, interrupt: bool) -> None:
+    """Stop a kernel and whatever it has started.
+
+    Args:
+        manager: of the kernel, which may not even have started.
+        interrupt: interrupt the running cell first, so that its `with` and `finally`
+            blocks, and the kernel's exit handlers, can clean up.
+    """
+    started = _descendants()
+    try:
+        if manager.has_kernel and await manager.is_alive():
+            if interrupt:
+                await manager.interrupt_kernel()
+            await manager.shutdown_kernel()
+    finally:
+        with contextlib.suppress(RuntimeError, OSError):
+            await manager.cleanup_resources()
+        # A process whose parent has ended is no longer among the descendants.
+        _kill([*started, *_descendants()])
+
+
+def _log_tail(log: IO[bytes]) -> str:
+    """Return the last lines that a dead kernel wrote, as one sentence, or nothing."""
+    log.seek(0)
+    lines = log.read().decode("utf-8", errors="replace").strip().splitlines()
+    return f" Its last words: {' / '.join(lines[-3:])}" if lines else ""
+
+
+async def execute(
+    path: Path,
+    environ: Mapping[str, str],
+    on_cell: Callable[[int, int], None] = lambda number, count: None,
+    on_failure: Callable[[nbformat.NotebookNode], None] = lambda notebook: None,
+) -> nbformat.NotebookNode:
+    """Execute one notebook in a kernel of its own, in the notebook's folder.
+
+    Args:
+        path: of the notebook; the file is not changed.
+        environ: the kernel's environment variables.
+        on_cell: called before each cell with its number and the number of cells.
+        on_failure: called with the notebook as far as it came.
+
+    Raises:
+        RunError: naming the notebook, the cell and the error.
+        asyncio.CancelledError: when the task is cancelled; the kernel is gone then.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise RunError(
+            f"{path.name} is not a notebook that can be read ({error}): restore it "
+            f"with `git checkout -- notebooks/{path.name}`."
+        ) from error
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    manager = _kernel_manager()
+    client = NotebookClient(
+        notebook, km=manager, timeout=None, record_timing=False, coalesce_streams=True
+    )
+    client.reset_execution_trackers()
+    count = len(notebook.cells)
+    stopped_early = True
+    with tempfile.TemporaryFile() as log:
+        try:
+            await client.async_start_new_kernel(
+                cwd=str(path.parent), env=dict(environ), stdout=log, stderr=log
+            )
+            await client.async_start_new_kernel_client()
+            for index, cell in enumerate(notebook.cells):
+                on_cell(index + 1, count)
+                where = f"{path.name}, cell {index + 1} of {count} ({cell.get('id')})"
+                try:
+                    await client.async_execute_cell(
+                        cell, index, execution_count=client.code_cells_executed + 1
+                    )
+                except CellExecutionError as error:
+                    on_failure(notebook)
+                    message = ANSI.sub("", f"{error.ename}: {error.evalue}").strip()
+                    raise RunError(f"{where} failed.\n  {message}") from error
+                except DeadKernelError as error:
+                    # nbclient takes every cancelled wait for a dead kernel.
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise asyncio.CancelledError from error
+                    on_failure(notebook)
+                    raise RunError(
+                        f"{where}: the kernel died, most often for want of memory."
+                        + _log_tail(log)
+                    ) from error
+            stopped_early = False
+        finally:
+            if client.kc is not None:
+                client.kc.stop_channels()
+            await _stop_kernel(manager, interrupt=stopped_early)
+    return notebook
+
+
+def _shown(path: Path) -> str:
+    """Return a path as a reader in the working folder would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the closing table: notebook, seconds, key figure."""
+    width = max(len("notebook"), *(len(result.notebook) for result in results))
+    lines = [f"{'notebook':<{width}}  seconds  key figure"]
+    for result in results:
+        lines.append(
+            f"{result.notebook:<{width}}  {result.seconds:7.1f}  {result.figure}"
+        )
+    total = sum(result.seconds for result in results)
+    return "\n".join([*lines, f"{'total':<{width}}  {total:7.1f}"])
+
+
+async def run(
+    paths: Sequence[Path], config: RunConfig, *, in_place: bool
+) -> list[Result]:
+    """Execute notebooks one after the other, with a progress line each.
+
+    Args:
+        paths: the notebooks in the order to run them.
+        config: the run's configuration, handed to the kernels.
+        in_place: store the outputs in the notebooks themselves, instead of writing
+            copies and pages to the build folder.
+
+    Raises:
+        RunError: from the first notebook that fails.
+    """
+    environ = {
+        **os.environ,
+        "COURSE_MODEL": config.model,
+        "COURSE_DATA": str(config.data),
+        "COURSE_AWS": config.aws,
+        "COURSE_BUILD": str(config.build),
+    }
+    folder = config.build / "run"
+    if not in_place:
+        for path in paths:
+            for old in (folder / path.name, folder / f"{path.stem}.html"):
+                old.unlink(missing_ok=True)
+        figures = paths[0].parent / "figures"
+        if figures.is_dir():
+            shutil.copytree(figures, folder / "figures", dirs_exist_ok=True)
+    results: list[Result] = []
+    for position, path in enumerate(paths, start=1):
+        head = f"[{position}/{len(paths)}] {path.name}"
+        live = sys.stdout.isatty()
+
+        def show_cell(number: int, count: int, head: str = head, live=live) -> None:
+            if live:
+                print(f"\r{head}  cell {number}/{count} ", end="", flush=True)
+
+        def keep_failed(notebook: nbformat.NotebookNode, path: Path = path) -> None:
+            if not in_place:
+                write_whole(folder / path.name, as_text(clean(notebook)))
+
+        print(head, end="", flush=True)
+        start = time.perf_counter()
+        try:
+            notebook = await execute(path, environ, show_cell, keep_failed)
+        except BaseException:
+            print("\r" + head + "  ✗" + " " * 12 if live else "  ✗", flush=True)
+            raise
+        seconds = time.perf_counter() - start
+        done = f"  {seconds:.1f} s"
+        print(f"\r{head}{done}{' ' * 12}" if live else done, flush=True)
+        text = as_text(clean(notebook))
+        if in_place:
+            write_whole(path, text)
+        else:
+            write_whole(folder / path.name, text)
+            page = as_page(notebook, path.stem, path.parent)
+            write_whole(folder / f"{path.stem}.html", page)
+        results.append(Result(path.stem, seconds, key_figure_of(notebook)))
+        # Lets a signal through that came while the files were written.
+        await asyncio.sleep(0)
+    return results
+
+
+async def _stoppable(
+    paths: Sequence[Path], config: RunConfig, *, in_place: bool
+) -> list[Result]:
+    """Run; a signal to stop ends the kernel first, a second one ends it at once."""
+    task = asyncio.ensure_future(run(paths, config, in_place=in_place))
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked:
+            _kill(_descendants())
+            os._exit(INTERRUPTED)
+        asked = True
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        return await task
+    except asyncio.CancelledError as error:
+        raise Interrupted from error
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.run", description="Execute the course's notebooks."
+    )
+    parser.add_argument(
+        "numbers", nargs="*", metavar="NN", help="only these, such as 03 04"
+    )
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="store the outputs in the notebooks instead of in the build folder",
+    )
+    parser.add_argument(
+        "--notebooks", type=Path, default=NOTEBOOKS, help="the folder they lie in"
+    )
+    return parser.parse_args(argv)
+
+
+def _stop_on_signal(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the course; return the exit code."""
+    arguments = _arguments(argv)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop_on_signal)
+    try:
+        config = run_config()
+        paths = find_notebooks(arguments.notebooks.resolve(), arguments.numbers)
+        if arguments.in_place and not (config.embedded and config.aws == "local"):
+            raise RunError(
+                f"Outputs are stored from the defaults only, and this is {config}: "
+                "unset COURSE_MODEL, COURSE_DATA and COURSE_AWS."
+            )
+        print(config, flush=True)
+        results = asyncio.run(_stoppable(paths, config, in_place=arguments.in_place))
+        print("\n" + table(results))
+        if arguments.in_place:
+            print(f"\nStored in {_shown(paths[0].parent)}.")
+        else:
+            print(f"\nExecuted copies and pages: {_shown(config.build / 'run')}")
+        return 0
+    except CourseError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"\nCould not write {error.filename}: {error.strerror}. Free some space, "
+            "or point COURSE_BUILD to a folder that you may write to.",
+            file=sys.stderr,
+        )
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        print(
+            "\nInterrupted: no kernel is left running. Results of the notebooks that "
+            "were finished are kept; the next run starts afresh.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
