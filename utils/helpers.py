@@ -1,0 +1,228 @@
+"""The course's prompt template, and the way from a templated row to a training batch.
+
+The template is Dolly's (databrickslabs/dolly, Apache-2.0). Prompts for training and for
+answering are cut from the same string, `PROMPT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+INTRO_BLURB = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+INSTRUCTION_KEY = "### Instruction:"
+RESPONSE_KEY = "### Response:"
+RESPONSE_KEY_NL = f"{RESPONSE_KEY}\n"
+END_KEY = "### End"
+DEFAULT_SEED = 42
+
+PROMPT = (
+    f"{INTRO_BLURB}\n\n{INSTRUCTION_KEY}\n{{instruction}}\n\n"
+    f"{RESPONSE_KEY_NL}{{response}}\n\n{END_KEY}"
+)
+INFERENCE_PROMPT = PROMPT[: PROMPT.index(RESPONSE_KEY_NL) + len(RESPONSE_KEY_NL)]
+COMPLETION = PROMPT[len(INFERENCE_PROMPT) :]
+
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+def add_text(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record with `prompt`, `completion` and `text` (prompt + completion).
+
+    Raises:
+        ValueError: if instruction or response is missing, not text, or blank.
+    """
+    for field in ("instruction", "response"):
+        value = record.get(field)
+        if not isinstance(value, str) or not value.strip():
+            article = "an" if field == "instruction" else "a"
+            raise ValueError(
+                f"Expected {article} {field} in: {dict(record)}. Found {value!r}: "
+                f"write the {field} as text, or leave the row out."
+            )
+    prompt = INFERENCE_PROMPT.format(instruction=record["instruction"])
+    completion = COMPLETION.format(response=record["response"])
+    text = prompt + completion
+    return {**record, "prompt": prompt, "completion": completion, "text": text}
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
+    """Token ids of each prompt, as the model sees them in training and in use.
+
+    The template brings its own markers, so the tokenizer adds nothing, except the
+    beginning-of-sequence token where the base model was trained with one.
+    """
+    begins = tokenizer("a")["input_ids"][:1]
+    start = begins if begins == [tokenizer.bos_token_id] else []
+    ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    return [start + row for row in ids]
+
+
+def preprocess_batch(
+    batch: Mapping[str, Sequence[str]],
+    tokenizer,
+    max_length: int | None,
+    too_long: Literal["raise", "drop", "cut_prompt"] = "raise",
+) -> dict[str, list[list[int]]]:
+    """Tokenise prompts and completions separately and label the completions.
+
+    Serving tokenises the prompt alone, too: no token can straddle the two.
+
+    Args:
+        batch: columns `prompt` and `completion`, as `add_text` makes them.
+        max_length: most tokens in a row; None for no limit.
+        too_long: "cut_prompt" takes the excess from the prompt's start; an answer is
+            never cut.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` (-100 over the prompt).
+
+    Raises:
+        ValueError: if a column is missing or a row is too long, naming it.
+    """
+    missing = [name for name in ("prompt", "completion") if name not in batch]
+    if missing:
+        raise ValueError(
+            f"The batch has no column {missing[0]!r}, only {sorted(batch)}: "
+            "map `add_text` over the data set first."
+        )
+    prompts = encode_prompts(batch["prompt"], tokenizer)
+    completions = tokenizer(list(batch["completion"]), add_special_tokens=False)
+    rows: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
+    pairs = zip(prompts, completions["input_ids"], strict=True)
+    for number, (prompt, completion) in enumerate(pairs):
+        excess = len(prompt) + len(completion) - (max_length or float("inf"))
+        if excess > 0:
+            if too_long == "drop":
+                continue
+            if too_long == "raise" or excess > len(prompt):
+                raise ValueError(
+                    f"Row {number} of the batch has {len(prompt)} prompt and "
+                    f"{len(completion)} completion tokens; max_length is {max_length}. "
+                    "Shorten it, raise max_length, or pass too_long='drop'. Its "
+                    f"completion begins {batch['completion'][number][:60]!r}."
+                )
+            prompt = prompt[excess:]
+        rows["input_ids"].append(prompt + completion)
+        rows["attention_mask"].append([1] * (len(prompt) + len(completion)))
+        rows["labels"].append([IGNORED] * len(prompt) + completion)
+    return rows
+
+
+@dataclass
+class DataCollatorForCompletionOnlyLM:
+    """Pad rows to one batch in which only the completions count for the loss.
+
+    Rows are dictionaries (or bare ids) of lists, arrays or tensors, padded or not.
+    Labels that a row brings are used. A row without any is searched: what follows the
+    first response key is the answer, also if it quotes that key; after an end key a
+    new instruction may begin another turn.
+
+    Args:
+        tokenizer: gives the padding token and side.
+        pad_to_multiple_of: pads the batch to a multiple of this many tokens.
+        no_answer: for a row with nothing to learn: raise, drop it, or keep it masked.
+        completion_logits_only: emit what makes transformers 5 compute logits only where
+            they count (`logits_to_keep`): same loss, less work, one device.
+    """
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+    no_answer: Literal["raise", "drop", "mask"] = "raise"
+    completion_logits_only: bool = False
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels`, each (rows, length).
+
+        Raises:
+            ValueError: if a row has no answer, or the tokenizer no padding token.
+        """
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                "The tokenizer has no padding token: set "
+                "`tokenizer.pad_token = tokenizer.eos_token`."
+            )
+        kept = []
+        for number, row in enumerate(rows):
+            ids, labels = self._without_padding(row)
+            if self.no_answer != "mask" and not (labels != IGNORED).any():
+                if self.no_answer == "drop":
+                    continue
+                raise ValueError(
+                    f"Row {number} of the batch has no answer to learn from. It begins "
+                    f"{self.tokenizer.decode(ids[:40])!r}. Was the answer cut off by "
+                    "max_length, or the row not made with `preprocess_batch`?"
+                )
+            kept.append((ids, labels))
+        if not any((labels != IGNORED).any() for _, labels in kept):
+            raise ValueError(
+                f"None of the {len(rows)} rows of this batch has an answer to learn "
+                "from: check that max_length leaves room for the answers."
+            )
+        labels = self._pad([labels for _, labels in kept], IGNORED)
+        batch = {
+            "input_ids": self._pad([i for i, _ in kept], self.tokenizer.pad_token_id),
+            "attention_mask": self._pad([torch.ones_like(i) for i, _ in kept], 0),
+            "labels": labels,
+        }
+        if self.completion_logits_only:
+            following = pad(labels[:, 1:], (0, 1), value=IGNORED)
+            batch["logits_to_keep"] = following != IGNORED
+            batch["labels"] = batch["shift_labels"] = following[following != IGNORED]
+        return batch
+
+    def _without_padding(self, row: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and labels of one row."""
+        row = row if isinstance(row, Mapping) else {"input_ids": row}
+        ids, pad_id = torch.as_tensor(row["input_ids"]), self.tokenizer.pad_token_id
+        real = torch.ones_like(ids, dtype=torch.bool)
+        if row.get("attention_mask") is not None:
+            real = torch.as_tensor(row["attention_mask"]).bool()
+        elif (ids != pad_id).any():
+            text = (ids != pad_id).nonzero().flatten().tolist()
+            # Where padding and end-of-text are one token, the first of a run is real.
+            last = text[-1] + (pad_id == self.tokenizer.eos_token_id)
+            real[: text[0]], real[last + 1 :] = False, False
+        ids = ids[real]
+        if row.get("labels") is None:
+            return ids, torch.tensor(_find_answers(ids.tolist(), self.tokenizer))
+        return ids, torch.as_tensor(row["labels"])[real]
+
+    def _pad(self, rows: list[torch.Tensor], filler: int) -> torch.Tensor:
+        side = self.tokenizer.padding_side
+        batch = pad_sequence(rows, True, filler, padding_side=side)
+        more = -batch.shape[1] % (self.pad_to_multiple_of or 1)
+        return pad(batch, (more, 0) if side == "left" else (0, more), value=filler)
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    """Where `part` begins in `ids` at or after `start`; -1 if nowhere."""
+    places = range(start, len(ids) - len(part) + 1)
+    return next((i for i in places if ids[i : i + len(part)] == part), -1)
+
+
+def _find_answers(ids: list[int], tokenizer) -> list[int]:
+    """Labels of a row, by searching it for the template's keys."""
+    keys = [RESPONSE_KEY_NL, END_KEY, INSTRUCTION_KEY]
+    key, end, turn = tokenizer(keys, add_special_tokens=False)["input_ids"]
+    labels = [IGNORED] * len(ids)
+    place = _find(ids, key, 0)
+    while place >= 0:
+        start, stop = place + len(key), len(ids)
+        end_place = _find(ids, end, start)
+        if end_place >= 0 and _find(ids, turn, end_place) >= 0:
+            stop = end_place + len(end)
+            stop += ids[stop : stop + 1] == [tokenizer.eos_token_id]
+        answer = tokenizer.decode(ids[start:stop]).replace(END_KEY, "")
+        if answer.replace(tokenizer.eos_token or "", "").strip():
+            labels[start:stop] = ids[start:stop]
+        place = _find(ids, key, stop)
+    return labels
