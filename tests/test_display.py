@@ -1,0 +1,141 @@
+import html
+import re
+
+import pytest
+from tiny_models import tiny_tokenizer
+
+from utils import display, helpers
+from utils.display import (
+    in_md,
+    plot_lengths,
+    plot_losses,
+    plot_proportions,
+    plot_shares,
+    show_source,
+    show_tokens,
+)
+from utils.evaluation import proportion
+from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would display."""
+    things = []
+    monkeypatch.setattr(display, "display", things.append)
+    return things
+
+
+@pytest.fixture
+def row():
+    text = add_text({"instruction": "What is <b>?", "response": "It is a tag."})
+    columns = {key: [text[key]] for key in ("prompt", "completion")}
+    return {
+        key: value[0]
+        for key, value in preprocess_batch(columns, tiny_tokenizer(), None).items()
+    }
+
+
+def is_png(picture):
+    return picture.data.startswith(b"\x89PNG") and len(picture.data) > 5_000
+
+
+def test_an_answer_is_quoted_as_written():
+    quoted = in_md("# No *heading*\n<script>").data
+    assert quoted == "> \\# No \\*heading\\*  \n> &lt;script&gt;  "
+
+
+def test_an_answer_that_is_no_text_is_an_error():
+    with pytest.raises(TypeError, match="found list"):
+        in_md(["answer"])
+
+
+def test_source_of_a_function_and_of_a_file(shown, tmp_path):
+    file = tmp_path / "serving.properties"
+    file.write_text("engine=Python\n```\n", encoding="utf-8")
+    show_source(helpers.add_text, file)
+    assert shown[0].data.startswith("```python\ndef add_text(")
+    assert shown[1].data == "````text\nengine=Python\n```\n````"
+
+
+def test_source_of_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        show_source(tmp_path / "none.py")
+
+
+def text_of(markup, style):
+    spans = re.findall(r'<span style="([^"]*)" title="[^"]*">(.*?)</span>', markup)
+    text = "".join(content for found, content in spans if found == style)
+    return html.unescape(text.replace("⏎<br>", "\n"))
+
+
+def test_tokens_are_coloured_by_what_the_loss_sees(row):
+    markup = show_tokens(row["input_ids"], row["labels"], tiny_tokenizer()).data
+    assert text_of(markup, display.LEARNED) == "It is a tag.\n\n### End"
+    assert text_of(markup, display.MASKED).endswith("What is <b>?\n\n### Response:\n")
+    assert "<b>" not in markup
+    learned = sum(label != helpers.IGNORED for label in row["labels"])
+    assert f"{learned} learned" in markup
+
+
+def test_padding_is_shown_as_such_and_outputs_repeat(row):
+    tokenizer = tiny_tokenizer()
+    collator = DataCollatorForCompletionOnlyLM(tokenizer, pad_to_multiple_of=64)
+    batch = collator([row])
+    arguments = [batch[key][0] for key in ("input_ids", "labels")]
+    padded = show_tokens(*arguments, tokenizer, batch["attention_mask"][0]).data
+    amount = batch["input_ids"].shape[1] - len(row["input_ids"])
+    assert text_of(padded, display.PADDING) == tokenizer.pad_token * amount
+    assert f"{amount} padding" in padded
+    again = show_tokens(*arguments, tokenizer, batch["attention_mask"][0]).data
+    assert padded == again
+
+
+def test_ids_and_labels_of_different_rows_are_an_error(row):
+    with pytest.raises(ValueError, match="3 ids, .* different rows"):
+        show_tokens([1, 2, 3], row["labels"], tiny_tokenizer())
+
+
+def test_losses_are_plotted(shown):
+    plot_losses(
+        [
+            {"loss": 3.0, "epoch": 1, "step": 2},
+            {"eval_loss": 3.1, "epoch": 1, "step": 2},
+            {"train_runtime": 1.0, "epoch": 1},
+        ]
+    )
+    assert is_png(shown[0])
+    assert "held-out" in shown[0].alt
+
+
+def test_no_losses_are_an_error():
+    with pytest.raises(ValueError, match="train first"):
+        plot_losses([{"train_runtime": 1.0}])
+
+
+def test_lengths_are_plotted_also_when_a_part_is_empty(shown):
+    plot_lengths({"train": [20, 30, 31], "validation": []}, limit=256)
+    assert is_png(shown[0])
+    assert "256" in shown[0].alt
+
+
+@pytest.mark.parametrize("keys", [(0, 1, 3), ("base", "tuned", "shuffled")])
+def test_proportions_are_plotted(shown, keys):
+    scores = {
+        key: proportion([True] * n + [False] * 4) for n, key in enumerate(keys, start=1)
+    }
+    plot_proportions(scores, x="examples", y="right answers", guess=0.1)
+    assert is_png(shown[0])
+    assert shown[0].alt == "right answers against examples, with 95% intervals"
+
+
+def test_no_proportions_are_an_error():
+    with pytest.raises(ValueError, match="no scores"):
+        plot_proportions({}, x="examples", y="right answers")
+
+
+def test_shares_are_plotted(shown):
+    plot_shares({"random": 0.2, "by length": 0.02}, x="grouping", y="padding")
+    assert is_png(shown[0])
+    with pytest.raises(ValueError, match="no shares"):
+        plot_shares({}, x="grouping", y="padding")

@@ -1,0 +1,210 @@
+import numpy
+import pytest
+import torch
+from tiny_models import tiny_gpt_neox
+
+from utils.exercises import (
+    Verdict,
+    Wrong,
+    check_best_epoch,
+    check_labels,
+    check_lora_parameters,
+    check_padding_share,
+    check_record,
+    exercise,
+)
+from utils.models import MODELS
+from utils.training import lora_config
+
+
+def rejected(verdict: Verdict, hint: str) -> bool:
+    return verdict.passed is False and hint in verdict.message
+
+
+# The frame
+
+
+@exercise("a number")
+def check_seven(answer, wanted=7):
+    """Is it seven?"""
+    if answer == wanted + 1:
+        raise Wrong("one too many.")
+    return "well counted."
+
+
+def test_a_stub_gets_a_hint_and_does_not_raise():
+    verdict = check_seven(...)
+    assert repr(verdict) == "Not tried yet: replace ... with a number."
+    assert verdict.passed is None
+    assert not verdict
+
+
+@pytest.mark.parametrize("answer", [[1, ...], {"a": ..., "b": 2}, (...,)])
+def test_a_stub_inside_the_answer_counts_as_untouched(answer):
+    assert check_seven(answer).passed is None
+
+
+def test_right_and_wrong_answers():
+    assert repr(check_seven(7)) == "✓ well counted."
+    assert repr(check_seven(8)) == "✗ Not yet: one too many."
+    assert check_seven(9, wanted=8).passed is False
+    assert check_seven(7)
+    assert not check_seven(8)
+
+
+def test_a_fault_in_a_check_itself_is_not_hidden():
+    @exercise("anything")
+    def check_broken(answer):
+        raise KeyError("fault")
+
+    with pytest.raises(KeyError):
+        check_broken(1)
+
+
+# 03
+
+PROMPT_IDS, COMPLETION_IDS = [5, 6, 7, 8], [11, 12, 13]
+RIGHT_LABELS = [-100] * 4 + [11, 12, 13]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, numpy.array])
+def test_right_labels(kind):
+    assert check_labels(kind(RIGHT_LABELS), PROMPT_IDS, COMPLETION_IDS).passed
+
+
+@pytest.mark.parametrize(
+    "labels, hint",
+    [
+        ([5, 6, 7, 8, 11, 12, 13], "learn to write questions"),
+        ([11, 12, 13], "3 labels for 7 tokens"),
+        ([-100] * 3 + [11, 12, 13, -100], "shifted by one"),
+        ([0] * 4 + [11, 12, 13], "0 is a token"),
+        ([-100] * 4 + [11, 12, -100], "how the model learns to stop"),
+        ([-100] * 3 + [11, 12], "5 labels for 7"),
+        ([-100] * 2 + [7, 8, 11, 12, 13], "start with -100"),
+        ("-100", "expected a list"),
+    ],
+)
+def test_wrong_labels_get_their_hint(labels, hint):
+    assert rejected(check_labels(labels, PROMPT_IDS, COMPLETION_IDS), hint)
+
+
+@pytest.mark.parametrize("share", [0.375, numpy.float64(0.375), torch.tensor(0.375)])
+def test_right_padding_share(share):
+    assert check_padding_share(share, [10, 20, 20, 30, 40, 30]).passed is True
+
+
+@pytest.mark.parametrize(
+    "share, hint",
+    [
+        (37.5, "percentage"),
+        (0.625, "share of real tokens"),
+        (0.6, "divided by the real"),
+        (90, "number of padding tokens"),
+        (0.1, "padded to the longest"),
+        ("0.375", "expected a number"),
+        (True, "expected a number"),
+    ],
+)
+def test_wrong_padding_share_gets_its_hint(share, hint):
+    assert rejected(check_padding_share(share, [10, 20, 20, 30, 40, 30]), hint)
+
+
+REVIEW = "It broke on the second day."
+TASK = f"Is this review positive or negative? {REVIEW}"
+
+
+def test_right_record():
+    assert check_record({"instruction": TASK, "response": "negative"}, REVIEW).passed
+
+
+@pytest.mark.parametrize(
+    "record, hint",
+    [
+        ({"instruction": TASK}, "under the key 'response'"),
+        ({"instruction": "", "response": "negative"}, "under the key 'instruction'"),
+        (
+            {"instruction": f"### Instruction:\n{TASK}", "response": "negative"},
+            "`add_text` writes them",
+        ),
+        ({"instruction": TASK, "response": "negative\n\n### End"}, "'### End' is in"),
+        ({"instruction": "Is it good?", "response": "negative"}, "word for word"),
+        ({"instruction": TASK, "response": "Positive"}, "not happy"),
+        ({"instruction": TASK, "response": "bad"}, "one word, positive or negative"),
+        ({"instruction": REVIEW, "response": "negative"}, "no task"),
+        ({"instruction": TASK, "response": "It is negative."}, "as one word"),
+        ([TASK, "negative"], "expected a dictionary"),
+    ],
+)
+def test_wrong_records_get_their_hint(record, hint):
+    assert rejected(check_record(record, REVIEW), hint)
+
+
+# 04
+
+# hidden 32, feed-forward 64: query_key_value, dense, dense_h_to_4h, dense_4h_to_h
+SHAPES = [(32, 96), (32, 32), (32, 64), (64, 32)]
+RANK = 4
+ONE_BLOCK = sum(RANK * (inputs + outputs) for inputs, outputs in SHAPES)
+
+
+def test_right_lora_parameters_are_what_peft_counts():
+    from peft import get_peft_model
+
+    base = tiny_gpt_neox()
+    assert check_lora_parameters(2 * ONE_BLOCK, base, RANK).passed
+    settings = MODELS["lab"].__class__(**{**vars(MODELS["lab"]), "lora_r": RANK})
+    model = get_peft_model(base, lora_config(settings))
+    assert model.get_nb_trainable_parameters()[0] == 2 * ONE_BLOCK
+    assert check_lora_parameters(2 * ONE_BLOCK, model, RANK).passed
+
+
+@pytest.mark.parametrize(
+    "count, hint",
+    [
+        (2 * sum(i * o for i, o in SHAPES), "LoRA leaves those alone"),
+        (2 * sum(RANK * i for i, _ in SHAPES), "one of the two matrices"),
+        (2 * sum(RANK * o for _, o in SHAPES), "one of the two matrices"),
+        (2 * sum(RANK * i * o for i, o in SHAPES), "are narrow"),
+        (ONE_BLOCK, "that is one block; the model has 2"),
+        (7, "rank x (inputs + outputs)"),
+        ("7", "expected a whole number"),
+    ],
+)
+def test_wrong_lora_parameters_get_their_hint(count, hint):
+    assert rejected(check_lora_parameters(count, tiny_gpt_neox(), RANK), hint)
+
+
+HISTORY = [
+    {"epoch": 1.0, "loss": 3.0},
+    {"epoch": 1.0, "eval_loss": 2.9},
+    {"epoch": 2.0, "loss": 2.0},
+    {"epoch": 2.0, "eval_loss": 2.1},
+    {"epoch": 3.0, "loss": 1.5},
+    {"epoch": 3.0, "eval_loss": 1.9},
+    {"epoch": 4.0, "loss": 1.0},
+    {"epoch": 4.0, "eval_loss": 2.0},
+    {"epoch": 5.0, "loss": 0.9},
+    {"epoch": 5.0, "eval_loss": 2.2},
+    {"epoch": 5.0, "train_runtime": 9.0},
+]
+
+
+@pytest.mark.parametrize("epoch", [3, 3.0])
+def test_right_best_epoch(epoch):
+    assert check_best_epoch(epoch, HISTORY).passed
+
+
+@pytest.mark.parametrize(
+    "epoch, hint",
+    [
+        (1.9, "that is the loss"),
+        (2, "epochs from 1"),
+        (5, "training loss is lowest"),
+        (9, "they go from 1 to 5"),
+        (4, "compare all rows"),
+        ("3", "expected the number"),
+    ],
+)
+def test_wrong_best_epochs_get_their_hint(epoch, hint):
+    assert rejected(check_best_epoch(epoch, HISTORY), hint)

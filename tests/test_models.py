@@ -1,0 +1,246 @@
+import copy
+
+import pytest
+import torch
+from tiny_models import tiny_gpt_neox, tiny_tokenizer
+
+from utils import models
+from utils.course import ROOT
+from utils.helpers import END_KEY, INFERENCE_PROMPT
+from utils.models import (
+    MODELS,
+    Machine,
+    ModelError,
+    choose_dtype,
+    choose_quantisation,
+    generate,
+    load_model,
+    load_tokenizer,
+    settings_for,
+    this_machine,
+)
+
+PROMPTS = [
+    INFERENCE_PROMPT.format(instruction=question)
+    for question in ("What?", "Which security measures are there?", "Who uses it?")
+]
+LAPTOP = Machine(None, 0.0, 0.0, bf16=False, threads=2)
+XEON = Machine(None, 0.0, 0.0, bf16=True, threads=2)
+T4 = Machine("Tesla T4", 15.8, 15.0, bf16=False, threads=4)
+A10G = Machine("NVIDIA A10G", 23.7, 23.0, bf16=True, threads=4)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(1)
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    return tiny_gpt_neox(len(tokenizer), tied=False).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder
+
+
+# The table
+
+
+def test_the_table_names_itself():
+    assert set(MODELS) == {"lab", "small", "dolly"}
+    assert all(name == settings.name for name, settings in MODELS.items())
+
+
+def test_settings_are_shown_without_the_place_of_the_repository():
+    shown = MODELS["lab"]._repr_markdown_()
+    assert "data/lab_model" in shown
+    assert str(ROOT) not in shown
+    assert "| learning_rate | 0.005 |" in shown
+
+
+@pytest.mark.parametrize("name", ["EleutherAI/pythia-70m", "/some/folder/model"])
+def test_any_other_name_gets_general_settings(name):
+    settings = settings_for(name)
+    assert settings.source == name
+    assert settings.target_modules == "all-linear"
+    assert "/some/folder" not in settings._repr_markdown_()
+
+
+# What the machine decides
+
+
+@pytest.mark.parametrize(
+    "machine, dtype",
+    [
+        (LAPTOP, torch.float32),
+        (XEON, torch.float32),
+        (T4, torch.float16),
+        (A10G, torch.bfloat16),
+    ],
+)
+def test_dtype_follows_the_machine(machine, dtype):
+    assert choose_dtype(machine) == dtype
+
+
+@pytest.mark.parametrize(
+    "name, machine, expected, reason",
+    [
+        ("lab", LAPTOP, "none", "no GPU"),
+        ("dolly", XEON, "none", "no GPU"),
+        ("lab", T4, "none", "lab fits the card"),
+        ("dolly", T4, "8bit", "half"),
+    ],
+)
+def test_quantisation_follows_model_and_machine(name, machine, expected, reason):
+    choice, why = choose_quantisation(MODELS[name], machine)
+    assert choice == expected
+    assert reason in why
+
+
+def test_this_machine_describes_itself():
+    machine = this_machine()
+    assert machine.threads == torch.get_num_threads()
+    assert (machine.gpu is not None) == torch.cuda.is_available()
+    assert ("no GPU" in str(machine)) == (machine.device == "cpu")
+    assert "Tesla T4 · 15.8 GB, 15.0 GB free · no bfloat16" in str(T4)
+
+
+# Loading
+
+
+def test_tokenizer_and_model_load_from_a_folder(folder, tiny):
+    settings = settings_for(str(folder))
+    tokenizer, model = load_tokenizer(settings), load_model(settings)
+    assert tokenizer(PROMPTS)["input_ids"] == tiny[1](PROMPTS)["input_ids"]
+    assert not model.training
+    weights = zip(model.parameters(), tiny[0].parameters(), strict=True)
+    assert all(torch.equal(loaded.cpu().float(), kept) for loaded, kept in weights)
+
+
+def test_a_tokenizer_without_padding_pads_with_end_of_text(tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(settings_for(str(tmp_path)))
+    assert loaded.pad_token_id == loaded.eos_token_id
+
+
+def test_eight_bits_change_the_layers_and_hardly_the_output(folder, tiny):
+    settings = settings_for(str(folder))
+    quantised = load_model(settings, quantised=True)
+    assert "8bit" in type(quantised.gpt_neox.layers[0].attention.dense).__name__
+    ids = torch.tensor([tiny[1](PROMPTS[1])["input_ids"]])
+    with torch.no_grad():
+        plain = tiny[0](ids).logits
+        packed = quantised(ids.to(quantised.device)).logits.cpu().float()
+    assert (plain - packed).abs().max() < 0.2 * plain.std()
+    assert not torch.equal(plain, packed)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_model])
+def test_nothing_to_load_is_an_error_that_names_variable_and_place(tmp_path, load):
+    with pytest.raises(ModelError, match="COURSE_MODEL") as caught:
+        load(settings_for(str(tmp_path / "none")))
+    assert "'none'" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value).partition("(")[0]
+
+
+# Answering
+
+
+def test_answers_come_in_the_order_of_the_prompts_and_alone_as_together(tiny):
+    model, tokenizer = tiny
+    together = generate(model, tokenizer, PROMPTS, 12, batch_size=2)
+    alone = [generate(model, tokenizer, [prompt], 12)[0] for prompt in PROMPTS]
+    assert together == alone
+    assert len(set(together)) > 1
+
+
+def test_greedy_equals_a_plain_loop_over_the_model(tiny):
+    model, tokenizer = tiny
+    ids = tokenizer(PROMPTS[1])["input_ids"]
+    start = len(ids)
+    with torch.no_grad():
+        for _ in range(12):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    expected = tokenizer.decode(ids[start:]).partition(END_KEY)[0]
+    expected = expected.partition(tokenizer.eos_token)[0].strip()
+    assert generate(model, tokenizer, [PROMPTS[1]], 12) == [expected]
+
+
+class Scripted:
+    """A model that says given words whatever it is asked: for where answers stop."""
+
+    def __init__(self, model, tokenizer, text):
+        self.model, self.script = model, tokenizer(text)["input_ids"]
+        self.handle = model.register_forward_hook(self.say)
+        self.step = 0
+
+    def say(self, module, inputs, output):
+        output.logits[:] = 0
+        output.logits[:, -1, self.script[min(self.step, len(self.script) - 1)]] = 9
+        self.step += 1
+
+
+@pytest.mark.parametrize("key_tokens", [True, False], ids=["one token", "text"])
+@pytest.mark.parametrize("stop", [f"\n\n{END_KEY}", "<|endoftext|>"])
+def test_an_answer_ends_at_the_end_key_and_at_end_of_text(key_tokens, stop):
+    tokenizer = tiny_tokenizer(key_tokens=key_tokens)
+    model = tiny_gpt_neox(len(tokenizer)).eval()
+    script = Scripted(model, tokenizer, f" It keeps features.{stop} and then some more")
+    assert generate(model, tokenizer, [PROMPTS[0]], 60) == ["It keeps features."]
+    assert script.step < len(script.script)
+
+
+def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(tiny):
+    model, tokenizer = tiny
+    before = torch.random.get_rng_state()
+    sampled = [
+        generate(model, tokenizer, PROMPTS, 12, seed=seed, do_sample=True)
+        for seed in (3, 3, 4)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_what_the_checkpoint_says_about_sampling_does_not_count(tiny):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    model.generation_config.do_sample = True
+    model.generation_config.repetition_penalty = 5.0
+    expected = generate(*tiny, PROMPTS, 12)
+    assert generate(model, tokenizer, PROMPTS, 12) == expected
+
+
+def test_a_model_in_training_stays_in_training(tiny):
+    model = copy.deepcopy(tiny[0]).train()
+    generate(model, tiny[1], PROMPTS, 2)
+    assert model.training
+
+
+def test_no_prompts_no_answers(tiny):
+    assert generate(*tiny, [], 5) == []
+
+
+def test_a_string_instead_of_a_list_is_an_error(tiny):
+    with pytest.raises(TypeError, match="put it into a list"):
+        generate(*tiny, PROMPTS[0], 5)
+
+
+def test_an_empty_prompt_is_an_error(tiny):
+    with pytest.raises(ModelError, match="empty"):
+        generate(*tiny, [""], 5)
+
+
+def test_a_prompt_beyond_the_context_is_an_error_that_shows_it(tiny):
+    with pytest.raises(ModelError, match="context of 256.*'word word"):
+        generate(*tiny, ["word " * 300], 5)
+
+
+def test_bf16_is_asked_of_torch(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert models._cpu_has_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not models._cpu_has_bf16()

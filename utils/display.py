@@ -1,0 +1,249 @@
+"""What the notebooks show: text, source, tokens in colour, and plots.
+
+HTML and text are built without random parts, so that stored outputs can be compared.
+Plots are PNG on a white ground: readable in light and dark themes.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import HTML, Image, Markdown, display
+
+from utils.helpers import IGNORED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from utils.evaluation import Proportion
+
+BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
+COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
+
+# Translucent colours lie on a light ground as well as on a dark one.
+LEARNED = "background:rgba(58,143,77,.30);border-radius:3px"
+MASKED = "background:rgba(128,128,128,.14);border-radius:3px;opacity:.75"
+PADDING = "outline:1px dotted rgba(128,128,128,.7);border-radius:3px;opacity:.55"
+
+
+def in_md(text: str) -> Markdown:
+    """A model's answer as a quotation, exactly as written."""
+    if not isinstance(text, str):
+        raise TypeError(f"Expected the answer's text, found {type(text).__name__}.")
+    lines = html.escape(text, quote=False).strip().split("\n") or [""]
+    # Signs that Markdown would act upon stand for themselves.
+    escaped = [re.sub(r"([\\`*_#\[\]|~$])", r"\\\1", line) for line in lines]
+    return Markdown("\n".join(f"> {line}  " for line in escaped))
+
+
+def show_source(*things: Any) -> None:
+    """Show the source of functions, classes, modules or files, in that order.
+
+    Raises:
+        FileNotFoundError: if a path leads nowhere.
+    """
+    for thing in things:
+        if isinstance(thing, str | Path):
+            path = Path(thing)
+            source = path.read_text(encoding="utf-8")
+            language = {".py": "python", ".json": "json"}.get(path.suffix, "text")
+        else:
+            source, language = inspect.getsource(thing), "python"
+        fence = "```"
+        while fence in source:
+            fence += "`"
+        display(Markdown(f"{fence}{language}\n{source.rstrip()}\n{fence}"))
+
+
+def show_tokens(
+    ids: Sequence[int],
+    labels: Sequence[int],
+    tokenizer: Any,
+    mask: Sequence[int] | None = None,
+) -> HTML:
+    """The tokens of a row, coloured by what the loss sees of them.
+
+    Green tokens are learned, grey ones are read only, dotted ones are padding.
+
+    Args:
+        ids: token ids; a tensor will do.
+        labels: as many labels; -100 where nothing is learned.
+        tokenizer: turns ids into text.
+        mask: the attention mask, where there is padding.
+    """
+    ids, labels = [int(i) for i in ids], [int(label) for label in labels]
+    mask = [1] * len(ids) if mask is None else [int(bit) for bit in mask]
+    if not len(ids) == len(labels) == len(mask):
+        raise ValueError(
+            f"{len(ids)} ids, {len(labels)} labels and {len(mask)} mask values: a row "
+            "has as many of each. Did you take them from different rows?"
+        )
+    kinds = [
+        "padding" if not bit else "masked" if label == IGNORED else "learned"
+        for bit, label in zip(mask, labels, strict=True)
+    ]
+    styles = {"learned": LEARNED, "masked": MASKED, "padding": PADDING}
+    names = {"learned": "learned", "masked": "read only", "padding": "padding"}
+    spans = [
+        f'<span style="{styles[kind]}" title="{one} · {names[kind]}">'
+        f"{_visible(tokenizer.decode([one]))}</span>"
+        for one, kind in zip(ids, kinds, strict=True)
+    ]
+    legend = " &nbsp; ".join(
+        f'<span style="{styles[kind]}">&nbsp;{kinds.count(kind)} {names[kind]}&nbsp;'
+        "</span>"
+        for kind in styles
+        if kind in kinds
+    )
+    return HTML(
+        '<div style="line-height:1.75;font-family:monospace;white-space:pre-wrap;'
+        'max-width:60em">' + "&#8203;".join(spans) + f"</div><p>{legend} tokens</p>"
+    )
+
+
+def _visible(token: str) -> str:
+    """A token's text with its line breaks shown and made."""
+    return html.escape(token).replace("\n", "⏎<br>") or "∅"
+
+
+def plot_losses(history: Sequence[Mapping[str, float]]) -> None:
+    """Training and held-out loss over the epochs.
+
+    Args:
+        history: `trainer.state.log_history`, or what `save_history` wrote of it.
+    """
+    figure, axes = _figure()
+    for key, name, colour, marker in (
+        ("loss", "training", BLUE, "o"),
+        ("eval_loss", "held out", ORANGE, "s"),
+    ):
+        points = [(row["epoch"], row[key]) for row in history if key in row]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), color=colour, marker=marker, label=name
+            )
+    if not axes.lines:
+        raise ValueError(
+            "The history holds no losses: train first, and log at least once."
+        )
+    axes.set(xlabel="epoch", ylabel="loss of the answers (nats a token)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _show(figure, "Training and held-out loss by epoch")
+
+
+def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
+    """How many tokens the rows of each part have, and where the limit lies."""
+    figure, axes = _figure()
+    longest = max((max(part) for part in lengths.values() if len(part)), default=limit)
+    width = max(1, math.ceil(longest / 40))
+    axes.hist(
+        list(lengths.values()),
+        bins=range(0, longest + 2 * width, width),
+        stacked=True,
+        label=list(lengths),
+        color=[COLOURS[i % len(COLOURS)] for i in range(len(lengths))],
+    )
+    axes.axvline(limit, color=GREY, linestyle="--")
+    axes.annotate(
+        f"limit {limit}",
+        (limit, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=GREY,
+    )
+    axes.set(xlabel="tokens in a row, prompt and answer", ylabel="rows")
+    axes.legend(frameon=False)
+    _show(figure, f"Histogram of row lengths; the limit is {limit} tokens")
+
+
+def plot_proportions(
+    scores: Mapping[Any, Proportion],
+    x: str,
+    y: str,
+    guess: float | None = None,
+) -> None:
+    """Proportions with their 95% intervals: a line over numbers, else one point each.
+
+    Args:
+        scores: what was varied → proportion.
+        x, y: names of the axes.
+        guess: the share that guessing gets, as a dashed line.
+    """
+    if not scores:
+        raise ValueError("There are no scores to plot.")
+    figure, axes = _figure()
+    numeric = all(isinstance(key, int | float) for key in scores)
+    places = list(scores) if numeric else list(range(len(scores)))
+    values = [score.value for score in scores.values()]
+    errors = [
+        [max(0.0, score.value - score.low) for score in scores.values()],
+        [max(0.0, score.high - score.value) for score in scores.values()],
+    ]
+    axes.errorbar(
+        places,
+        values,
+        yerr=errors,
+        fmt="o-" if numeric else "o",
+        color=BLUE,
+        capsize=4,
+        linewidth=1.5,
+    )
+    if numeric:
+        axes.set_xticks(places)
+    else:
+        axes.set_xticks(places, [str(key) for key in scores])
+        axes.set_xlim(-0.6, len(scores) - 0.4)
+    if guess is not None:
+        axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
+        axes.legend(frameon=False)
+    axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _show(figure, f"{y} against {x}, with 95% intervals")
+
+
+def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
+    """Shares of a whole as bars, each with its percentage.
+
+    Args:
+        shares: name → share between 0 and 1.
+        x, y: names of the axes.
+    """
+    if not shares:
+        raise ValueError("There are no shares to plot.")
+    figure, axes = _figure()
+    bars = axes.bar(list(shares), list(shares.values()), color=BLUE, width=0.5)
+    axes.bar_label(bars, labels=[f"{share:.0%}" for share in shares.values()])
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _show(figure, f"{y} against {x}")
+
+
+def _figure() -> tuple[Any, Axes]:
+    # Without pyplot: no global state, and nothing is drawn twice.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def _show(figure: Any, description: str) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", facecolor="white")
+    width = int(figure.get_figwidth() * 96)
+    display(Image(picture.getvalue(), width=width, alt=description))

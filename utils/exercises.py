@@ -1,0 +1,411 @@
+"""Checks of the learners' answers to the exercises.
+
+Each `check_…` function takes the answer first, then what it needs to judge it. It
+returns a `Verdict`, which a cell's last line shows. An untouched stub (`...`) gets a
+hint and the notebook runs on; a wrong answer gets the hint for that mistake.
+
+To add an exercise, write a function that raises `Wrong` with a hint or returns what a
+right answer deserves to hear. Decorate it with `@exercise("what to replace ... with")`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from utils.helpers import END_KEY, IGNORED, INSTRUCTION_KEY, RESPONSE_KEY
+
+
+class Wrong(Exception):
+    """The answer has a mistake that the check knows; the message is its hint."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        passed: True or False; None for an untouched stub.
+        message: a pass line or a hint.
+    """
+
+    passed: bool | None
+    message: str
+
+    def __bool__(self) -> bool:
+        return bool(self.passed)
+
+    def __repr__(self) -> str:
+        sign = {None: "Not tried yet:", True: "✓", False: "✗ Not yet:"}[self.passed]
+        return f"{sign} {self.message}"
+
+
+def exercise(task: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
+    """Turn a function that raises `Wrong` or returns praise into a check.
+
+    Args:
+        task: completes "Not tried yet: replace ... with".
+    """
+
+    def decorate(judge: Callable[..., str]) -> Callable[..., Verdict]:
+        @functools.wraps(judge)
+        def check(answer: Any, *arguments: Any, **options: Any) -> Verdict:
+            if _untouched(answer):
+                return Verdict(None, f"replace ... with {task}.")
+            try:
+                return Verdict(True, judge(answer, *arguments, **options))
+            except Wrong as hint:
+                return Verdict(False, str(hint))
+
+        return check
+
+    return decorate
+
+
+def _untouched(answer: Any) -> bool:
+    """`...` itself, or a list or dictionary in which one is left."""
+    if isinstance(answer, Mapping):
+        answer = list(answer.values())
+    if isinstance(answer, list | tuple):
+        return any(part is ... for part in answer)
+    return answer is ...
+
+
+def _require(kind: type | tuple[type, ...], answer: Any, wanted: str) -> None:
+    if not isinstance(answer, kind) or isinstance(answer, bool):
+        raise Wrong(f"expected {wanted}, found {type(answer).__name__}.")
+
+
+def _number(answer: Any, wanted: str) -> float:
+    """The answer as a number; numpy's and torch's are accepted."""
+    answer = answer.item() if hasattr(answer, "item") else answer
+    _require((int, float), answer, wanted)
+    return answer
+
+
+# 02_prompting
+
+
+@exercise('a prompt of two lines, the second one "duck -"')
+def check_steering_prompt(prompt: str, complete: Callable[[str], str]) -> str:
+    """A one-example prompt that asks for the place where ducks live.
+
+    Args:
+        prompt: the learner's answer.
+        complete: asks the model; returns the first line of its answer.
+    """
+    from utils.lab_model.tasks import RELATIONS
+
+    _require(str, prompt, "a prompt in quotation marks")
+    if prompt != prompt.rstrip():
+        raise Wrong(
+            "the prompt ends in white space. The space before an answer belongs to the "
+            "answer's first token: end right after the dash."
+        )
+    lines = prompt.strip().splitlines()
+    if len(lines) < 2 or lines[-1] != "duck -":
+        raise Wrong(
+            'end with the line "duck -", below an example on a line of its own.'
+        )
+    if len(lines) > 2:
+        raise Wrong(
+            f"there are {len(lines) - 1} lines above the question: one will do."
+        )
+    if "duck" in lines[0] or RELATIONS["home"]["duck"] in lines[0]:
+        raise Wrong("the example gives the answer away: use another animal.")
+    animal, separator, shown = lines[0].partition(" - ")
+    if not separator or animal not in RELATIONS["home"]:
+        raise Wrong(
+            'write the example as "animal - place", with an animal of the lists above, '
+            "such as cow, dog, cat, horse or sheep."
+        )
+    if shown != RELATIONS["home"][animal]:
+        kinds = [
+            name for name, pairs in RELATIONS.items() if pairs.get(animal) == shown
+        ]
+        if kinds:
+            raise Wrong(
+                f"{shown!r} is the {kinds[0]} of {animal}, and the model goes on with "
+                f"that. Show where {animal}s live instead."
+            )
+        raise Wrong(
+            f"{shown!r} is not where a {animal} lives in what the lab model has read: "
+            f"try {RELATIONS['home'][animal]!r}, or another animal."
+        )
+    answer = complete(prompt)
+    if answer == RELATIONS["home"]["duck"]:
+        return f"the model answers {answer!r}, and one example was all it took."
+    raise Wrong(
+        f"the prompt is right, but this model answers {answer!r}: try another animal."
+    )
+
+
+@exercise("a number of tokens")
+def check_budget(budget: int, solution_lengths: Sequence[int]) -> str:
+    """The number of new tokens that lets every solution end, without much waste."""
+    budget = _number(budget, "a whole number of tokens")
+    longest, mean = max(solution_lengths), sum(solution_lengths) / len(solution_lengths)
+    cut = sum(length > budget for length in solution_lengths)
+    if budget != int(budget):
+        raise Wrong("tokens come whole: round up.")
+    if cut and abs(budget - mean) <= 1:
+        raise Wrong(
+            f"that is the average length, and {cut} of {len(solution_lengths)} "
+            "solutions are longer. The longest decides."
+        )
+    if cut:
+        raise Wrong(
+            f"{cut} of {len(solution_lengths)} solutions are cut off before they reach "
+            'their "The answer is".'
+        )
+    if budget > 2 * longest:
+        raise Wrong(
+            f"every solution fits, but the longest has {longest} tokens: a model that "
+            "does not stop by itself would write on for all the rest."
+        )
+    return "every solution reaches its end, and little is wasted."
+
+
+# 03_dataset_templating
+
+
+@exercise("a list of labels, one for each token")
+def check_labels(
+    labels: Sequence[int], prompt_ids: Sequence[int], completion_ids: Sequence[int]
+) -> str:
+    """Labels of a row: -100 over the prompt, the token ids over the completion."""
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    _require((list, tuple), labels, "a list of numbers")
+    labels, prompt, completion = list(labels), list(prompt_ids), list(completion_ids)
+    right = [IGNORED] * len(prompt) + completion
+    if labels == right:
+        return "the loss sees the answer and its end, and nothing of the prompt."
+    if labels == prompt + completion:
+        raise Wrong(
+            f"the prompt has labels too, so the model would learn to write questions. "
+            f"Put {IGNORED} there."
+        )
+    if labels == completion:
+        raise Wrong(
+            f"{len(labels)} labels for {len(right)} tokens: the prompt needs labels as "
+            f"well, {IGNORED} each."
+        )
+    if labels == right[1:] + [IGNORED] or labels == right[1:]:
+        raise Wrong(
+            "these are shifted by one. The model shifts by itself: a label stands at "
+            "the place of its own token."
+        )
+    if labels == [0] * len(prompt) + completion:
+        raise Wrong(f"0 is a token like any other. What PyTorch ignores is {IGNORED}.")
+    if len(labels) == len(right) and labels[: len(prompt)] == right[: len(prompt)]:
+        raise Wrong(
+            "some of the completion is masked or changed. All of it is learned, "
+            f"{END_KEY!r} included: that is how the model learns to stop."
+        )
+    if len(labels) != len(right):
+        raise Wrong(f"{len(labels)} labels for {len(right)} tokens: give one for each.")
+    raise Wrong(
+        f"start with {IGNORED} as often as the prompt has tokens; then come the "
+        "completion's own ids."
+    )
+
+
+@exercise("the share of the batch that is padding, a number between 0 and 1")
+def check_padding_share(share: float, lengths: Sequence[int]) -> str:
+    """Share of a batch's positions that hold padding, for rows of these lengths."""
+    share = _number(share, "a number between 0 and 1")
+    total, real = len(lengths) * max(lengths), sum(lengths)
+    right = (total - real) / total
+
+    def close(value: float) -> bool:
+        return abs(share - value) < 0.005
+
+    if close(right):
+        return "that share of the arithmetic is spent on nothing."
+    if close(100 * right):
+        raise Wrong("that is a percentage: divide by 100.")
+    if close(real / total):
+        raise Wrong("that is the share of real tokens: the padding is the rest.")
+    if close((total - real) / real):
+        raise Wrong(
+            "you divided by the real tokens: the batch holds padding and real tokens."
+        )
+    if close(total - real):
+        raise Wrong("that is the number of padding tokens: divide by all positions.")
+    raise Wrong(
+        "every row is padded to the longest: the batch has `len(lengths) * "
+        "max(lengths)` positions, of which `sum(lengths)` are real."
+    )
+
+
+@exercise("the two texts of the record")
+def check_record(record: Mapping[str, str], text: str) -> str:
+    """A record for another task, here sentiment, about the given text."""
+    _require(Mapping, record, "a dictionary with `instruction` and `response`")
+    for key in ("instruction", "response"):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            raise Wrong(f"there is no text under the key {key!r}.")
+    instruction, response = record["instruction"], record["response"]
+    if any(key in instruction + response for key in (INSTRUCTION_KEY, RESPONSE_KEY)):
+        raise Wrong("the template's keys are in your text: `add_text` writes them.")
+    if END_KEY in response:
+        raise Wrong(f"{END_KEY!r} is in your response: `add_text` writes it.")
+    if text not in instruction:
+        raise Wrong("the instruction must hold the review itself, word for word.")
+    if "positive" in response.lower() and "negative" not in response.lower():
+        raise Wrong("read the review again: the customer is not happy.")
+    if "negative" not in response.lower():
+        raise Wrong("the response should be one word, positive or negative.")
+    if instruction.strip() == text.strip():
+        raise Wrong("the review alone is no task: say what to do with it.")
+    if len(response.split()) > 1:
+        raise Wrong("a class is best learned as one word: shorten the response.")
+    return "the same template carries any task that is text in and text out."
+
+
+# 04_lora_training
+
+
+@exercise("the number of parameters that LoRA trains")
+def check_lora_parameters(count: int, model: Any, rank: int) -> str:
+    """Trainable parameters of LoRA on all linear layers of a base, at a rank.
+
+    `model` is the base or a peft model of it; its output layer has no LoRA matrices.
+    """
+    count = _number(count, "a whole number")
+    shapes = _linear_shapes(model)
+    right = sum(rank * (inputs + outputs) for inputs, outputs in shapes)
+    if count == right:
+        return "peft counts the same."
+    if count == sum(inputs * outputs for inputs, outputs in shapes):
+        raise Wrong("that is what the layers hold themselves: LoRA leaves those alone.")
+    if count in (
+        sum(rank * inputs for inputs, _ in shapes),
+        sum(rank * outputs for _, outputs in shapes),
+    ):
+        raise Wrong("that is one of the two matrices: A and B both are trained.")
+    if count == sum(rank * inputs * outputs for inputs, outputs in shapes):
+        raise Wrong(
+            "the two matrices are narrow: A is rank x inputs and B is outputs x rank, "
+            "so add them, do not multiply inputs by outputs."
+        )
+    layers = getattr(model.config, "num_hidden_layers", None)
+    if layers and count * layers == right:
+        raise Wrong(f"that is one block; the model has {layers} of them.")
+    raise Wrong(
+        "for each linear layer count rank x (inputs + outputs), then add up the layers."
+    )
+
+
+def _linear_shapes(model: Any) -> list[tuple[int, int]]:
+    """Inputs and outputs of all linear layers but the output layer."""
+    from torch import nn
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output = base.get_output_embeddings()
+    wrapped = [m.base_layer for m in base.modules() if hasattr(m, "base_layer")]
+    plain = [m for m in base.modules() if isinstance(m, nn.Linear)]
+    layers = wrapped or [layer for layer in plain if layer is not output]
+    return [(layer.in_features, layer.out_features) for layer in layers]
+
+
+@exercise("the number of an epoch")
+def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
+    """The epoch after which the held-out loss was lowest."""
+    epoch = _number(epoch, "the number of an epoch")
+    held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}
+    training = {row["epoch"]: row["loss"] for row in history if "loss" in row}
+    best = min(held_out, key=held_out.__getitem__)
+    if epoch == best:
+        return "no other epoch has a lower held-out loss."
+    if epoch == best - 1:
+        raise Wrong("lists count from 0, epochs from 1: look at the row's 'epoch'.")
+    if epoch in held_out.values() and epoch not in held_out:
+        raise Wrong("that is the loss: which epoch does it belong to?")
+    if training and epoch == min(training, key=training.__getitem__):
+        raise Wrong(
+            "there the training loss is lowest, and it always goes on falling: look at "
+            "'eval_loss', which the model did not train on."
+        )
+    if epoch not in held_out:
+        raise Wrong(f"there is no epoch {epoch:g}: they go from 1 to {len(held_out)}.")
+    raise Wrong("another epoch has a lower 'eval_loss': compare all rows that have it.")
+
+
+# 06_djl_deployment
+
+
+@exercise("the text of a serving.properties, in three quotation marks")
+def check_serving_properties(text: str) -> str:
+    """A serving.properties: adapter in `lora`, base in `base`, batches of four."""
+    from utils.djl_python.layout import ENGINES, LoadError, parse_properties
+
+    _require(str, text, "text")
+    try:
+        found = parse_properties(text)
+    except LoadError as problem:
+        raise Wrong(str(problem)) from None
+    for key, value in found.items():
+        if value != value.strip():
+            raise Wrong(f"{key} ends in a space, which would stay part of the value.")
+        if value[:1] in ("'", '"'):
+            raise Wrong(f"the quotation marks of {key} would stay part of the value.")
+    if "engine" not in found:
+        raise Wrong("which engine? The first line names it.")
+    if found["engine"] != "Python":
+        known = found["engine"].lower() in map(str.lower, ENGINES)
+        more = " Its name is written with a capital." if known else ""
+        raise Wrong(f"the server knows no engine {found['engine']!r}.{more}")
+    for option, value in {
+        "option.base_model": "base",
+        "option.adapter_checkpoint": "lora",
+        "batch_size": "4",
+    }.items():
+        bare = option.removeprefix("option.")
+        if option not in found and option != bare and bare in found:
+            raise Wrong(f"write {option}: without the prefix it is the server's.")
+        if option not in found and f"option.{option}" in found:
+            raise Wrong(f"{option} is read by the server itself: no prefix.")
+        if found.get(option) != value:
+            raise Wrong(f"{option} should be {value!r}, found {found.get(option)!r}.")
+    if found.get("option.rolling_batch") != "disable":
+        raise Wrong(
+            "one line is missing: the one that keeps the server out of asynchronous "
+            "mode, whatever lies in the archive."
+        )
+    return "the server would start, load both folders and gather four requests."
+
+
+@exercise("a dictionary with inputs and parameters")
+def check_payload(payload: Mapping[str, Any], ask: Callable[..., Any]) -> str:
+    """A request for at most 20 new tokens, sampled, and the same when sent again.
+
+    Args:
+        payload: the learner's answer.
+        ask: sends a payload to the endpoint and returns its reply.
+    """
+    _require(Mapping, payload, "a dictionary")
+    if not isinstance(payload.get("inputs"), str):
+        raise Wrong('"inputs" holds the question as text.')
+    parameters = payload.get("parameters")
+    if not isinstance(parameters, Mapping):
+        raise Wrong('how to decode goes into a dictionary under "parameters".')
+    foreign = {"max_tokens", "max_length", "n_tokens"} & set(parameters)
+    if foreign:
+        raise Wrong(f"{foreign.pop()!r} is another service's name: max_new_tokens.")
+    if parameters.get("max_new_tokens") != 20:
+        raise Wrong("the budget is max_new_tokens, a whole number: 20.")
+    if not {"do_sample", "temperature", "top_p", "top_k"} & set(parameters):
+        raise Wrong("this is greedy: nothing is drawn. Ask for a temperature.")
+    if "seed" not in parameters:
+        raise Wrong("sent twice, this gets two answers: give it a seed.")
+    try:
+        first, second = ask(dict(payload)), ask(dict(payload))
+    except Exception as problem:
+        response = getattr(problem, "response", {})
+        raise Wrong(response.get("OriginalMessage", str(problem))) from None
+    if first != second:
+        raise Wrong("the endpoint gave two different answers.")
+    return "sampled, short, and the same twice."

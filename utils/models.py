@@ -1,0 +1,429 @@
+"""The models that the course knows, what each needs, and how to load and ask them.
+
+`MODELS` is the only place where settings depend on the model; the notebooks show it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from utils.course import ROOT, CourseError, portable_name
+from utils.helpers import END_KEY, encode_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GPT_NEOX_LINEAR_LAYERS = (
+    "query_key_value",
+    "dense",
+    "dense_h_to_4h",
+    "dense_4h_to_h",
+)
+
+
+class ModelError(CourseError, ValueError):
+    """A model that cannot be loaded or asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Everything that depends on which model is fine-tuned.
+
+    Attributes:
+        name: what COURSE_MODEL said.
+        source: a folder, or an id on the Hugging Face hub.
+        machine: what it takes to train it, in a few words.
+        revision: the hub's version; None for the newest, or for a folder.
+        parameters: how many weights the base has; None if not known before loading.
+        quantisation: how the frozen base is held on a GPU, "8bit" or "none".
+        gpu_gigabytes: memory of the smallest card that will do; 0 where a CPU will.
+        max_length: most tokens of a training row, prompt and answer together.
+        max_new_tokens: most tokens of an answer.
+        target_modules: the layers that get LoRA matrices; "all-linear" lets peft look.
+        lora_r, lora_alpha, lora_dropout: rank, scale and dropout of those matrices.
+        learning_rate, epochs, batch_size: of the training run.
+    """
+
+    name: str
+    source: str
+    machine: str
+    revision: str | None = None
+    parameters: int | None = None
+    quantisation: Literal["8bit", "none"] = "none"
+    gpu_gigabytes: float = 0
+    max_length: int = 256
+    max_new_tokens: int = 128
+    target_modules: tuple[str, ...] | str = "all-linear"
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    learning_rate: float = 2e-4
+    epochs: int = 10
+    batch_size: int = 8
+
+    def _repr_markdown_(self) -> str:
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return "| setting | value |\n|:--|:--|\n" + "\n".join(
+            f"| {name} | {_shown(value)} |" for name, value in rows
+        )
+
+
+MODELS = {
+    "lab": ModelSettings(
+        name="lab",
+        source=str(ROOT / "data" / "lab_model"),
+        machine="two CPU cores",
+        parameters=2_000_000,
+        max_new_tokens=64,
+        target_modules=GPT_NEOX_LINEAR_LAYERS,
+        lora_dropout=0.0,
+        learning_rate=5e-3,
+        epochs=8,
+        batch_size=16,
+    ),
+    "small": ModelSettings(
+        name="small",
+        source="EleutherAI/pythia-410m",
+        machine="a GPU with 8 GB, or patience",
+        parameters=405_334_016,
+        target_modules=GPT_NEOX_LINEAR_LAYERS,
+        learning_rate=1e-3,
+    ),
+    "dolly": ModelSettings(
+        name="dolly",
+        source="databricks/dolly-v2-3b",
+        machine="a GPU with 16 GB (ml.g4dn.xlarge, ml.g5.xlarge)",
+        parameters=2_775_086_080,
+        quantisation="8bit",
+        gpu_gigabytes=14,
+        target_modules=GPT_NEOX_LINEAR_LAYERS,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine offers to a training run.
+
+    Attributes:
+        gpu: the card's name, or None.
+        gpu_gigabytes: its memory; 0 without a card.
+        gpu_free_gigabytes: how much of it is free now.
+        bf16: the processor that trains multiplies bfloat16 in hardware.
+        threads: how many CPU threads PyTorch uses.
+    """
+
+    gpu: str | None
+    gpu_gigabytes: float
+    gpu_free_gigabytes: float
+    bf16: bool
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """ "cuda" or "cpu", as PyTorch calls them."""
+        return "cuda" if self.gpu else "cpu"
+
+    def __str__(self) -> str:
+        arithmetic = "bfloat16 in hardware" if self.bf16 else "no bfloat16 in hardware"
+        if not self.gpu:
+            return f"no GPU · {self.threads} CPU threads · {arithmetic}"
+        return (
+            f"{self.gpu} · {self.gpu_gigabytes:.1f} GB, "
+            f"{self.gpu_free_gigabytes:.1f} GB free · {arithmetic}"
+        )
+
+    __repr__ = __str__
+
+
+def this_machine() -> Machine:
+    """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints."""
+    threads = torch.get_num_threads()
+    if not torch.cuda.is_available():
+        return Machine(None, 0.0, 0.0, _cpu_has_bf16(), threads)
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
+    bf16 = torch.cuda.get_device_capability() >= (8, 0)
+    return Machine(name, total / 1e9, free / 1e9, bf16, threads)
+
+
+def settings_for(name: str) -> ModelSettings:
+    """The settings of a known model, or general ones for any hub id or folder."""
+    if name in MODELS:
+        return MODELS[name]
+    return ModelSettings(
+        name=Path(name).name if Path(name).is_absolute() else name,
+        source=name,
+        machine="not known: a GPU if it has more than a few million parameters",
+    )
+
+
+def choose_quantisation(
+    settings: ModelSettings, machine: Machine
+) -> tuple[Literal["8bit", "none"], str]:
+    """How to hold the frozen base on this machine, and why."""
+    if not machine.gpu:
+        return "none", (
+            "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "
+            "8 bits would save memory that is not short and cost time"
+        )
+    if settings.quantisation == "none":
+        return "none", f"{settings.name} fits the card as it is, and plain is faster"
+    return settings.quantisation, (
+        f"{settings.name} leaves a 16 GB card too little room for training in 16 bits; "
+        "in 8 bits the frozen base takes half of that"
+    )
+
+
+def choose_dtype(machine: Machine) -> torch.dtype:
+    """The type in which a base is loaded: the shortest that is safe and fast here.
+
+    On a CPU that is float32; training may still multiply in bfloat16 (`training.py`).
+    """
+    if not machine.gpu:
+        return torch.float32
+    return torch.bfloat16 if machine.bf16 else torch.float16
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; padding is its end-of-text token where it has none.
+
+    Raises:
+        ModelError: if there is none at `settings.source`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, settings)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    settings: ModelSettings,
+    quantised: bool = False,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """The base model, on the GPU if there is one, ready to answer.
+
+    Args:
+        settings: which model.
+        quantised: hold the linear layers in 8 bits, through bitsandbytes.
+        dtype: of what is not quantised; by default what `choose_dtype` says.
+        **options: further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: if there is none at `settings.source`, or no memory for it.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    _quieten_libraries()
+    machine = this_machine()
+    if quantised:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        # Without a GPU bitsandbytes multiplies what it unpacks as bfloat16.
+        dtype = dtype or (torch.bfloat16 if not machine.gpu else None)
+    options.setdefault("device_map", {"": machine.device})
+    try:
+        model = _from_pretrained(
+            AutoModelForCausalLM,
+            settings,
+            dtype=dtype or choose_dtype(machine),
+            **options,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise ModelError(
+            f"{settings.name} does not fit the {machine.gpu} with "
+            f"{machine.gpu_free_gigabytes:.1f} GB free: restart other notebooks' "
+            "kernels, choose a smaller COURSE_MODEL, or a larger instance."
+        ) from None
+    return model.eval()
+
+
+def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
+    from transformers.utils import logging as bars
+
+    if settings.revision:
+        options["revision"] = settings.revision
+    # A folder on this disk loads in a moment; a download takes minutes.
+    hide = Path(settings.source).is_dir() and bars.is_progress_bar_enabled()
+    if hide:
+        bars.disable_progress_bar()
+    try:
+        return kind.from_pretrained(settings.source, **options)
+    except (OSError, ValueError) as error:
+        source = settings.source
+        if Path(source).is_absolute():
+            source = portable_name(Path(source))
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{kind.__name__} finds nothing to load at {source!r} ({reason}). Check "
+            "COURSE_MODEL and the network; a gated model needs HF_TOKEN as well."
+        ) from error
+    finally:
+        if hide:
+            bars.enable_progress_bar()
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 96,
+    batch_size: int = 32,
+    seed: int | None = None,
+    **decoding: Any,
+) -> list[str]:
+    """Continue each prompt until the end key, the end of text, or the budget.
+
+    Greedy, so the same prompt gets the same answer, unless `decoding` says otherwise.
+
+    Args:
+        prompts: whole prompts, such as `INFERENCE_PROMPT.format(instruction=…)`.
+        max_new_tokens: most tokens of an answer.
+        batch_size: prompts that are continued together.
+        seed: makes sampling repeatable; the global random state is left alone.
+        **decoding: arguments of transformers' `generate`, such as `do_sample=True`,
+            `temperature=0.7`.
+
+    Returns:
+        The new text of each, in the order of the prompts, without the end key.
+
+    Raises:
+        ModelError: if a prompt and its answer do not fit the model's context.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("`prompts` is one string: put it into a list.")
+    prompts = list(prompts)
+    encoded = encode_prompts(prompts, tokenizer) if prompts else []
+    _require_room(model, encoded, prompts, max_new_tokens)
+    # Prompts of like length go together, so that little is padded.
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(encoded)
+    was_training = model.training
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            texts = _continue(
+                model, tokenizer, [encoded[i] for i in chosen], max_new_tokens, decoding
+            )
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text
+    model.train(was_training)
+    return answers
+
+
+def _require_room(
+    model: Any, encoded: list[list[int]], prompts: Sequence[str], max_new_tokens: int
+) -> None:
+    context = getattr(model.config, "max_position_embeddings", None)
+    for ids, prompt in zip(encoded, prompts, strict=True):
+        if not ids:
+            raise ModelError("A prompt is empty: there is nothing to continue.")
+        if context and len(ids) + max_new_tokens > context:
+            raise ModelError(
+                f"A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed "
+                f"the model's context of {context}: shorten the prompt, which begins "
+                f"{prompt[:60]!r}, or lower max_new_tokens."
+            )
+
+
+def _continue(
+    model: Any,
+    tokenizer: Any,
+    encoded: list[list[int]],
+    max_new_tokens: int,
+    decoding: dict[str, Any],
+) -> list[str]:
+    from transformers import GenerationConfig
+
+    length = max(map(len, encoded))
+    pad_id = tokenizer.pad_token_id
+    pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
+    ids = torch.tensor([[pad_id] * (length - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in encoded])
+    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
+    stops: dict[str, Any] = {"eos_token_id": [tokenizer.eos_token_id]}
+    if len(end) == 1:
+        stops["eos_token_id"] += end
+    else:
+        stops["stop_strings"] = [END_KEY]
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_id,
+        **stops,
+        **({"do_sample": False} | decoding),
+    )
+    with torch.inference_mode(), _without_generation_defaults(model):
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            tokenizer=tokenizer if "stop_strings" in stops else None,
+        )
+    texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=False)
+    return [_cut(text, tokenizer) for text in texts]
+
+
+@contextmanager
+def _without_generation_defaults(model: Any) -> Iterator[None]:
+    """What a checkpoint brings (sampling, penalties) must not change greedy answers."""
+    from transformers import GenerationConfig
+
+    holders = [model, model.get_base_model()] if _is_peft(model) else [model]
+    defaults = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = GenerationConfig()
+        yield
+    finally:
+        for holder, default in zip(holders, defaults, strict=True):
+            holder.generation_config = default
+
+
+def _is_peft(model: Any) -> bool:
+    return hasattr(model, "get_base_model")
+
+
+def _cut(text: str, tokenizer: Any) -> str:
+    for stop in (END_KEY, tokenizer.eos_token, tokenizer.pad_token):
+        if stop:
+            text = text.partition(stop)[0]
+    return text.strip()
+
+
+def _quieten_libraries() -> None:
+    """Silence three messages that say nothing to a learner, and nothing else."""
+    # A faster 4-bit kernel that no course model needs; a cast that 8 bits imply.
+    for name in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
+    # peft 0.21 asks for an attribute that transformers 5 has renamed.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and Path(value).is_absolute():
+        return portable_name(Path(value))
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
