@@ -1,0 +1,351 @@
+"""The stand-in answers as the real DJL Serving was recorded to answer."""
+
+import concurrent.futures
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy
+import psutil
+import pytest
+
+from utils.djl_python import Input, Output, PairList
+from utils.djl_python.layout import LoadError, find_models, parse_properties
+from utils.djl_python.server import Server
+
+RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
+SCENARIOS = json.loads(RECORDED.read_text("utf-8"))
+COMPARED_HEADERS = ("content-type", "transfer-encoding", "x-mine")
+
+# Where the stand-in differs on purpose: scenario -> what is different, and why.
+DELIBERATE = {
+    "requirements_bad": "A requirements.txt is refused unless allowed, because nothing "
+    "is installed here; allowed, it answers as recorded.",
+    "worker_dies_long": "The minute's wait is shortened: nothing here heals a model, "
+    "so that time changes nothing.",
+}
+LONGEST_WAIT = 0.2
+
+
+def write_store(folder: Path, files: dict[str, str]) -> Path:
+    store = folder / "model"
+    store.mkdir()
+    for name, text in files.items():
+        path = store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    return store
+
+
+def send(port: int, request: dict) -> dict:
+    """One exchange, in the form in which the recorded ones are written."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    if "big" in request:
+        request = {"method": "POST", "headers": {}, "body": "x" * request["big"]} | {
+            "path": request["path"]
+        }
+    connection.request(
+        request["method"],
+        request["path"],
+        request["body"].encode("utf-8"),
+        request["headers"],
+    )
+    reply = connection.getresponse()
+    body = reply.read()
+    connection.close()
+    headers = {
+        name.lower(): value
+        for name, value in reply.getheaders()
+        if name.lower() in COMPARED_HEADERS
+    }
+    got = {"status": reply.status, "reason": reply.reason, "headers": headers}
+    try:
+        return got | {"body": body.decode("utf-8")}
+    except UnicodeDecodeError:
+        return got | {"body_hex": body.hex()}
+
+
+def comparable(reply: dict) -> dict:
+    """A reply with its JSON as values, and without ids that differ by nature."""
+    try:
+        return reply | {"body": json.loads(reply["body"])}
+    except (KeyError, ValueError):
+        return reply
+
+
+def play(port: int, step: dict) -> tuple[list, list]:
+    """What was got and what was recorded, in an order that can be compared."""
+    request = step["send"]
+    if "wait" in request:
+        time.sleep(min(request["wait"], LONGEST_WAIT))
+        return [], []
+    if "concurrent" in request:
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            got = list(pool.map(lambda one: send(port, one), request["concurrent"]))
+        # Which of several requests is refused is a matter of chance.
+        pairs = [sorted(map(json.dumps, replies)) for replies in (got, step["got"])]
+        got, recorded = ([json.loads(text) for text in texts] for texts in pairs)
+    else:
+        got, recorded = [send(port, request)], [step["got"]]
+    return [comparable(one) for one in got], [comparable(one) for one in recorded]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
+def test_recorded_scenario(scenario, tmp_path):
+    store = write_store(tmp_path, scenario["files"])
+    server = Server(
+        store,
+        environment=scenario.get("env"),
+        allow_requirements=scenario["name"] == "requirements_bad",
+    )
+    if not scenario["starts"]:
+        with pytest.raises(LoadError) as failure:
+            server.load(give_up_after=2)
+        never_opens = "never opens its port" in str(failure.value)
+        assert never_opens is not scenario["server_exits"]
+        return
+    with server:
+        ping = send(
+            server.port, {"method": "GET", "path": "/ping", "headers": {}, "body": ""}
+        )
+        assert comparable(ping) == comparable(scenario["ping"])
+        for step in scenario["steps"]:
+            got, recorded = play(server.port, step)
+            assert got == recorded, step["send"]
+
+
+def test_deliberate_differences_name_recorded_scenarios():
+    assert set(DELIBERATE) <= {scenario["name"] for scenario in SCENARIOS}
+    assert all(DELIBERATE.values())
+
+
+# --- what the recordings do not cover -------------------------------------------------
+
+ECHO = """
+from djl_python import Input, Output
+
+def handle(inputs: Input):
+    if inputs.is_empty():
+        return None
+    return Output().add_as_json(inputs.get_as_json())
+"""
+PROPERTIES = "engine=Python\noption.entryPoint=model.py\n"
+POST = {"method": "POST", "path": "/invocations", "headers": {}}
+
+
+def test_requirements_are_refused_unless_allowed(tmp_path):
+    files = {"model.py": ECHO, "requirements.txt": "numpy\n"}
+    server = Server(write_store(tmp_path, files))
+    with pytest.raises(LoadError, match="--allow-requirements"):
+        server.load()
+
+
+@pytest.mark.parametrize("name", ["utils", "helpers", "layout", "tiny_models"])
+def test_entry_point_cannot_import_this_repository(tmp_path, name):
+    server = Server(write_store(tmp_path, {"model.py": f"import {name}\n" + ECHO}))
+    with pytest.raises(LoadError, match=f"No module named '{name}'"):
+        server.load()
+
+
+def test_log_of_a_failed_load_is_kept(tmp_path):
+    source = (
+        "def handle(inputs):\n    print('weights: 3 of 4')\n    raise OSError('gone')"
+    )
+    server = Server(write_store(tmp_path, {"model.py": source}))
+    with pytest.raises(LoadError, match="gone"):
+        server.load()
+    assert "weights: 3 of 4" in server.log_tail
+
+
+def start_command(store: Path, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "utils.djl_python", str(store), "--port=0", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=RECORDED.parents[2],
+        text=True,
+    )
+
+
+def test_command_line_serves_a_tar(tmp_path):
+    store = write_store(tmp_path, {"serving.properties": PROPERTIES, "model.py": ECHO})
+    archive = tmp_path / "model.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(store, arcname=".")
+    process = start_command(archive, "--announce")
+    try:
+        port = json.loads(process.stdout.readline())["port"]
+        assert send(port, POST | {"body": '{"a": 1}'})["body"] == '{\n  "a":1\n}'
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_command_line_ends_with_code_1_and_the_reason(tmp_path):
+    store = write_store(tmp_path, {"model.py": "import nosuch_module"})
+    process = start_command(store, "--announce")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "No module named 'nosuch_module'" in json.loads(output)["error"]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_killed_server_leaves_no_worker(tmp_path, busy):
+    source = "import os\nopen('pid', 'w').write(str(os.getpid()))\nimport time\n" + ECHO
+    if busy:
+        source = source.replace("inputs.get_as_json()", "time.sleep(60)")
+    store = write_store(tmp_path, {"model.py": source})
+    process = start_command(store, "--announce")
+    port = json.loads(process.stdout.readline())["port"]
+    worker = int((store / "pid").read_text())
+    assert is_alive(worker)
+    if busy:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/invocations", b"{}")
+        time.sleep(0.3)
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    assert gone_within(worker, 5)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but is not yet waited for does not."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not is_alive(pid)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1", {"a": "1"}),
+        ("a = 1", {"a": "1"}),
+        ("a: 1", {"a": "1"}),
+        ("a 1", {"a": "1"}),
+        ("a=1 ", {"a": "1 "}),
+        ("a='1'", {"a": "'1'"}),
+        ("a==1", {"a": "=1"}),
+        ("a", {"a": ""}),
+        ("# a=1\n  ! b=2\nc=3", {"c": "3"}),
+        ("a=1\r\nb=2\r\n", {"a": "1", "b": "2"}),
+        ("a=1\na=2", {"a": "2"}),
+        ("a=1,\\\n   2", {"a": "1,2"}),
+        ("a=x\\\\\nb=2", {"a": "x\\", "b": "2"}),
+        ("a\\=b=c", {"a=b": "c"}),
+        ("a=\\u00e9\\n", {"a": "é\n"}),
+        ("a=1 # no comment", {"a": "1 # no comment"}),
+    ],
+)
+def test_java_properties(text, expected):
+    assert parse_properties(text) == expected
+
+
+def test_broken_unicode_escape_is_an_error():
+    with pytest.raises(LoadError, match=r"\\uzz"):
+        parse_properties(r"a=\uzzzz")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "job_queue_size", "minWorkers"])
+def test_a_number_that_is_none_ends_the_server(tmp_path, name):
+    store = write_store(tmp_path, {"model.py": ECHO, "serving.properties": f"{name}=x"})
+    with pytest.raises(LoadError, match=f"{name}='x'"):
+        Server(store).load()
+
+
+def test_options_of_the_environment_fill_gaps(tmp_path):
+    store = write_store(
+        tmp_path, {"model.py": ECHO, "serving.properties": "option.a=file\n"}
+    )
+    environment = {"OPTION_A": "env", "OPTION_B": "env", "OPTION_ENTRYPOINT": "m.py"}
+    (model,) = find_models(store, environment)
+    assert model.options == {"a": "file", "b": "env", "entryPoint": "m.py"}
+
+
+def test_input_and_output():
+    inputs = Input()
+    assert inputs.is_empty()
+    assert inputs.get_as_bytes() is None
+    inputs.content.add("other", b"1")
+    inputs.content.add("data", b'{"a": "\xc3\xa9"}')
+    inputs.properties["Content-Type"] = "application/json"
+    assert inputs.get_as_json() == {"a": "é"} == inputs.get_data()
+    assert inputs.get_as_string("other") == "1"
+    with pytest.raises(KeyError, match="absent"):
+        inputs.get_as_bytes("absent")
+    output = Output().add("text").add_property("x", "1").error("no", code=400)
+    assert (output.code, output.properties["content-type"]) == (400, "application/json")
+    assert output.content.value_at(0) == b"text"
+
+
+def test_pair_list():
+    pairs = PairList(["a"], [1])
+    pairs.add("c", 3)
+    pairs.add("b", 2, index=1)
+    pairs.add_all(PairList(pair_map={"d": 4}))
+    assert list(zip(pairs.get_keys(), pairs.get_values(), strict=True)) == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 3),
+        ("d", 4),
+    ]
+    assert pairs.get("nothing") is None
+    with pytest.raises(ValueError, match="mismatch"):
+        PairList(["a"], [])
+
+
+def test_arrays_survive_both_formats():
+    arrays = [numpy.arange(6, dtype="float32").reshape(2, 3), numpy.array([1, 2])]
+    for write, read in [("add_as_numpy", "get_as_numpy"), ("add_as_npz", "get_as_npz")]:
+        inputs = Input()
+        inputs.content.add("data", getattr(Output(), write)(arrays).content.value_at(0))
+        for got, wanted in zip(getattr(inputs, read)(), arrays, strict=True):
+            assert got.dtype == wanted.dtype
+            assert (got == wanted).all()
+    inputs = Input()
+    inputs.content.add("data", b"no array")
+    with pytest.raises(ValueError, match="ndlist"):
+        inputs.get_as_numpy()
+
+
+def test_form_fields_are_contents(tmp_path):
+    source = ECHO.replace("inputs.get_as_json()", "inputs.content.get_keys()")
+    body = (
+        '--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+        '--x\r\nContent-Disposition: form-data; name="b"\r\n\r\n2\r\n--x--\r\n'
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    with Server(write_store(tmp_path, {"model.py": source})) as server:
+        reply = send(server.port, POST | {"headers": headers, "body": body})
+    assert json.loads(reply["body"]) == ["a", "b"]
+
+
+def test_asynchronous_handler_in_asynchronous_mode(tmp_path):
+    files = {
+        "serving.properties": "engine=Python\noption.async_mode=true\n",
+        "model.py": ECHO.replace("def handle", "async def handle"),
+    }
+    with Server(write_store(tmp_path, files)) as server:
+        assert send(server.port, POST | {"body": "[1]"})["body"] == "[\n  1\n]"
+
+
+def test_port_is_open_on_this_machine_only(tmp_path):
+    with Server(write_store(tmp_path, {"model.py": ECHO})) as server:
+        addresses = {
+            connection.laddr.ip
+            for connection in psutil.net_connections("tcp")
+            if connection.laddr.port == server.port and connection.status == "LISTEN"
+        }
+    assert addresses == {"127.0.0.1"}

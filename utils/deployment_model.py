@@ -1,0 +1,685 @@
+"""Entry point of the endpoint: packed into the artifact as `model.py`.
+
+DJL Serving imports this file three times and calls `handle` once without content: the
+warm-up, which brings the options of `serving.properties` and loads base and adapter.
+Afterwards every call is a request, or a batch of them:
+
+    {"inputs": "a question", "parameters": {"max_new_tokens": 64}}
+
+    inputs      text, or a list of texts
+    parameters  see `PARAMETERS`; without any the answer is greedy
+    adapter     the adapter's name, or "base" to leave it out
+    stream      true sends the answer piece by piece
+
+The reply is {"generated_text": …}, or a list of such for a list. A bad request gets
+status 400 and an error that names the field; in a batch, where one status covers all,
+the body of that item says {"code": 400, "error": …}. Nothing that a client sends may
+end this process: the server would not start it again.
+
+The file stands alone: in the container nothing of this repository is at hand. It works
+with transformers 4.56 to 5.x and peft 0.19 upward.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from djl_python import Input, Output
+
+# The template of training (utils/helpers.py), up to where the answer begins.
+PROMPT_START = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n"
+)
+PROMPT_END = "\n\n### Response:\n"
+END_KEY = "### End"
+# What would end the instruction early, if a user wrote it.
+TEMPLATE_KEY = re.compile(r"#{3,}(?=\s*(?:instruction:|response:|end\b))", re.I)
+
+MAX_INPUTS = 64  # texts in one request
+MAX_CHARACTERS = 20_000  # of one text
+MAX_STOPS = 8
+MAX_STOP_CHARACTERS = 100
+MAX_ROWS = 32  # texts that are continued together
+MAX_NEW_TOKENS = 2048  # however long the model's context is
+DEFAULT_NEW_TOKENS = 96
+DEFAULT_CONTEXT = 2048  # where the model's configuration does not say
+LONGEST_QUOTE = 60  # characters of a wrong value that an error repeats
+
+# name → (kind, least, most)
+PARAMETERS: dict[str, tuple[str, float, float]] = {
+    "max_new_tokens": ("whole number", 1, MAX_NEW_TOKENS),
+    "do_sample": ("boolean", 0, 1),
+    "temperature": ("number", 0.01, 10),
+    "top_p": ("number", 0.001, 1),
+    "top_k": ("whole number", 1, 1_000_000),
+    "repetition_penalty": ("number", 0.1, 10),
+    "seed": ("whole number", 0, 2**63 - 1),
+    "stop": ("text or a list of texts", 1, MAX_STOPS),
+    "return_full_text": ("boolean", 0, 1),
+}
+SAMPLING = ("temperature", "top_p", "top_k")
+FIELDS = ("inputs", "parameters", "adapter", "stream")
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+}
+
+log = logging.getLogger(__name__)
+service: "Service | None" = None
+
+
+def handle(inputs: Input) -> Output | None:
+    """What DJL Serving calls: first the warm-up, then requests and batches."""
+    global service
+    if inputs.is_empty():
+        # Options come only now; later requests carry HTTP headers in their place.
+        service = Service(inputs.get_properties())
+        return None
+    if service is None:
+        return Output().error("the model is not loaded yet", code=503)
+    if not inputs.is_batch():
+        return service.answer_one(inputs)
+    output = Output()
+    replies = service.answer_batch(inputs.get_batches())
+    for index, reply in enumerate(replies):
+        output.add_as_json(reply, batch_index=index)
+    return output.add_property("content-type", "application/json")
+
+
+class BadRequest(ValueError):
+    """What is wrong with a request; the text begins with the field's name."""
+
+    def __init__(self, field: str, problem: str):
+        super().__init__(f"{field}: {problem}")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one text is to be continued."""
+
+    max_new_tokens: int
+    chosen_budget: bool = False  # the client named max_new_tokens
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    return_full_text: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that has been checked."""
+
+    texts: tuple[str, ...]
+    is_list: bool
+    decoding: Decoding
+    adapter: str
+    stream: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text to be continued: its tokens, and how."""
+
+    text: str
+    ids: tuple[int, ...]
+    decoding: Decoding
+    adapter: str
+
+
+class Service:
+    """The loaded model."""
+
+    def __init__(self, options: dict[str, str]):
+        """Loads tokenizer, base and adapter.
+
+        Args:
+            options: of serving.properties. `base_model` is a folder of the artifact or
+                a hub id (with `base_revision`); `adapter_checkpoint` a folder, without
+                which the base answers alone; `adapter_name`, `dtype` and
+                `max_new_tokens` (when a request names none) are optional.
+
+        Raises:
+            ValueError: if an option is missing or has a value that cannot be used.
+        """
+        self.folder = Path(options.get("model_dir") or os.getcwd())
+        self.default_new_tokens = _option_number(
+            options, "max_new_tokens", DEFAULT_NEW_TOKENS
+        )
+        self.adapter_name = options.get("adapter_name") or "adapter"
+        base = options.get("base_model")
+        if not base:
+            raise ValueError(
+                "option.base_model is missing from serving.properties: name a folder "
+                "of the artifact, or a model on the Hugging Face hub"
+            )
+        source = str(self.folder / base) if (self.folder / base).is_dir() else base
+        adapter = self._adapter_folder(options.get("adapter_checkpoint"))
+        self.device = _device(options.get("device_id", "-1"))
+        self._load(source, options.get("base_revision"), adapter, _dtype(options))
+
+    def _adapter_folder(self, name: str | None) -> Path | None:
+        if not name:
+            return None
+        folder = self.folder / name
+        if not folder.is_dir():
+            log.warning(
+                "option.adapter_checkpoint=%s: there is no such folder in the "
+                "artifact; the base model answers without an adapter",
+                name,
+            )
+            return None
+        return folder
+
+    def _load(
+        self,
+        source: str,
+        revision: str | None,
+        adapter: Path | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        version = {"revision": revision} if revision else {}
+        has_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
+        if has_tokenizer:
+            self.tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+        else:
+            self.tokenizer = AutoTokenizer.from_pretrained(source, **version)
+        if dtype is None:
+            dtype = _usual_dtype(self.device)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **version)
+        self.has_adapter = adapter is not None
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter))
+        self.model = model.to(self.device).eval()
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        self.context = context or DEFAULT_CONTEXT
+        tokenizer = self.tokenizer
+        self.bos = _bos(tokenizer)
+        end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
+        self.end_ids = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
+        self.end_ids = [number for number in self.end_ids if number is not None]
+        self.end_texts = (END_KEY, tokenizer.eos_token, tokenizer.pad_token)
+        self.end_texts = tuple(text for text in self.end_texts if text)
+        self.end_key_is_token = len(end) == 1
+        pad = tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None else (self.end_ids or [0])[0]
+        # A model is not made for two threads at a time, and a stream runs in its own.
+        self.lock = threading.Lock()
+
+    # --- answering -------------------------------------------------------------------
+
+    def answer_one(self, item: Input) -> Output:
+        """The reply to a request that came alone."""
+        try:
+            request = self.read(item)
+            rows = self.prepare(request)
+        except BadRequest as error:
+            return Output().error(str(error), code=400, message="Bad Request")
+        if request.stream:
+            output = Output().add_property("content-type", "application/jsonlines")
+            return output.add_stream_content(self.stream(rows[0]))
+        reply = _reply(request, self.generate(rows))
+        output = Output().add_property("content-type", "application/json")
+        return output.add_as_json(reply)
+
+    def answer_batch(self, items: Sequence[Input]) -> list[Any]:
+        """The reply to each item; what is wrong with one does not touch the others.
+
+        A stream cannot be sent from within a batch: such an item gets its whole answer.
+        """
+        replies: list[Any] = [None] * len(items)
+        accepted: list[tuple[int, Request, list[Row]]] = []
+        for index, item in enumerate(items):
+            try:
+                request = self.read(item)
+                accepted.append((index, request, self.prepare(request)))
+            except BadRequest as error:
+                replies[index] = {"code": 400, "error": str(error)}
+            except Exception as error:
+                log.exception("an item of a batch failed")
+                replies[index] = {"code": 424, "error": str(error)}
+        together = [row for *_, rows in accepted for row in rows]
+        try:
+            answers = iter(self.generate(together))
+            for index, request, rows in accepted:
+                replies[index] = _reply(request, [next(answers) for _ in rows])
+        except Exception:
+            log.exception("the batch failed: answering its items one by one")
+            for index, request, rows in accepted:
+                try:
+                    replies[index] = _reply(request, self.generate(rows))
+                except Exception as error:
+                    replies[index] = {"code": 424, "error": str(error)}
+        return replies
+
+    # --- reading a request -----------------------------------------------------------
+
+    def read(self, item: Input) -> Request:
+        """
+        Raises:
+            BadRequest: naming the field.
+        """
+        try:
+            body = json.loads(item.get_as_bytes().decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(
+                "body", f"expected a JSON object in UTF-8 ({_short(str(error))})"
+            ) from None
+        if not isinstance(body, dict):
+            raise BadRequest(
+                "body", f'expected an object such as {{"inputs": "…"}}{_found(body)}'
+            )
+        for name in body:
+            if name not in FIELDS:
+                raise BadRequest(
+                    _short(name), f"unknown field; known are {', '.join(FIELDS)}"
+                )
+        if "inputs" not in body:
+            raise BadRequest("inputs", "missing; expected text or a list of texts")
+        texts, is_list = self._read_inputs(body["inputs"])
+        stream = body.get("stream", False)
+        if not isinstance(stream, bool):
+            raise BadRequest("stream", f"expected true or false{_found(stream)}")
+        if stream and is_list:
+            raise BadRequest("stream", "works for one text, not for a list")
+        return Request(
+            texts=texts,
+            is_list=is_list,
+            decoding=self._read_parameters(body.get("parameters")),
+            adapter=self._read_adapter(body.get("adapter")),
+            stream=stream,
+        )
+
+    def _read_inputs(self, value: Any) -> tuple[tuple[str, ...], bool]:
+        if isinstance(value, str):
+            _check_text("inputs", value, MAX_CHARACTERS)
+            return (value,), False
+        if not isinstance(value, list):
+            raise BadRequest(
+                "inputs", f"expected text or a list of texts{_found(value)}"
+            )
+        if not 1 <= len(value) <= MAX_INPUTS:
+            raise BadRequest(
+                "inputs", f"expected 1 to {MAX_INPUTS} texts, found {len(value)}"
+            )
+        for index, text in enumerate(value):
+            _check_text(f"inputs[{index}]", text, MAX_CHARACTERS)
+        return tuple(value), True
+
+    def _read_parameters(self, value: Any) -> Decoding:
+        decoding = Decoding(max_new_tokens=self.default_new_tokens)
+        if value is None:
+            return decoding
+        if not isinstance(value, dict):
+            raise BadRequest("parameters", f"expected an object{_found(value)}")
+        chosen: dict[str, Any] = {}
+        for name, given in value.items():
+            field = f"parameters.{_short(name)}"
+            if name not in PARAMETERS:
+                known = ", ".join(PARAMETERS)
+                raise BadRequest(field, f"unknown parameter; known are {known}")
+            if given is not None:
+                chosen[name] = _read_parameter(field, name, given)
+        sampling = [name for name in SAMPLING if name in chosen]
+        if sampling and chosen.get("do_sample") is False:
+            raise BadRequest(
+                f"parameters.{sampling[0]}",
+                "has no effect with do_sample=false: leave out one of the two",
+            )
+        if sampling:
+            chosen["do_sample"] = True
+        if "max_new_tokens" in chosen:
+            chosen["chosen_budget"] = True
+        return replace(decoding, **chosen)
+
+    def _read_adapter(self, value: Any) -> str:
+        known = ["base", *([self.adapter_name] if self.has_adapter else [])]
+        if value is None:
+            return known[-1]
+        if not isinstance(value, str) or value not in known:
+            raise BadRequest(
+                "adapter", f"expected one of {', '.join(known)}{_found(value)}"
+            )
+        return value
+
+    def prepare(self, request: Request) -> list[Row]:
+        """Templates and tokenises the texts of a request.
+
+        Raises:
+            BadRequest: if one leaves no room for an answer.
+        """
+        rows = []
+        for index, text in enumerate(request.texts):
+            prompt = PROMPT_START + self.defuse(text) + PROMPT_END
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            ids = [*self.bos, *ids]
+            decoding = request.decoding
+            room = self.context - len(ids)
+            if decoding.max_new_tokens > room:
+                if room < 1 or decoding.chosen_budget:
+                    field = f"inputs[{index}]" if request.is_list else "inputs"
+                    raise BadRequest(
+                        field,
+                        f"{len(ids)} tokens with the template and max_new_tokens="
+                        f"{decoding.max_new_tokens} exceed the model's "
+                        f"{self.context}: shorten the text or lower max_new_tokens",
+                    )
+                decoding = replace(decoding, max_new_tokens=room)
+            rows.append(Row(text, tuple(ids), decoding, request.adapter))
+        return rows
+
+    def defuse(self, text: str) -> str:
+        """The text with template keys and special tokens made ordinary characters.
+
+        Otherwise a user could end the instruction and write the response's beginning.
+        Text that holds neither is returned as it is.
+        """
+        text = TEMPLATE_KEY.sub("#", text)
+        for token in self.tokenizer.all_special_tokens:
+            if token in text and len(token) > 1:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    # --- generating ------------------------------------------------------------------
+
+    def generate(self, rows: Sequence[Row]) -> list[str]:
+        """The answer to each row, in the order of the rows."""
+        answers = [""] * len(rows)
+        # Rows of one adapter and like length go together, so that little is padded.
+        order = sorted(
+            range(len(rows)), key=lambda i: (rows[i].adapter, len(rows[i].ids))
+        )
+        while order:
+            adapter = rows[order[0]].adapter
+            chosen = [i for i in order if rows[i].adapter == adapter][:MAX_ROWS]
+            order = [i for i in order if i not in set(chosen)]
+            texts = self._continue([rows[i] for i in chosen])
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text
+        return answers
+
+    def _continue(self, rows: Sequence[Row], watch: Any = None) -> list[str]:
+        """Continues rows of one adapter together; `watch` sees each step's tokens."""
+        from transformers import GenerationConfig
+
+        length = max(len(row.ids) for row in rows)
+        padding = [length - len(row.ids) for row in rows]
+        ids = [[self.pad_id] * p + [*r.ids] for p, r in zip(padding, rows, strict=True)]
+        mask = [[0] * p + [1] * len(r.ids) for p, r in zip(padding, rows, strict=True)]
+        ending = _Ending(self, rows, length, watch)
+        sampler = _Sampler(rows, padding)
+        # A configuration of our own: what a checkpoint brings must not change answers.
+        config = GenerationConfig(
+            max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
+            do_sample=False,  # the sampler has already chosen, row by row
+            pad_token_id=self.pad_id,
+            eos_token_id=self.end_ids or None,
+        )
+        on_base = self.has_adapter and rows[0].adapter == "base"
+        plain = self.model.disable_adapter() if on_base else contextlib.nullcontext()
+        with self.lock, torch.inference_mode(), plain:
+            output = self.model.generate(
+                input_ids=torch.tensor(ids, device=self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
+                generation_config=config,
+                logits_processor=[sampler] if sampler.active else [],
+                stopping_criteria=[ending],
+            )
+        new = output[:, length:].tolist()
+        return [
+            self.finish(row, ids[:budget])
+            for row, ids, budget in zip(rows, new, ending.lengths, strict=True)
+        ]
+
+    def decode(self, row: Row, ids: Sequence[int]) -> str:
+        """New tokens as text, cut where the answer ends; not yet stripped."""
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        for stop in (*self.end_texts, *row.decoding.stop):
+            text = text.partition(stop)[0]
+        return text
+
+    def finish(self, row: Row, ids: Sequence[int]) -> str:
+        answer = self.decode(row, ids).strip()
+        return f"{row.text}{answer}" if row.decoding.return_full_text else answer
+
+    def stream(self, row: Row) -> Iterator[str]:
+        """The answer in pieces; together they are what `generate` would return."""
+        steps: queue.Queue = queue.Queue()
+
+        def work() -> None:
+            try:
+                steps.put(("end", self._continue([row], steps.put)[0]))
+            except Exception as error:
+                steps.put(("error", error))
+
+        threading.Thread(target=work, daemon=True).start()
+        start = row.text if row.decoding.return_full_text else ""
+        sent = ""
+        longest = max(map(len, (*self.end_texts, *row.decoding.stop)))
+        while True:
+            step = steps.get()
+            if isinstance(step, tuple):
+                kind, value = step
+                if kind == "error":
+                    raise value
+                if value[len(sent) :]:
+                    yield value[len(sent) :]
+                return
+            text = start + self.decode(row, step).lstrip()
+            # The last characters may yet turn out to begin a stop text.
+            safe = text[: max(len(sent), len(text) - longest)].rstrip("\ufffd \n\t")
+            if len(safe) > len(sent):
+                yield safe[len(sent) :]
+                sent = safe
+
+
+class _Ending:
+    """Stops each row at its own budget, end of text, or stop text."""
+
+    def __init__(self, service: Service, rows: Sequence[Row], start: int, watch: Any):
+        self.service, self.rows, self.start, self.watch = service, rows, start, watch
+        self.lengths = [row.decoding.max_new_tokens for row in rows]
+        self.done = [False] * len(rows)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        new = input_ids[:, self.start :].tolist()
+        for index, (row, ids) in enumerate(zip(self.rows, new, strict=True)):
+            if not self.done[index] and self._ends(row, ids):
+                self.done[index] = True
+                self.lengths[index] = len(ids)
+        if self.watch:
+            self.watch(new[0])
+        return torch.tensor(self.done, device=input_ids.device)
+
+    def _ends(self, row: Row, ids: list[int]) -> bool:
+        if ids[-1] in self.service.end_ids or len(ids) >= row.decoding.max_new_tokens:
+            return True
+        stops = row.decoding.stop
+        if not self.service.end_key_is_token:
+            stops = (*stops, END_KEY)
+        if not stops:
+            return False
+        text = self.service.tokenizer.decode(ids, skip_special_tokens=False)
+        return any(stop in text for stop in stops)
+
+
+class _Sampler:
+    """Chooses the next token of each row that samples, with that row's own seed.
+
+    Every row draws from a generator of its own, so that its answer does not depend on
+    which other requests happen to be in the batch.
+    """
+
+    def __init__(self, rows: Sequence[Row], padding: Sequence[int]):
+        self.rows, self.padding = rows, padding
+        self.generators = []
+        for row in rows:
+            generator = torch.Generator()
+            if row.decoding.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(row.decoding.seed)
+            self.generators.append(generator)
+        self.active = any(
+            row.decoding.do_sample or row.decoding.repetition_penalty != 1
+            for row in rows
+        )
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        scores = scores.clone()
+        for index, row in enumerate(self.rows):
+            penalty = row.decoding.repetition_penalty
+            if penalty != 1:
+                seen = input_ids[index, self.padding[index] :].unique()
+                values = scores[index, seen]
+                scores[index, seen] = torch.where(
+                    values > 0, values / penalty, values * penalty
+                )
+            if row.decoding.do_sample:
+                token = self._draw(scores[index], row.decoding, self.generators[index])
+                scores[index] = -math.inf
+                scores[index, token] = 0
+        return scores
+
+    @staticmethod
+    def _draw(scores: Any, decoding: Decoding, generator: Any) -> int:
+        """One token: by temperature, of the `top_k` best, from the nucleus `top_p`."""
+        values, tokens = (scores.double().cpu() / decoding.temperature).sort(
+            descending=True, stable=True
+        )
+        if decoding.top_k:
+            values = values[: decoding.top_k]
+        shares = values.softmax(dim=0)
+        if decoding.top_p < 1:
+            before = shares.cumsum(dim=0) - shares
+            shares = shares * (before < decoding.top_p)
+        return int(tokens[torch.multinomial(shares, 1, generator=generator)])
+
+
+def _reply(request: Request, answers: Sequence[str]) -> Any:
+    replies = [{"generated_text": answer} for answer in answers]
+    return replies if request.is_list else replies[0]
+
+
+def _read_parameter(field: str, name: str, value: Any) -> Any:
+    """
+    Raises:
+        BadRequest: if the value is of another kind, or out of bounds.
+    """
+    kind, least, most = PARAMETERS[name]
+    if kind == "boolean":
+        if not isinstance(value, bool):
+            raise BadRequest(field, f"expected true or false{_found(value)}")
+        return value
+    if name == "stop":
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list) or not least <= len(stops) <= most:
+            raise BadRequest(
+                field, f"expected a text or a list of 1 to {most} texts{_found(value)}"
+            )
+        for stop in stops:
+            _check_text(field, stop, MAX_STOP_CHARACTERS, blank=True)
+        return tuple(stops)
+    expected = f"expected a {kind} from {least} to {most}"
+    right_type = int if kind == "whole number" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, right_type):
+        raise BadRequest(field, f"{expected}{_found(value)}")
+    if not least <= value <= most:  # also catches NaN
+        raise BadRequest(field, f"{expected}{_found(value)}")
+    return value
+
+
+def _check_text(field: str, value: Any, most: int, blank: bool = False) -> None:
+    """
+    Raises:
+        BadRequest: if it is no text, empty, too long, or cannot be encoded.
+    """
+    if not isinstance(value, str):
+        raise BadRequest(field, f"expected text{_found(value)}")
+    if not (value if blank else value.strip()):
+        raise BadRequest(field, "is empty")
+    if len(value) > most:
+        raise BadRequest(field, f"has {len(value)} characters; expected at most {most}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            field, f"holds half a surrogate pair at character {error.start}"
+        ) from None
+
+
+def _found(value: Any) -> str:
+    try:
+        return f", found {_short(repr(value))}"
+    except RecursionError:
+        return ", found something nested too deeply"
+
+
+def _short(text: str) -> str:
+    """A client's text, safe to send back: short, and without lone surrogates."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "…"
+
+
+def _option_number(options: dict[str, str], name: str, default: int) -> int:
+    value = options.get(name, str(default))
+    if not value.strip().isdigit() or not 1 <= int(value) <= MAX_NEW_TOKENS:
+        raise ValueError(
+            f"option.{name}={value!r}: expected a whole number from 1 to "
+            f"{MAX_NEW_TOKENS}"
+        )
+    return int(value)
+
+
+def _dtype(options: dict[str, str]) -> torch.dtype | None:
+    name = options.get("dtype")
+    if name and name not in DTYPES:
+        raise ValueError(f"option.dtype={name!r}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[name] if name else None
+
+
+def _usual_dtype(device: str) -> torch.dtype:
+    """The shortest type that this device computes with at full speed."""
+    if device == "cpu":
+        return torch.float32
+    # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
+    modern = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if modern else torch.float16
+
+
+def _device(device_id: str) -> str:
+    """DJL says which GPU this worker has; -1 is none."""
+    if torch.cuda.is_available() and device_id.isdigit():
+        return f"cuda:{device_id}"
+    return "cpu"
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    """The beginning-of-sequence id in a list if this tokenizer adds one, else []."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and bos in tokenizer("a")["input_ids"][:1] else []

@@ -1,0 +1,143 @@
+"""Serves an artifact from the command line, as the container would.
+
+usage: python -m utils.djl_python FOLDER_OR_TAR [--port N]
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from .layout import LoadError, unpack
+from .server import Server
+
+FAREWELL = 5  # seconds to clean up in, once the parent is gone
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.djl_python",
+        description="Serve a DJL artifact on 127.0.0.1 as DJL Serving would. "
+        "Ends with code 1 and the reason when the artifact does not load.",
+    )
+    parser.add_argument(
+        "artifact", help="folder, model.tar.gz, or s3:// address of the latter"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one")
+    parser.add_argument(
+        "--give-up-after",
+        type=int,
+        default=3,
+        metavar="N",
+        help="tries of a worker that the real server would restart for ever "
+        "(0: restart it for ever here, too)",
+    )
+    parser.add_argument(
+        "--allow-requirements",
+        action="store_true",
+        help="serve an artifact with a requirements.txt, without installing it",
+    )
+    parser.add_argument(
+        "--announce",
+        action="store_true",
+        help="print the port, or the reason of a failure, as a line of JSON",
+    )
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="end when standard input closes",
+    )
+    return parser.parse_args(arguments)
+
+
+def announce(wanted: bool, **status: object) -> None:
+    """Tells the process that started this one how it went."""
+    if wanted:
+        sys.stdout.write(json.dumps(status) + "\n")
+        sys.stdout.flush()
+
+
+def fetch(artifact: str, folder: Path) -> Path:
+    """The artifact's path on this disk, downloaded and unpacked where necessary.
+
+    Raises:
+        LoadError: if there is none.
+    """
+    path = Path(artifact)
+    if artifact.startswith("s3://"):
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, key = artifact.removeprefix("s3://").partition("/")
+        path = folder / "model.tar.gz"
+        try:
+            boto3.client("s3").download_file(bucket, key, str(path))
+        except (BotoCoreError, ClientError) as error:
+            raise LoadError(f"no model data at {artifact}: {error}") from error
+    if not path.exists():
+        raise LoadError(f"{path} is missing: build the artifact first")
+    return unpack(path, folder) if path.is_file() else path
+
+
+def watch_parent() -> None:
+    """Ends this process, and with it the workers, when the parent is gone."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(FAREWELL)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="parent-watch").start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    if options.end_with_parent:
+        watch_parent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return serve(options)
+    except KeyboardInterrupt:
+        return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serves until interrupted; returns 1 if the artifact does not load."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            server = Server(
+                fetch(options.artifact, folder),
+                options.port,
+                allow_requirements=options.allow_requirements,
+            )
+            stack.callback(server.stop)
+            server.load(give_up_after=options.give_up_after or None)
+            port = server.listen()
+        except (LoadError, OSError) as error:
+            logging.error("%s", error)
+            announce(options.announce, error=str(error))
+            return 1
+        names = ", ".join(server.models) or "no model"
+        logging.info("serving %s on http://127.0.0.1:%d (Ctrl-C ends it)", names, port)
+        announce(options.announce, port=port)
+        threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

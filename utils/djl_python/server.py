@@ -1,0 +1,699 @@
+"""The front end: `/ping`, `/invocations`, the queue, the batches, and the workers."""
+
+import json
+import logging
+import os
+import queue
+import secrets
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from email.parser import BytesParser
+from email.policy import HTTP
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from .layout import HangError, LoadError, ServedModel, check_engine, find_models
+
+log = logging.getLogger("djl_serving")
+
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+LOG_LINES_KEPT = 200
+HIDDEN_HEADERS = ("x-amzn-sagemaker-custom-attributes",)
+PYTHON_START_TIMEOUT = 120  # seconds until a new process must have connected
+RESTART_PAUSE = 0.5  # seconds between tries of a worker that never gets ready
+
+
+class FrontEndError(Exception):
+    """A reply that the front end gives in the handler's place."""
+
+    def __init__(self, status: int, kind: str, message: str, reason: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.message = message
+        self.reason = reason or _reason(status)
+
+    @property
+    def body(self) -> bytes:
+        return front_end_json(
+            {"code": self.status, "type": self.kind, "message": self.message}
+        )
+
+
+def front_end_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+@dataclass
+class Job:
+    """One request on its way through the queue; `events` carry the reply back.
+
+    Events are tuples: ("whole", code, message, properties, pairs), or ("stream", code,
+    message, properties) followed by ("chunk", bytes) … ("end",), or ("error", error).
+    """
+
+    properties: dict[str, str]
+    content: list[tuple[str, bytes]]
+    events: queue.Queue = field(default_factory=queue.Queue)
+
+
+class Worker:
+    """A Python process with its own copy of the model."""
+
+    def __init__(self, model: ServedModel, log_tail: deque):
+        self.model = model
+        self.options = model.options
+        self.device_id = "0" if os.path.exists("/dev/nvidia0") else "-1"
+        self.fixed = {
+            "device_id": self.device_id,
+            "handler": model.handler,
+            "cluster_size": "1",
+            "model_dir": str(model.folder),
+        }
+        if "tensor_parallel_degree" in self.options:
+            self.fixed["tensor_parallel_degree"] = self.options[
+                "tensor_parallel_degree"
+            ]
+        self._log_tail = log_tail
+        self.process: subprocess.Popen | None = None
+        self.connection: Connection | None = None
+
+    def start(self) -> None:
+        """Starts the process, imports the entry point, and sends the warm-up request.
+
+        Raises:
+            LoadError: saying why the model did not load.
+            HangError: if DJL would try again for ever.
+        """
+        failure = HangError if self.model.async_mode else LoadError
+        self._spawn()
+        kind, *rest = self._receive(PYTHON_START_TIMEOUT, "importing the entry point")
+        if kind == "failed":
+            self.stop()
+            raise LoadError(f"{rest[0]} (Python stream closed unexpectedly)")
+        properties = {**self.options, "engine": self.model.engine, **self.fixed}
+        self.connection.send((properties, []))
+        kind, *rest = self._receive(
+            self.model.model_loading_timeout, "the warm-up request"
+        )
+        if kind == "failed":
+            self.stop()
+            raise failure(
+                f"{rest[0]} (asynchronous mode with a handler that is not asynchronous:"
+                " set option.rolling_batch=disable, or move config.json from the root)"
+                if "'await' expression" in rest[0]
+                else rest[0]
+            )
+        if kind == "stream":
+            while self._receive(self.model.predict_timeout, "the warm-up")[0] != "end":
+                pass
+        if rest[0] >= 300:
+            self.stop()
+            raise LoadError(
+                f"Failed to initialize model: {rest[1]}{_error_text(kind, rest)}"
+            )
+
+    def _spawn(self) -> None:
+        key = secrets.token_bytes(32)
+        with Listener(("127.0.0.1", 0), authkey=key) as listener:
+            # Private, but the only way to bound the wait for a process that died early.
+            listener._listener._socket.settimeout(1)
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-u",
+                    str(Path(__file__).with_name("worker.py")),
+                    str(listener.address[1]),
+                ],
+                env={
+                    **os.environ,
+                    **self.model.environment,
+                    "DJL_STAND_IN_KEY": key.hex(),
+                },
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A signal for the server's group is the server's to handle.
+                start_new_session=True,
+            )
+            threading.Thread(target=self._copy_log, daemon=True).start()
+            deadline = time.monotonic() + PYTHON_START_TIMEOUT
+            while True:
+                try:
+                    self.connection = listener.accept()
+                    break
+                except TimeoutError:
+                    if self.process.poll() is not None or time.monotonic() > deadline:
+                        self.stop()
+                        raise LoadError("Python process did not start") from None
+        self.connection.send(
+            {
+                "folder": str(self.model.folder),
+                "entry_point": self.model.entry_point,
+                "async_mode": self.model.async_mode,
+            }
+        )
+
+    def _copy_log(self) -> None:
+        for line in self.process.stdout:
+            text = line.decode("utf-8", "replace").rstrip()
+            self._log_tail.append(text)
+            log.info("W-%s %s", self.process.pid, text)
+
+    def _receive(self, timeout: float, doing: str) -> tuple:
+        """
+        Raises:
+            LoadError: if the process ended or took too long.
+        """
+        try:
+            if self.connection.poll(timeout):
+                return self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.stop()
+            raise LoadError(
+                f"Python worker disconnected during {doing}"
+                f" (exit code {self.process.returncode})"
+            ) from None
+        self.stop()
+        raise LoadError(
+            f"java.util.concurrent.TimeoutException: {doing} took longer "
+            f"than {timeout} s"
+        )
+
+    def predict(self, jobs: Sequence[Job]) -> None:
+        """Answers the jobs, one alone or several as a batch.
+
+        Raises:
+            FrontEndError: if the process ended or took too long; it is gone then.
+        """
+        timeout = self.model.predict_timeout
+        try:
+            self.connection.send(self._request(jobs))
+            self._forward(jobs, timeout)
+        except (EOFError, ConnectionError):
+            self.stop()
+            raise FrontEndError(
+                503,
+                "WlmException",
+                "java.util.concurrent.ExecutionException: java.io.IOException: "
+                "Python worker disconnected.",
+            ) from None
+        except TimeoutError:
+            self.stop()
+            raise FrontEndError(
+                503, "WlmException", "java.util.concurrent.TimeoutException"
+            ) from None
+
+    def _request(self, jobs: Sequence[Job]) -> tuple[dict, list]:
+        if len(jobs) == 1:
+            return {**jobs[0].properties, **self.fixed}, jobs[0].content
+        properties = {"batch_size": str(len(jobs)), **self.fixed}
+        content = []
+        for index, job in enumerate(jobs):
+            prefix = f"batch_{index:03d}."
+            properties |= {prefix + key: val for key, val in job.properties.items()}
+            content += [(prefix + key, value) for key, value in job.content]
+        return properties, content
+
+    def _forward(self, jobs: Sequence[Job], timeout: float) -> None:
+        """Passes what the process sends on to the jobs, until it is complete."""
+        while True:
+            if not self.connection.poll(timeout):
+                raise TimeoutError
+            event = self.connection.recv()
+            if event[0] == "whole" and len(jobs) > 1:
+                _share(event, jobs)
+            else:
+                for job in jobs:
+                    job.events.put(event)
+            if event[0] in ("whole", "end"):
+                return
+
+    def stop(self) -> None:
+        """Ends the process at once, also one that is busy."""
+        if self.connection is not None:
+            self.connection.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdin.close()
+
+
+def _error_text(kind: str, rest: Sequence) -> str:
+    """The field `error` of a reply, if it has one."""
+    try:
+        return ": " + json.loads(rest[3][0][1])["error"] if kind == "whole" else ""
+    except (IndexError, KeyError, ValueError, TypeError):
+        return ""
+
+
+def _share(event: tuple, jobs: Sequence[Job]) -> None:
+    """Hands each member of a batch its own entry of the reply."""
+    _, code, message, properties, pairs = event
+    if code >= 300:
+        for job in jobs:
+            job.events.put(event)
+        return
+    contents: dict[int, list] = {index: [] for index in range(len(jobs))}
+    fault = None
+    if len(pairs) != len(jobs):
+        fault = (
+            f"Batch output size mismatch, expected: {len(jobs)}, actual: {len(pairs)}"
+        )
+    for key, value in pairs:
+        prefix, _, name = str(key).partition(".")
+        number = prefix.removeprefix("batch_")
+        if fault is None and number.isdigit() and int(number) in contents:
+            contents[int(number)].append((name, value))
+        else:
+            fault = fault or f"Unexpected batch output key: {key}"
+    for index, job in enumerate(jobs):
+        if fault:
+            job.events.put(("error", FrontEndError(400, "TranslateException", fault)))
+        else:
+            job.events.put(("whole", code, message, properties, contents[index]))
+
+
+class ModelRunner:
+    """A model with its queue and its workers."""
+
+    def __init__(self, model: ServedModel):
+        self.model = model
+        self.failed = False
+        self.log_tail: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._idle = 0
+        self._workers: list[Worker] = []
+        self._queue_size = self._batch_size = 1
+        self._batch_delay = 0.0
+
+    def start(self) -> None:
+        """
+        Raises:
+            LoadError: if the model does not load.
+        """
+        check_engine(self.model)
+        self._queue_size = self.model.job_queue_size
+        self._batch_size = self.model.batch_size
+        self._batch_delay = self.model.max_batch_delay
+        for _ in range(self.model.workers):
+            worker = Worker(self.model, self.log_tail)
+            self._workers.append(worker)
+            worker.start()
+        self._idle = len(self._workers)
+        for worker in self._workers:
+            threading.Thread(target=self._work, args=(worker,), daemon=True).start()
+
+    def submit(self, job: Job) -> None:
+        """
+        Raises:
+            FrontEndError: if the model has failed or its queue is full.
+        """
+        with self._changed:
+            if self.failed:
+                raise self._not_ready()
+            room = self._queue_size - len(self._jobs)
+            # As in DJL, the last place in the queue is kept free while all are busy.
+            if room <= 0 or (room == 1 and self._idle == 0):
+                raise FrontEndError(
+                    503,
+                    "WlmCapacityException",
+                    f"Worker queue capacity exceeded for model: {self.model.name}",
+                )
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def _not_ready(self) -> FrontEndError:
+        return FrontEndError(
+            503, "WlmException", f"Model is not ready: {self.model.name}"
+        )
+
+    def _next_batch(self) -> list[Job]:
+        """Waits for a job, then up to `max_batch_delay` for others to join it."""
+        with self._changed:
+            while not self._jobs:
+                if self.failed:
+                    return []
+                self._changed.wait()
+            self._idle -= 1
+            batch = [self._jobs.popleft()]
+            deadline = time.monotonic() + self._batch_delay
+            while len(batch) < self._batch_size:
+                if self._jobs:
+                    batch.append(self._jobs.popleft())
+                    continue
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or self.failed:
+                    break
+                self._changed.wait(remaining)
+            return batch
+
+    def _work(self, worker: Worker) -> None:
+        while batch := self._next_batch():
+            try:
+                worker.predict(batch)
+            except FrontEndError as error:
+                log.error("%s", error)
+                for job in batch:
+                    job.events.put(("error", error))
+                self._fail()
+                return
+            with self._changed:
+                self._idle += 1
+
+    def _fail(self) -> None:
+        """DJL does not heal a model that lost a worker, though others be alive."""
+        with self._changed:
+            self.failed = True
+            while self._jobs:
+                self._jobs.popleft().events.put(("error", self._not_ready()))
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self.failed = True
+            self._changed.notify_all()
+        for worker in self._workers:
+            worker.stop()
+
+
+class Server:
+    """What the container runs: the models of a store behind one port.
+
+    Use it as a context manager, or call `load`, `listen` and `stop`.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        port: int = 0,
+        environment: dict[str, str] | None = None,
+        allow_requirements: bool = False,
+    ):
+        """
+        Args:
+            store: folder with the unpacked archive.
+            port: to listen on, of 127.0.0.1 only; 0 takes a free one.
+            environment: variables of the container beside those of this process.
+            allow_requirements: serve a model with requirements.txt, whose packages
+                are never installed here; without it such a model is refused.
+        """
+        self.store = store.resolve()
+        self.port = port
+        self.environment = {**os.environ, **(environment or {})}
+        self.allow_requirements = allow_requirements
+        self.models: dict[str, ModelRunner] = {}
+        self._http: ThreadingHTTPServer | None = None
+
+    def load(self, give_up_after: int | None = None) -> None:
+        """Starts every model of the store.
+
+        Args:
+            give_up_after: tries of a model that DJL would try again for ever; None
+                for as many as it takes.
+
+        Raises:
+            LoadError: if one does not load: the server ends then.
+        """
+        tries = 0
+        while True:
+            try:
+                self._load_once()
+                return
+            except HangError as error:
+                tries += 1
+                self.stop()
+                log.error("worker restarts, try %d: %s", tries, error)
+                if tries == give_up_after:
+                    raise LoadError(
+                        f"{error}. The server restarts the worker for ever and never "
+                        "opens its port"
+                    ) from error
+                time.sleep(RESTART_PAUSE)
+            except LoadError:
+                self.stop()
+                raise
+
+    def _load_once(self) -> None:
+        self.models = {}
+        for model in find_models(self.store, self.environment):
+            if (model.folder / "requirements.txt").is_file():
+                self._check_requirements(model)
+            runner = self.models[model.name] = ModelRunner(model)
+            runner.start()
+
+    def _check_requirements(self, model: ServedModel) -> None:
+        text = (
+            f"{model.name}: requirements.txt is installed by pip when the container "
+            "starts; a failure is only logged and the model is served without"
+        )
+        if not self.allow_requirements:
+            raise LoadError(
+                f"{text}. Leave the file out (the image has torch, transformers and "
+                "peft), or allow it with --allow-requirements: nothing is installed "
+                "here."
+            )
+        log.warning("%s. Nothing is installed here.", text)
+
+    def listen(self) -> int:
+        """Opens the port and answers in threads; returns the port."""
+        runner = self
+
+        class Handler(FrontEnd):
+            server_state = runner
+
+        self._http = _HttpServer(("127.0.0.1", self.port), Handler)
+        self.port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        return self.port
+
+    @property
+    def log_tail(self) -> list[str]:
+        """The last lines that the workers wrote."""
+        return [line for runner in self.models.values() for line in runner.log_tail]
+
+    def stop(self) -> None:
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+            self._http = None
+        for runner in self.models.values():
+            runner.stop()
+
+    def __enter__(self) -> "Server":
+        self.load(give_up_after=1)
+        self.listen()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def find(self, name: str | None) -> ModelRunner:
+        """
+        Raises:
+            FrontEndError: 400 if no name is given and there is not just one model;
+                404 for an unknown name.
+        """
+        if name is None:
+            if len(self.models) != 1:
+                message = "Parameter model_name is required."
+                raise FrontEndError(400, "BadRequestException", message, message)
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise FrontEndError(
+                404, "ModelNotFoundException", f"Model or workflow not found: {name}"
+            )
+        return self.models[name]
+
+    def health(self) -> tuple[int, dict]:
+        status = {
+            name: {"status": "FAILED" if runner.failed else "Healthy"}
+            for name, runner in self.models.items()
+        }
+        failed = any(runner.failed for runner in self.models.values())
+        return (500 if failed else 200), status
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("connection from %s broke", client_address, exc_info=True)
+
+
+class FrontEnd(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server_state: Server
+    protocol_version = "HTTP/1.1"
+    server_version = "djl_python"
+    sys_version = ""
+    disable_nagle_algorithm = True
+    wbufsize = 64 * 1024
+
+    def __getattr__(self, name: str) -> Any:
+        # The real front end takes any method on /ping and /invocations.
+        if name.startswith("do_"):
+            return self._answer
+        raise AttributeError(name)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        log.debug(format, *arguments)
+
+    def _answer(self) -> None:
+        try:
+            body = self._read_body()
+            if body is None:
+                return
+            self._route(body)
+        except FrontEndError as error:
+            self._reply(
+                error.status,
+                error.reason,
+                {"content-type": "application/json"},
+                error.body,
+            )
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def _read_body(self) -> bytes | None:
+        """The body, or None if it was too long and has been answered."""
+        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
+            body = b"".join(self._read_chunks())
+            length = len(body)
+        else:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length) if length <= MAX_REQUEST_BYTES else b""
+        if length <= MAX_REQUEST_BYTES:
+            return body
+        left = length - len(body)
+        while left > 0 and (part := self.rfile.read(min(left, 1 << 20))):
+            left -= len(part)  # a client that is still sending would not read a reply
+        self.close_connection = True
+        self._reply(413, _reason(413) and "Request Entity Too Large", {}, b"")
+        return None
+
+    def _read_chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+
+    def _route(self, body: bytes) -> None:
+        parts = urllib.parse.urlsplit(self.path)
+        path = parts.path.rstrip("/")
+        query = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
+        if self.command == "OPTIONS":
+            self._json(200, {})
+        elif path == "/ping":
+            self._json(*self.server_state.health())
+        elif path == "/invocations":
+            self._invoke(None, query, body)
+        elif path.startswith("/predictions/"):
+            self._invoke(path.split("/")[2], query, body)
+        else:
+            raise FrontEndError(
+                404,
+                "ResourceNotFoundException",
+                "Requested resource is not found, please refer to API document.",
+            )
+
+    def _invoke(self, name: str | None, query: list, body: bytes) -> None:
+        content = [(key, value.encode("utf-8")) for key, value in query]
+        content += self._parse_body(body)
+        properties = {
+            key: value
+            for key, value in self.headers.items()
+            if key.lower() not in HIDDEN_HEADERS
+        }
+        if name is None:
+            name = dict(query).get("model_name") or properties.get("model_name")
+        runner = self.server_state.find(name)
+        job = Job({**properties, "requestId": str(uuid.uuid4())}, content)
+        runner.submit(job)
+        kind, *rest = job.events.get()
+        if kind == "error":
+            raise rest[0]
+        code, message, headers = rest[:3]
+        reason = "OK" if code == 200 else message
+        if kind == "whole":
+            self._reply(code, reason, headers, rest[3][0][1] if rest[3] else b"")
+        else:
+            self._stream(job, code, reason, headers)
+
+    def _parse_body(self, body: bytes) -> list[tuple[str, bytes]]:
+        """The contents of a body: one for each field of a form, else one, "data"."""
+        content_type = self.headers.get("Content-Type", "")
+        if content_type.startswith("application/x-www-form-urlencoded"):
+            fields = urllib.parse.parse_qsl(
+                body.decode("utf-8", "replace"), keep_blank_values=True
+            )
+            return [(key, value.encode("utf-8")) for key, value in fields]
+        if content_type.startswith("multipart/form-data"):
+            head = f"Content-Type: {content_type}\r\n\r\n".encode()
+            message = BytesParser(policy=HTTP).parsebytes(head + body)
+            return [
+                (
+                    part.get_param("name", header="content-disposition"),
+                    part.get_payload(decode=True) or b"",
+                )
+                for part in message.iter_parts()
+            ]
+        return [("data", body)]
+
+    def _stream(self, job: Job, code: int, reason: str, headers: dict) -> None:
+        event = job.events.get()
+        if event[0] == "end":
+            self._reply(code, reason, headers, b"")
+            return
+        self._head(code, reason, {**headers, "transfer-encoding": "chunked"})
+        while event[0] == "chunk":
+            if event[1]:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event[1]), event[1]))
+                self.wfile.flush()
+            event = job.events.get()
+        if event[0] == "error":
+            self.close_connection = True  # no last chunk: the client sees it broke off
+            return
+        self.wfile.write(b"0\r\n\r\n")
+        self.wfile.flush()
+
+    def _json(self, status: int, value: Any) -> None:
+        headers = {"content-type": "application/json"}
+        self._reply(status, _reason(status), headers, front_end_json(value))
+
+    def _head(self, status: int, reason: str, headers: dict) -> None:
+        self.send_response(status, " ".join(reason.split()))
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def _reply(self, status: int, reason: str, headers: dict, body: bytes) -> None:
+        if status == HTTPStatus.NO_CONTENT:
+            body = b""
+        else:
+            headers = {**headers, "content-length": str(len(body))}
+        self._head(status, reason, headers)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.wfile.flush()
