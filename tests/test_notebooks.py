@@ -396,5 +396,6 @@ def test_strict_nbval_again_in_the_same_folder(
 @pytest.mark.slow
 @each_notebook
 def test_strict_nbval_with_one_thread(path: Path, shared: Path) -> None:
-    done = strict_nbval(path, shared / "one", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    build = shared / "one" / "build"  # its name is shown, so it must be the same
+    done = strict_nbval(path, build, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-6000:]

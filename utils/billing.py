@@ -233,6 +233,8 @@ class BillingGuard:
 
     def _repr_markdown_(self) -> str:
         """A table without what differs from run to run; uploads in one line."""
+        if not self.entries:
+            return "Nothing created yet."
         lines = ["| created | name | billed by the hour | state |", "|:--|:--|:--|:--|"]
         uploads = [entry for entry in self.entries if entry.kind == "S3 object"]
         for entry in self.entries:

@@ -33,7 +33,7 @@ class ModelError(CourseError, ValueError):
     """A model that cannot be loaded or asked; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSettings:
     """Everything that depends on which model is fine-tuned.
 
@@ -69,11 +69,17 @@ class ModelSettings:
     epochs: int = 10
     batch_size: int = 8
 
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
+
+    def __repr__(self) -> str:
+        """All settings, without paths of this machine: outputs are committed."""
+        inner = ", ".join(f"{name}={value}" for name, value in self._rows())
+        return f"ModelSettings({inner})"
+
     def _repr_markdown_(self) -> str:
-        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        return "| setting | value |\n|:--|:--|\n" + "\n".join(
-            f"| {name} | {_shown(value)} |" for name, value in rows
-        )
+        rows = [f"| {name} | {value} |" for name, value in self._rows()]
+        return "\n".join(["| setting | value |", "|:--|:--|", *rows])
 
 
 MODELS = {
