@@ -107,9 +107,11 @@ def test_nothing_is_declared_for_nobody() -> None:
     providers = metadata.packages_distributions()
     packages = {normalised(p) for name in used for p in providers.get(name, [])}
     # Used by others: peft and transformers load them, sagemaker asks for any s3fs,
-    # ruff is the linter that pyproject.toml configures, and sagemaker the umbrella of
-    # the SDK, whose modules (sagemaker.core, …) come in packages of their own.
+    # flask is moto's server, ruff is the linter that pyproject.toml configures, and
+    # sagemaker the umbrella of the SDK, whose modules (sagemaker.core, …) come in
+    # packages of their own.
     indirect = {"accelerate", "bitsandbytes", "s3fs", "ruff", "sagemaker"}
+    indirect |= {"flask", "flask-cors"}
     for pin in pins():
         name = normalised(pin.name)
         assert name in packages | indirect or name in commands, f"who uses {name}?"

@@ -141,7 +141,8 @@ class Machine:
     def __str__(self) -> str:
         arithmetic = "bfloat16 in hardware" if self.bf16 else "no bfloat16 in hardware"
         if not self.gpu:
-            return f"no GPU · {self.threads} CPU threads · {arithmetic}"
+            threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
+            return f"no GPU · {threads} · {arithmetic}"
         return (
             f"{self.gpu} · {self.gpu_gigabytes:.1f} GB, "
             f"{self.gpu_free_gigabytes:.1f} GB free · {arithmetic}"

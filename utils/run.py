@@ -48,6 +48,12 @@ MATH = re.compile(r"\$[^$\s][^$]*\$")
 # The page must open without network. Only formulas need a script from elsewhere; it is
 # asked for last and in the background, and without it they are shown as written.
 OFFLINE_PAGE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_css -%}{{ super() }}
+<style>/* nbconvert shows code within a Markdown output in the font of the text. */
+.jp-RenderedMarkdown.jp-OutputArea-output pre {
+  font-family: var(--jp-code-font-family); font-size: var(--jp-code-font-size);
+}
+</style>{%- endblock -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- if resources.has_math -%}
