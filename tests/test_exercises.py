@@ -130,7 +130,13 @@ def test_right_record():
         ({"instruction": TASK, "response": "negative\n\n### End"}, "'### End' is in"),
         ({"instruction": "Is it good?", "response": "negative"}, "word for word"),
         ({"instruction": TASK, "response": "Positive"}, "not happy"),
-        ({"instruction": TASK, "response": "bad"}, "one word, positive or negative"),
+        ({"instruction": TASK, "response": "bad"}, "to the letter"),
+        ({"instruction": TASK, "response": "Negative"}, "to the letter"),
+        ({"instruction": TASK, "response": "non-negative"}, "to the letter"),
+        ({"instruction": TASK, "response": "positive/negative"}, "to the letter"),
+        ({"instruction": f"Positive? {REVIEW}", "response": "negative"}, "'negative'"),
+        ({"instruction": f"Sort: {REVIEW}", "response": "negative"}, "'positive'"),
+        ({"instruction": f"- {REVIEW} -", "response": "negative"}, "no task"),
         ({"instruction": REVIEW, "response": "negative"}, "no task"),
         ({"instruction": TASK, "response": "It is negative."}, "as one word"),
         ([TASK, "negative"], "expected a dictionary"),
@@ -144,35 +150,53 @@ def test_wrong_records_get_their_hint(record, hint):
 
 # hidden 32, feed-forward 64: query_key_value, dense, dense_h_to_4h, dense_4h_to_h
 SHAPES = [(32, 96), (32, 32), (32, 64), (64, 32)]
-RANK = 4
-ONE_BLOCK = sum(RANK * (inputs + outputs) for inputs, outputs in SHAPES)
+RANK, TARGET = 4, "query_key_value"
+ONE_BLOCK = RANK * (32 + 96)
 
 
 def test_right_lora_parameters_are_what_peft_counts():
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     base = tiny_gpt_neox()
-    assert check_lora_parameters(2 * ONE_BLOCK, base, RANK).passed
-    settings = MODELS["lab"].__class__(**{**vars(MODELS["lab"]), "lora_r": RANK})
-    model = get_peft_model(base, lora_config(settings))
+    assert check_lora_parameters(2 * ONE_BLOCK, base, RANK, TARGET).passed
+    config = LoraConfig(r=RANK, target_modules=[TARGET], task_type="CAUSAL_LM")
+    model = get_peft_model(base, config)
     assert model.get_nb_trainable_parameters()[0] == 2 * ONE_BLOCK
-    assert check_lora_parameters(2 * ONE_BLOCK, model, RANK).passed
+
+
+def test_a_model_that_has_other_lora_matrices_is_counted_anew():
+    from peft import get_peft_model
+
+    model = get_peft_model(tiny_gpt_neox(), lora_config(MODELS["lab"]))
+    before = model.get_nb_trainable_parameters()
+    assert check_lora_parameters(2 * ONE_BLOCK, model, RANK, TARGET).passed
+    everywhere = 2 * sum(RANK * (i + o) for i, o in SHAPES)
+    verdict = check_lora_parameters(everywhere, model, RANK, TARGET)
+    assert rejected(verdict, "for every linear layer")
+    assert model.get_nb_trainable_parameters() == before
+
+
+def test_dense_alone_is_not_all_layers_whose_names_begin_so():
+    count = 2 * RANK * (32 + 32)
+    assert check_lora_parameters(count, tiny_gpt_neox(), RANK, "dense").passed
 
 
 @pytest.mark.parametrize(
     "count, hint",
     [
-        (2 * sum(i * o for i, o in SHAPES), "LoRA leaves those alone"),
-        (2 * sum(RANK * i for i, _ in SHAPES), "one of the two matrices"),
-        (2 * sum(RANK * o for _, o in SHAPES), "one of the two matrices"),
-        (2 * sum(RANK * i * o for i, o in SHAPES), "are narrow"),
+        (2 * 32 * 96, "LoRA leaves those alone"),
+        (2 * RANK * 32, "one of the two matrices"),
+        (2 * RANK * 96, "one of the two matrices"),
+        (2 * RANK * 32 * 96, "are narrow"),
+        (2 * sum(RANK * (i + o) for i, o in SHAPES), "for every linear layer"),
+        (2 * RANK * RANK, "one side only"),
         (ONE_BLOCK, "that is one block; the model has 2"),
         (7, "rank x (inputs + outputs)"),
         ("7", "expected a whole number"),
     ],
 )
 def test_wrong_lora_parameters_get_their_hint(count, hint):
-    assert rejected(check_lora_parameters(count, tiny_gpt_neox(), RANK), hint)
+    assert rejected(check_lora_parameters(count, tiny_gpt_neox(), RANK, TARGET), hint)
 
 
 HISTORY = [

@@ -105,6 +105,17 @@ def test_this_machine_describes_itself():
     assert (machine.gpu is not None) == torch.cuda.is_available()
     assert ("no GPU" in str(machine)) == (machine.device == "cpu")
     assert "Tesla T4 · 15.8 GB, 15.0 GB free · no bfloat16" in str(T4)
+    assert (machine.capability is None) == (machine.gpu is None)
+
+
+def test_a_card_is_described_with_its_capability_and_cuda():
+    card = Machine("L4", 24.0, 23.0, True, 4, capability="8.9", cuda="12.8")
+    assert str(card).endswith("compute capability 8.9 · CUDA 12.8")
+
+
+def test_the_lab_models_size_in_the_table_is_its_size():
+    settings = MODELS["lab"]
+    assert load_model(settings).num_parameters() == settings.parameters
 
 
 # Loading

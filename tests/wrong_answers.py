@@ -21,7 +21,8 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
     # 03_dataset_templating
     "check_record": [
         (
-            'record = {"instruction": f"Classify: {review}", "response": "positive"}',
+            'record = {"instruction": f"Is this positive or negative? {review}", '
+            '"response": "positive"}',
             "not happy",
         ),
         ('record = {"instruction": review, "response": "negative"}', "is no task"),
@@ -30,9 +31,18 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
             "hold the review itself",
         ),
         (
-            'record = {"instruction": f"Classify: {review}", '
+            'record = {"instruction": f"Is this positive or negative? {review}", '
             '"response": "It is negative."}',
             "learned as one word",
+        ),
+        (
+            'record = {"instruction": f"Is this positive or negative? {review}", '
+            '"response": "non-negative"}',
+            "to the letter",
+        ),
+        (
+            'record = {"instruction": f"Classify: {review}", "response": "negative"}',
+            "does not name the class",
         ),
     ],
     "check_labels": [
@@ -61,16 +71,33 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
     ],
     # 04_lora_training
     "check_lora_parameters": [
-        ("count = sum(i * o for i, o in shapes)", "LoRA leaves those alone"),
-        ("count = sum(rank * i for i, o in shapes)", "one of the two matrices"),
-        ("count = sum(rank * i * o for i, o in shapes)", "are narrow"),
+        (
+            "count = sum(rank * (i + o) for i, o in shapes.values())",
+            "for every linear layer",
+        ),
+        (
+            "count = sum(rank * i for n, (i, o) in shapes.items() if target in n)",
+            "one of the two matrices",
+        ),
+        (
+            "count = sum(rank * i * o for n, (i, o) in shapes.items() if target in n)",
+            "are narrow",
+        ),
     ],
     "check_best_epoch": [
         (
-            'best_epoch = min(r["eval_loss"] for r in history if "eval_loss" in r)',
+            'best_epoch = min(small_run, key=lambda row: row.get("loss", 99))["epoch"]',
+            "the training loss is lowest",
+        ),
+        (
+            'best_epoch = min(r["eval_loss"] for r in small_run if "eval_loss" in r)',
             "that is the loss",
         ),
-        ("best_epoch = settings.epochs + 5", "there is no epoch"),
+        (
+            'measured = [r["eval_loss"] for r in small_run if "eval_loss" in r]\n'
+            "best_epoch = measured.index(min(measured))",
+            "count from 0",
+        ),
     ],
     # 06_djl_deployment
     "check_serving_properties": [
@@ -91,20 +118,57 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
             'option.adapter_checkpoint=lora\\nbatch_size=4\\n"',
             "asynchronous mode",
         ),
+        (
+            'properties = "engine=Python\\noption.rolling_batch=disable\\n'
+            "option.base_model=base\\noption.adapter_checkpoint=lora\\nbatch_size=4\\n"
+            'option.entryPoint=other.py\\n"',
+            "other.py is not in the archive",
+        ),
+        (
+            'properties = "engine=Python\\noption.rolling_batch=disable\\n'
+            "option.base_model=base\\noption.adapter_checkpoint=lora\\nbatch_size=4\\n"
+            'option.async_mode=true\\n"',
+            "option.async_mode=true switches on",
+        ),
     ],
     "check_payload": [
         (
-            'payload = {"inputs": "Why?", "parameters": {"max_tokens": 20}}',
+            'payload = {"inputs": question, "parameters": {"max_tokens": 20}}',
             "another service",
         ),
         (
-            'payload = {"inputs": "Why?", "parameters": {"max_new_tokens": 20}}',
-            "greedy",
+            'payload = {"inputs": question, "parameters": {"max_new_tokens": 20}}',
+            "this is greedy",
+        ),
+        (
+            'payload = {"inputs": question, '
+            '"parameters": {"max_new_tokens": 20, "temperature": 0.8}}',
+            "give it a seed",
         ),
         (
             'payload = {"inputs": "Why?", '
-            '"parameters": {"max_new_tokens": 20, "temperature": 0.8}}',
-            "give it a seed",
+            '"parameters": {"max_new_tokens": 20, "temperature": 0.8, "seed": 7}}',
+            "holds the question",
+        ),
+        (
+            'payload = {"inputs": question, '
+            '"parameters": {"max_new_tokens": 20, "do_sample": False, "seed": 7}}',
+            "do_sample=False is greedy",
+        ),
+        (
+            'payload = {"inputs": question, '
+            '"parameters": {"max_new_tokens": 20, "temperature": None, "seed": 7}}',
+            "counts as not given",
+        ),
+        (
+            'payload = {"inputs": question, '
+            '"parameters": {"max_new_tokens": 20, "top_k": 1, "seed": 7}}',
+            "top_k=1 leaves next to nothing",
+        ),
+        (
+            'payload = {"inputs": question, '
+            '"parameters": {"max_new_tokens": 64, "temperature": 0.8, "seed": 7}}',
+            "from 1 to 20",
         ),
     ],
 }

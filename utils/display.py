@@ -11,6 +11,7 @@ import inspect
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def show_source(*things: Any) -> None:
             source = path.read_text(encoding="utf-8")
             language = {".py": "python", ".json": "json"}.get(path.suffix, "text")
         else:
-            source, language = inspect.getsource(thing), "python"
+            # A method's lines are indented as they stand in its class.
+            source, language = textwrap.dedent(inspect.getsource(thing)), "python"
         fence = "```"
         while fence in source:
             fence += "`"

@@ -11,8 +11,10 @@ right answer deserves to hear. Decorate it with `@exercise("what to replace ... 
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.helpers import END_KEY, IGNORED, INSTRUCTION_KEY, RESPONSE_KEY
@@ -254,29 +256,44 @@ def check_record(record: Mapping[str, str], text: str) -> str:
         raise Wrong(f"{END_KEY!r} is in your response: `add_text` writes it.")
     if text not in instruction:
         raise Wrong("the instruction must hold the review itself, word for word.")
-    if "positive" in response.lower() and "negative" not in response.lower():
-        raise Wrong("read the review again: the customer is not happy.")
-    if "negative" not in response.lower():
-        raise Wrong("the response should be one word, positive or negative.")
-    if instruction.strip() == text.strip():
+    task = instruction.replace(text, " ")
+    if not any(character.isalpha() for character in task):
         raise Wrong("the review alone is no task: say what to do with it.")
-    if len(response.split()) > 1:
+    missing = [one for one in ("positive", "negative") if one not in task.lower()]
+    if missing:
+        raise Wrong(
+            f"the instruction does not name the class {missing[0]!r}: a model can only "
+            "choose between classes that it is told of."
+        )
+    given = response.strip()
+    if given.lower() == "positive":
+        raise Wrong("read the review again: the customer is not happy.")
+    if len(given.split()) > 1:
         raise Wrong("a class is best learned as one word: shorten the response.")
+    if given != "negative":
+        raise Wrong(
+            f"{given!r} is neither *positive* nor *negative*, to the letter: a class "
+            "is written the same way every time."
+        )
     return "the same template carries any task that is text in and text out."
 
 
 # 04_lora_training
 
 
-@exercise("the number of parameters that LoRA trains")
-def check_lora_parameters(count: int, model: Any, rank: int) -> str:
-    """Trainable parameters of LoRA on all linear layers of a base, at a rank.
+@exercise("the number of parameters that LoRA would train")
+def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str:
+    """Trainable parameters of LoRA at a rank, on the layers of one name only.
 
-    `model` is the base or a peft model of it; its output layer has no LoRA matrices.
+    Args:
+        count: the learner's answer.
+        model: the base or a peft model of it; peft counts on an empty copy.
+        rank: of the matrices.
+        target: the layers' name, as peft takes it in `target_modules`.
     """
     count = _number(count, "a whole number")
-    shapes = _linear_shapes(model)
-    right = sum(rank * (inputs + outputs) for inputs, outputs in shapes)
+    shapes = _linear_shapes(model, target)
+    right = _count_by_peft(model, rank, target)
     if count == right:
         return "peft counts the same."
     if count == sum(inputs * outputs for inputs, outputs in shapes):
@@ -291,29 +308,54 @@ def check_lora_parameters(count: int, model: Any, rank: int) -> str:
             "the two matrices are narrow: A is rank x inputs and B is outputs x rank, "
             "so add them, do not multiply inputs by outputs."
         )
-    layers = getattr(model.config, "num_hidden_layers", None)
-    if layers and count * layers == right:
-        raise Wrong(f"that is one block; the model has {layers} of them.")
+    everywhere = _linear_shapes(model)
+    if count == sum(rank * (inputs + outputs) for inputs, outputs in everywhere):
+        raise Wrong(f"that is for every linear layer: here only {target} gets LoRA.")
+    if count == len(shapes) * rank * rank or count == rank * rank:
+        raise Wrong("the rank is one side only of each matrix, the layer's the other.")
+    if count * len(shapes) == right:
+        raise Wrong(f"that is one block; the model has {len(shapes)} of them.")
     raise Wrong(
-        "for each linear layer count rank x (inputs + outputs), then add up the layers."
+        f"for each layer named {target} count rank x (inputs + outputs), then add up."
     )
 
 
-def _linear_shapes(model: Any) -> list[tuple[int, int]]:
-    """Inputs and outputs of all linear layers but the output layer."""
+def _count_by_peft(model: Any, rank: int, target: str) -> int:
+    """What peft would train on a copy of the model that takes no memory."""
+    import copy
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+        lora = LoraConfig(r=rank, target_modules=[target], task_type="CAUSAL_LM")
+        return get_peft_model(empty, lora).get_nb_trainable_parameters()[0]
+
+
+def _linear_shapes(model: Any, target: str | None = None) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear layers of one name, or of all but the output."""
     from torch import nn
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     output = base.get_output_embeddings()
-    wrapped = [m.base_layer for m in base.modules() if hasattr(m, "base_layer")]
-    plain = [m for m in base.modules() if isinstance(m, nn.Linear)]
-    layers = wrapped or [layer for layer in plain if layer is not output]
-    return [(layer.in_features, layer.out_features) for layer in layers]
+    return [
+        (layer.in_features, layer.out_features)
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear)
+        and layer is not output
+        and ".lora_" not in name
+        and target in (None, name.removesuffix(".base_layer").rpartition(".")[2])
+    ]
 
 
 @exercise("the number of an epoch")
 def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
-    """The epoch after which the held-out loss was lowest."""
+    """The epoch after which the held-out loss was lowest, in a history of any run."""
     epoch = _number(epoch, "the number of an epoch")
     held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}
     training = {row["epoch"]: row["loss"] for row in history if "loss" in row}
@@ -335,6 +377,9 @@ def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> st
 
 
 # 06_djl_deployment
+
+# Below these, drawing is as good as taking the likeliest token.
+LEAST_FOR_A_DRAW = {"temperature": 0.2, "top_p": 0.2, "top_k": 2}
 
 
 @exercise("the text of a serving.properties, in three quotation marks")
@@ -375,31 +420,72 @@ def check_serving_properties(text: str) -> str:
             "one line is missing: the one that keeps the server out of asynchronous "
             "mode, whatever lies in the archive."
         )
+    for finding in _findings_with(text):
+        raise Wrong(f"{finding.where}: {finding.what}. {finding.remedy}.")
     return "the server would start, load both folders and gather four requests."
 
 
+def _findings_with(properties: str) -> list[Any]:
+    """What `artifact.validate` finds in an archive with this serving.properties."""
+    from utils import artifact
+
+    no_tensors = b"\2" + bytes(7) + b"{}"  # the shortest safetensors file there is
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "base").mkdir()
+        (folder / "lora").mkdir()
+        (folder / "serving.properties").write_text(properties, "utf-8")
+        (folder / "model.py").write_bytes(artifact.ENTRY_POINT.read_bytes())
+        for file in ("base/config.json", "base/tokenizer.json"):
+            (folder / file).write_text("{}")
+        (folder / "base/model.safetensors").write_bytes(no_tensors)
+        (folder / "lora/adapter_config.json").write_text("{}")
+        (folder / "lora/adapter_model.safetensors").write_bytes(no_tensors)
+        return artifact.validate(folder, load=False).findings
+
+
 @exercise("a dictionary with inputs and parameters")
-def check_payload(payload: Mapping[str, Any], ask: Callable[..., Any]) -> str:
+def check_payload(
+    payload: Mapping[str, Any], ask: Callable[..., Any], question: str
+) -> str:
     """A request for at most 20 new tokens, sampled, and the same when sent again.
 
     Args:
         payload: the learner's answer.
         ask: sends a payload to the endpoint and returns its reply.
+        question: what is to be asked.
     """
     _require(Mapping, payload, "a dictionary")
-    if not isinstance(payload.get("inputs"), str):
-        raise Wrong('"inputs" holds the question as text.')
+    if payload.get("inputs") != question:
+        raise Wrong('"inputs" holds the question, as it stands in `question`.')
     parameters = payload.get("parameters")
     if not isinstance(parameters, Mapping):
         raise Wrong('how to decode goes into a dictionary under "parameters".')
     foreign = {"max_tokens", "max_length", "n_tokens"} & set(parameters)
     if foreign:
         raise Wrong(f"{foreign.pop()!r} is another service's name: max_new_tokens.")
-    if parameters.get("max_new_tokens") != 20:
-        raise Wrong("the budget is max_new_tokens, a whole number: 20.")
-    if not {"do_sample", "temperature", "top_p", "top_k"} & set(parameters):
+    given = {name: value for name, value in parameters.items() if value is not None}
+    empty = sorted(set(parameters) - set(given))
+    if empty:
+        raise Wrong(f"{empty[0]} is None, which counts as not given.")
+    budget = given.get("max_new_tokens")
+    if type(budget) is not int or not 1 <= budget <= 20:
+        raise Wrong(
+            "the budget is max_new_tokens, a whole number from 1 to 20; without it "
+            "the endpoint takes its own."
+        )
+    if given.get("do_sample") is False:
+        raise Wrong("do_sample=False is greedy: nothing is drawn.")
+    if not {"do_sample", "temperature", "top_p", "top_k"} & set(given):
         raise Wrong("this is greedy: nothing is drawn. Ask for a temperature.")
-    if "seed" not in parameters:
+    for name, least in LEAST_FOR_A_DRAW.items():
+        value = given.get(name)
+        if isinstance(value, int | float) and value < least:
+            raise Wrong(
+                f"{name}={value} leaves next to nothing to draw from but the likeliest "
+                f"token, which is greedy again: give at least {least}."
+            )
+    if "seed" not in given:
         raise Wrong("sent twice, this gets two answers: give it a seed.")
     try:
         first, second = ask(dict(payload)), ask(dict(payload))

@@ -87,7 +87,7 @@ MODELS = {
         name="lab",
         source=str(ROOT / "data" / "lab_model"),
         machine="two CPU cores",
-        parameters=2_000_000,
+        parameters=2_173_056,
         max_new_tokens=64,
         target_modules=GPT_NEOX_LINEAR_LAYERS,
         lora_dropout=0.0,
@@ -125,6 +125,8 @@ class Machine:
         gpu_free_gigabytes: how much of it is free now.
         bf16: the processor that trains multiplies bfloat16 in hardware.
         threads: how many CPU threads PyTorch uses.
+        capability: the card's compute capability, such as "8.6"; None without one.
+        cuda: the CUDA version that PyTorch was built with; None without a card.
     """
 
     gpu: str | None
@@ -132,6 +134,8 @@ class Machine:
     gpu_free_gigabytes: float
     bf16: bool
     threads: int
+    capability: str | None = None
+    cuda: str | None = None
 
     @property
     def device(self) -> str:
@@ -143,10 +147,16 @@ class Machine:
         if not self.gpu:
             threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
             return f"no GPU · {threads} · {arithmetic}"
-        return (
-            f"{self.gpu} · {self.gpu_gigabytes:.1f} GB, "
-            f"{self.gpu_free_gigabytes:.1f} GB free · {arithmetic}"
-        )
+        parts = [
+            self.gpu,
+            f"{self.gpu_gigabytes:.1f} GB, {self.gpu_free_gigabytes:.1f} GB free",
+            arithmetic,
+        ]
+        if self.capability:
+            parts.append(f"compute capability {self.capability}")
+        if self.cuda:
+            parts.append(f"CUDA {self.cuda}")
+        return " · ".join(parts)
 
     __repr__ = __str__
 
@@ -159,8 +169,16 @@ def this_machine() -> Machine:
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
     # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
-    bf16 = torch.cuda.get_device_capability() >= (8, 0)
-    return Machine(name, total / 1e9, free / 1e9, bf16, threads)
+    capability = torch.cuda.get_device_capability()
+    return Machine(
+        name,
+        total / 1e9,
+        free / 1e9,
+        bf16=capability >= (8, 0),
+        threads=threads,
+        capability="{}.{}".format(*capability),
+        cuda=torch.version.cuda,
+    )
 
 
 def settings_for(name: str) -> ModelSettings:

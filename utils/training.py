@@ -67,7 +67,7 @@ def training_arguments(
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,
+        warmup_steps=0.1,  # below 1: a share of all steps
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         train_sampling_strategy="group_by_length",
