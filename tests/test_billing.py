@@ -120,3 +120,40 @@ def test_a_failing_cell_deletes_everything(aws):
         assert models(aws) == set()
         guard._after_cell(Result)
     assert len(said) == 1
+
+
+def test_a_later_guard_watches_what_the_sdk_creates(aws):
+    """The SDK keeps its client, which has copied the handlers of its time."""
+    from sagemaker.core.resources import Model
+    from sagemaker.core.shapes import ContainerDefinition
+
+    where = {"session": aws.session, "region": aws.region}
+    for _ in range(3):
+        with BillingGuard(aws, silent) as guard:
+            Model.create(
+                model_name=guard.name("a"),
+                execution_role_arn=aws.role,
+                primary_container=ContainerDefinition(image="x"),
+                **where,
+            )
+            assert [entry.name for entry in guard.entries] == [guard.name("a")]
+            assert guard.remaining() == [f"model {guard.name('a')}"]
+        assert models(aws) == set()
+
+
+def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws):
+    class Failed:
+        success = False
+
+    logs = aws.session.client("logs")
+    with BillingGuard(aws, silent) as guard:
+        name = guard.name("a")
+        create_model(aws.session, aws, name)
+        guard._noter("endpoint", "EndpointName")({"EndpointName": name})
+        logs.create_log_group(logGroupName=f"/aws/sagemaker/Endpoints/{name}")
+        guard._after_cell(Failed)
+        left = [f"log group /aws/sagemaker/Endpoints/{name}"]
+        assert guard.remaining() == left
+        guard.teardown()
+        guard.teardown()
+        assert guard.remaining() == []

@@ -303,6 +303,8 @@ BAD_PARAMETERS = [
     ({"do_sample": "yes"}, "do_sample: expected true or false, found 'yes'"),
     ({"seed": -1}, "seed: .*found -1"),
     ({"seed": 2**63}, "seed: .*found 9223372036854775808"),
+    ({"seed": 3}, "seed: has no effect without sampling"),
+    ({"seed": 3, "do_sample": False}, "seed: has no effect without sampling"),
     ({"stop": []}, r"stop: expected a text or a list of 1 to 8 texts, found \[\]"),
     ({"stop": ["x"] * 9}, "stop: expected a text or a list"),
     ({"stop": [3]}, "stop: expected text, found 3"),

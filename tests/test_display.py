@@ -58,6 +58,13 @@ def test_source_of_a_function_and_of_a_file(shown, tmp_path):
     assert shown[1].data == "````text\nengine=Python\n```\n````"
 
 
+def test_source_of_a_method_begins_at_the_margin(shown):
+    show_source(DataCollatorForCompletionOnlyLM._pad)
+    lines = shown[0].data.splitlines()
+    assert lines[1].startswith("def _pad(self")
+    assert lines[2].startswith("    side = ")
+
+
 def test_source_of_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         show_source(tmp_path / "none.py")

@@ -56,6 +56,7 @@ def guard(aws):
     with BillingGuard(aws, say=lambda _: None) as guard:
         yield guard
     assert guard.remaining() == []
+    assert guard.run not in " ".join(OfflineAws.running().endpoints)
 
 
 def upload(aws, guard, files, name="model.tar.gz"):
@@ -117,12 +118,15 @@ def ask(aws, name, body, **more):
 @pytest.fixture(scope="module")
 def echo(aws):
     """An endpoint that several tests share."""
-    with BillingGuard(aws, say=lambda _: None) as guard:
-        address = upload(aws, guard, {"model.py": ECHO})
-        endpoint = deploy(aws, guard, address, environment={"MINE": "yes"})
-        wait_until_in_service(aws, endpoint, say=lambda _: None)
-        BillingGuard.active = None  # the tests' own guards must not close this one
-        yield endpoint
+    guard = BillingGuard(aws, say=lambda _: None)
+    address = upload(aws, guard, {"model.py": ECHO})
+    endpoint = deploy(aws, guard, address, environment={"MINE": "yes"})
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    guard._stop_watching()
+    BillingGuard.active = None  # the tests' own guards must not close this one
+    yield endpoint
+    guard.teardown()
+    assert guard.remaining() == []
 
 
 # --- nothing leaves this machine ------------------------------------------------------
@@ -393,17 +397,43 @@ def test_deleting_stops_the_worker(aws, guard):
 def test_deleting_while_creating_leaves_nothing(aws, guard):
     slow = ECHO.replace("return None", "__import__('time').sleep(30)")
     endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
-    children = psutil.Process().children(True)
+    own = OfflineAws.running().endpoints[endpoint.endpoint_name]
+    container = own.variants[0].container
+    server, worker = wait_for_worker(container)
     endpoint.delete()
-    assert all(gone_within(child.pid, 5) for child in children if is_new(child))
+    assert container.process.returncode is not None
+    assert all(gone_within(process.pid, 5) for process in (server, worker))
+    time.sleep(2 * local_aws.HEALTH_CHECK_INTERVAL)
+    assert container.process.pid == server.pid  # nothing was started in its place
 
 
-def is_new(process):
-    """Whether it was started in the last seconds, so not the shared endpoint's."""
-    try:
-        return time.time() - process.create_time() < 5
-    except psutil.NoSuchProcess:
-        return False
+def wait_for_worker(container, seconds=20):
+    """The container's own process and the worker below it, once both are there."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if container.process is not None:
+            server = psutil.Process(container.process.pid)
+            if workers := server.children(True):
+                return server, workers[0]
+        time.sleep(0.05)
+    raise AssertionError(f"no worker after {seconds} s: {list(container.log)}")
+
+
+@pytest.mark.parametrize("pause", [0, 0.02, 0.1, 0.3])
+def test_deleting_at_once_leaves_nothing(aws, guard, pause):
+    """Whether its process exists already, or not yet, or only just."""
+    endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": ECHO}))
+    own = OfflineAws.running().endpoints[endpoint.endpoint_name]
+    container = own.variants[0].container
+    time.sleep(pause)
+    below = []
+    if container.process is not None:
+        below = psutil.Process(container.process.pid).children(True)
+    endpoint.delete()
+    own._thread.join(5)
+    assert not own._thread.is_alive()
+    assert container.process is None or container.process.returncode is not None
+    assert all(gone_within(process.pid, 5) for process in below)
 
 
 def gone_within(pid, seconds):

@@ -1,8 +1,12 @@
 """What costs money on AWS: recorded when it is created, deleted when it is left.
 
-`BillingGuard` watches a session. Whatever the session creates on SageMaker or uploads
-to S3 is tagged with this run and noted; it is deleted at the end, when a cell fails, or
-when the kernel ends. Nothing without that tag is ever deleted.
+`BillingGuard` watches a session. What the session creates on SageMaker is noted and
+tagged with this run; uploads to S3, and the log group that an endpoint writes to, are
+noted by name. All of it is deleted at the end, when a cell fails, or when the kernel
+ends in order. On SageMaker nothing without that tag is ever deleted.
+
+A kernel that is killed, or a machine that is lost, deletes nothing: look in the console
+for names that begin with `course-`.
 """
 
 from __future__ import annotations
@@ -17,13 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.course import CourseError
-from utils.local_aws import Aws
+from utils.local_aws import Aws, forget_sdk_clients
 
 TAG = "course-run"
 FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
 LONGEST_POLL = 15  # … up to this
 DELETE_TIMEOUT = 900  # an endpoint in transition refuses to be deleted for a while
 LOG_LINES = 12
+LOG_GROUPS = "/aws/sagemaker/Endpoints/"  # SageMaker makes one for each endpoint
+LOG_GROUP = "log group"
 
 # kind → (operation, key of the name in its request), in the order of deletion
 KINDS = {
@@ -81,6 +87,7 @@ class BillingGuard:
             )
         for operation in ("PutObject", "CreateMultipartUpload"):
             self._on(f"provide-client-params.s3.{operation}", self._note_upload)
+        self._renew_sdk_client()
         self._notebook = _notebook()
         if self._notebook is not None:
             self._notebook.events.register("post_run_cell", self._after_cell)
@@ -97,10 +104,24 @@ class BillingGuard:
         self.aws.session.events.register(event, handler)
         self._handlers.append((event, handler))
 
+    def _renew_sdk_client(self) -> None:
+        """Makes the SageMaker SDK's one client anew.
+
+        A client copies the handlers of its session when it is made, and the SDK keeps
+        its client for as long as the process lives: it would go on calling those of a
+        guard before this one, or none, and what it creates would be watched by nobody.
+        """
+        from sagemaker.core.utils.utils import SageMakerClient
+
+        SageMakerClient.reset()
+        SageMakerClient(session=self.aws.session, region_name=self.aws.region)
+
     def _noter(self, kind: str, key: str) -> Callable:
         def note(params: dict, **_: Any) -> dict:
             # Noted before it exists: an interrupt in between must not lose it.
             self.entries.append(Entry(kind, params[key], time.time()))
+            if kind == "endpoint":
+                self.entries.append(Entry(LOG_GROUP, params[key], time.time()))
             return {**params, "Tags": [*params.get("Tags", []), self._tag]}
 
         return note
@@ -116,14 +137,17 @@ class BillingGuard:
 
     # --- deleting --------------------------------------------------------------------
 
-    def teardown(self) -> None:
+    def teardown(self, keep_logs: bool = False) -> None:
         """Deletes what this run created and is still there; may be called again.
+
+        Args:
+            keep_logs: leave the endpoints' log groups, to find out what went wrong.
 
         Raises:
             DeploymentError: if something could not be deleted, with its name.
         """
         failures = []
-        for kind in (*KINDS, "S3 object"):
+        for kind in (*KINDS, *([] if keep_logs else [LOG_GROUP]), "S3 object"):
             for entry in self.entries:
                 if entry.kind == kind and entry.deleted is None:
                     try:
@@ -134,7 +158,7 @@ class BillingGuard:
             raise DeploymentError(
                 "not deleted, and perhaps still billed: "
                 + "; ".join(failures)
-                + ". Delete them in the SageMaker console."
+                + ". Delete them in the AWS console."
             )
 
     def _delete(self, entry: Entry) -> None:
@@ -143,6 +167,13 @@ class BillingGuard:
         if entry.kind == "S3 object":
             bucket, _, key = entry.name.removeprefix("s3://").partition("/")
             self.aws.session.client("s3").delete_object(Bucket=bucket, Key=key)
+            entry.deleted = time.time()
+            return
+        if entry.kind == LOG_GROUP:
+            logs = self.aws.session.client("logs")
+            # An endpoint that never started a container has none.
+            with contextlib.suppress(logs.exceptions.ResourceNotFoundException):
+                logs.delete_log_group(logGroupName=LOG_GROUPS + entry.name)
             entry.deleted = time.time()
             return
         client = self.aws.session.client("sagemaker")
@@ -180,8 +211,16 @@ class BillingGuard:
         return self._tag in tags
 
     def remaining(self) -> list[str]:
-        """What in the account still carries the tag of this run, freshly listed."""
-        return [name for name, run in self.tagged() if run == self.run]
+        """What SageMaker has with this run's tag, and CloudWatch with its name.
+
+        Both are freshly listed.
+        """
+        logs = self.aws.session.client("logs")
+        groups = logs.describe_log_groups(logGroupNamePrefix=LOG_GROUPS + self.name(""))
+        left = [name for name, run in self.tagged() if run == self.run]
+        return left + [
+            f"{LOG_GROUP} {group['logGroupName']}" for group in groups["logGroups"]
+        ]
 
     def tagged(self) -> list[tuple[str, str]]:
         """Everything created since the guard that carries the course's tag.
@@ -208,20 +247,29 @@ class BillingGuard:
         try:
             self.teardown()
         finally:
-            for event, handler in self._handlers:
-                self.aws.session.events.unregister(event, handler)
-            self._handlers = []
-            if self._notebook is not None:
-                with contextlib.suppress(ValueError):
-                    self._notebook.events.unregister("post_run_cell", self._after_cell)
-            atexit.unregister(self.close)
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        for event, handler in self._handlers:
+            self.aws.session.events.unregister(event, handler)
+        self._handlers = []
+        forget_sdk_clients()
+        if self._notebook is not None:
+            with contextlib.suppress(ValueError):
+                self._notebook.events.unregister("post_run_cell", self._after_cell)
+        atexit.unregister(self.close)
 
     def _after_cell(self, result: Any) -> None:
         """Called by IPython after each cell."""
-        if result.success or all(entry.deleted for entry in self.entries):
+        if result.success or all(
+            entry.deleted for entry in self.entries if entry.kind != LOG_GROUP
+        ):
             return
-        self.teardown()
-        self._say("The cell failed: everything that this run created has been deleted.")
+        self.teardown(keep_logs=True)
+        self._say(
+            "The cell failed: what this run created has been deleted, but for the "
+            "endpoint's log. Go on again from the cell that makes the guard."
+        )
 
     def __enter__(self) -> BillingGuard:
         return self
@@ -238,7 +286,7 @@ class BillingGuard:
         lines = ["| created | name | billed by the hour | state |", "|:--|:--|:--|:--|"]
         uploads = [entry for entry in self.entries if entry.kind == "S3 object"]
         for entry in self.entries:
-            if entry.kind in KINDS:
+            if entry.kind != "S3 object":
                 bills = "yes" if entry.bills_by_the_hour else "no"
                 lines.append(
                     f"| {entry.kind} | `{self._portable(entry.name)}` | {bills} | "
@@ -325,9 +373,7 @@ def endpoint_log(aws: Aws, name: str, lines: int = LOG_LINES) -> list[str]:
 
     client = aws.session.client("logs")
     try:
-        events = client.filter_log_events(
-            logGroupName=f"/aws/sagemaker/Endpoints/{name}"
-        )["events"]
+        events = client.filter_log_events(logGroupName=LOG_GROUPS + name)["events"]
     except ClientError:
         return []
     return [event["message"] for event in events][-lines:]

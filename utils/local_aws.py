@@ -41,6 +41,7 @@ HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5
 INVOKE_TIMEOUT = 60  # seconds, as on SageMaker
 LOG_LINES = 200
+JOIN_TIMEOUT = 5  # seconds
 TRIES_OF_A_HANGING_WORKER = 3
 
 # What could lead a client elsewhere, or to other credentials, is taken away.
@@ -230,14 +231,7 @@ class OfflineAws:
             "no_proxy": ",".join(filter(None, [no_proxy, "127.0.0.1"])),
         }
         boto3.DEFAULT_SESSION = None
-        self._forget_sdk_clients()
-
-    @staticmethod
-    def _forget_sdk_clients() -> None:
-        """The SageMaker SDK keeps its clients: those made before point elsewhere."""
-        module = sys.modules.get("sagemaker.core.utils.utils")
-        if module is not None:
-            module.SageMakerClient.reset()
+        forget_sdk_clients()
 
     def _furnish(self) -> Aws:
         """What a real account has from the start: a role and a bucket."""
@@ -271,8 +265,15 @@ class OfflineAws:
             self.server.stop()
             os.environ.clear()
             os.environ |= self._environment
-            self._forget_sdk_clients()
+            forget_sdk_clients()
             atexit.unregister(self.close)
+
+
+def forget_sdk_clients() -> None:
+    """The SageMaker SDK keeps its clients: those made before may point elsewhere."""
+    module = sys.modules.get("sagemaker.core.utils.utils")
+    if module is not None:
+        module.SageMakerClient.reset()
 
 
 def mend_moto() -> None:
@@ -587,8 +588,10 @@ class LocalEndpoint:
             if reason is not None:
                 self._fail(variant, reason)
                 return
-        self.status = "InService"
+        if self._stopped.is_set():
+            return
         self._ship_log()
+        self.status = "InService"
         while not self._stopped.wait(HEALTH_CHECK_INTERVAL):
             for variant in self.variants:
                 if not variant.container.healthy and not self._stopped.is_set():
@@ -647,3 +650,5 @@ class LocalEndpoint:
         self.status = "Deleting"
         for variant in self.variants:
             variant.container.stop()
+        if self._thread.is_alive():
+            self._thread.join(JOIN_TIMEOUT)  # it may be writing the log
