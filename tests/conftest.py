@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -34,6 +35,11 @@ os.environ |= {
     "HTTPS_PROXY": NOWHERE,
     "NO_PROXY": "127.0.0.1,localhost",
 }
+
+# A shell that starts the tests in the background lets them ignore interrupts, and the
+# programs that they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -5,7 +5,8 @@
 
 Prints one line a command: seconds on the clock and the peak of the memory that all
 its processes hold together (proportional set size, sampled every second; resident set
-size where the system does not tell). Close other programs first.
+size where the system does not tell); what the commands print goes to the standard
+error. Close other programs first.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def measure(command: list[str], folder: Path) -> tuple[float, float, int]:
     # The caller's settings of the course must not decide what is measured.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COURSE_")}
     with psutil.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL
+        command, cwd=folder, env=environment, stdout=sys.stderr
     ) as process:
         while process.poll() is None:
             peak = max(peak, held_memory(process))
