@@ -225,7 +225,7 @@ def test_make_installs_once(checkout: Path) -> None:
     assert calls[2:] == ["-m utils.run"]
     start = time.monotonic()
     assert make(checkout, "run") == (0, ["-m utils.run"])
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # an installation takes minutes
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
