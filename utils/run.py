@@ -223,19 +223,16 @@ def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-async def _stop_kernel(manager: AsyncKernelManager, *, interrupt: bool) -> None:
-    """Stop a kernel and whatever it has started.
+async def _stop_kernel(manager: AsyncKernelManager) -> None:
+    """Stop a kernel, which may not even have started, and whatever it has started.
 
-    Args:
-        manager: of the kernel, which may not even have started.
-        interrupt: interrupt the running cell first, so that its `with` and `finally`
-            blocks, and the kernel's exit handlers, can clean up.
+    `shutdown_kernel` interrupts the running cell, so that its `with` and `finally`
+    blocks, and the kernel's exit handlers, can clean up. An interrupt of our own before
+    it would be a second one, and could strike the cleaning up itself.
     """
     started = _descendants()
     try:
         if manager.has_kernel and await manager.is_alive():
-            if interrupt:
-                await manager.interrupt_kernel()
             await manager.shutdown_kernel()
     finally:
         with contextlib.suppress(RuntimeError, OSError):
@@ -288,7 +285,6 @@ async def execute(
     )
     client.reset_execution_trackers()
     count = len(notebook.cells)
-    stopped_early = True
     with tempfile.TemporaryFile() as log:
         try:
             await client.async_start_new_kernel(
@@ -316,11 +312,10 @@ async def execute(
                         f"{where}: the kernel died, most often for want of memory."
                         + _log_tail(log)
                     ) from error
-            stopped_early = False
         finally:
             if client.kc is not None:
                 client.kc.stop_channels()
-            await _stop_kernel(manager, interrupt=stopped_early)
+            await _stop_kernel(manager)
     return notebook
 
 
