@@ -13,25 +13,30 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from utils.facts import FACTS_FILE, Fact, assign_parts, fact_parts, load_facts
 from utils.lab_model import wordings
-from utils.lab_model.tasks import problem_documents, relation_document
+from utils.lab_model.tasks import (
+    problem_documents,
+    relation_document,
+    rule_document,
+    sum_documents,
+)
 
 FAQS_FILE = FACTS_FILE.with_name("amazon_sagemaker_faqs.csv")
 FAQ_COLUMNS = ("instruction", "response", "topic", "fact")
 
 MIX = {
-    "prose": 0.18,
-    "relations": 0.26,
-    "questions": 0.08,
+    "prose": 0.15,
+    "questions": 0.07,
     "quizzes": 0.08,
-    "problems": 0.40,
+    "relations": 0.15,
+    "rules": 0.14,
+    "sums": 0.06,
+    "problems": 0.35,
 }
 """Share of each kind of document, counted in documents."""
-
-PROBLEM_KINDS = ["1 steps", "2 steps", "3 steps", "4 steps"] + 2 * ["speed", "product"]
 
 
 def faq_wordings(facts: list[Fact]) -> dict[str, tuple[int, int]]:
@@ -140,10 +145,12 @@ def quiz_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]
         yield gap.join(next(questions)[0] for _ in range(count)) + "\n"
 
 
-def relation_documents(generator: random.Random) -> Iterator[str]:
-    """Endless documents on relations between words."""
+def repeated(
+    document: Callable[[random.Random], str], generator: random.Random
+) -> Iterator[str]:
+    """What `document` writes, without end."""
     while True:
-        yield relation_document(generator)
+        yield document(generator)
 
 
 def documents(seed: int) -> Iterator[str]:
@@ -156,8 +163,10 @@ def documents(seed: int) -> Iterator[str]:
         "prose": prose_documents(generator, read),
         "questions": question_documents(generator, facts),
         "quizzes": quiz_documents(generator, facts),
-        "relations": relation_documents(generator),
-        "problems": problem_documents(generator, PROBLEM_KINDS),
+        "relations": repeated(relation_document, generator),
+        "rules": repeated(rule_document, generator),
+        "sums": sum_documents(generator),
+        "problems": problem_documents(generator),
     }
     names, shares = list(MIX), list(MIX.values())
     while True:

@@ -1,14 +1,16 @@
 """The tasks that the lab model learns from its corpus and is examined on.
 
-Relations between words, word problems, average speeds and products, each as a document
-for the corpus and as a prompt with its right answer. Pairs of operands for which
-`held_out` is true never meet in the corpus; the examination uses only such pairs.
+Relations between words, rules of word formation, word problems, average speeds and
+products, each as a document for the corpus and as a prompt with its right answer. Pairs
+of operands for which `held_out` is true, and pairs of words that `rule_is_held_out`
+names, never meet in the corpus; the examination uses only such pairs.
 """
 
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from utils.helpers import DEFAULT_SEED
 
@@ -94,6 +96,107 @@ def _relations() -> dict[str, dict[str, str]]:
 RELATIONS: dict[str, dict[str, str]] = _relations()
 """name → {word: answer}: twelve relations, six on animals and six on countries."""
 
+# --- rules of word formation ---
+
+# Only words that take the ending without a change of spelling.
+_NOUNS = """
+apple arm artist ball banana bank basket bell bird blanket boat bone book bottle bowl
+bridge brother bucket button cake camera camp candle car carpet carrot castle chair
+chapter cloud coat coin cup curtain day desk doctor door dream driver drum eagle egg
+engine eye farmer field finger flag floor flower friend game garden hand hat heart hill
+hour house idea island king kitchen kite ladder lake lamp law leg lemon lesson letter
+map market meal minute mirror month moon mountain nail needle night nose number onion
+orange page paper pear pen picture pillow pilot plane planet plate player pocket poem
+puzzle queen river road rocket roof room rope rule sailor school screw seed ship shirt
+shoe shop sister song spoon star street table teacher team tent thread ticket tower toy
+tree wall week wheel window word year
+"""
+_VERBS = """
+add answer ask attend avoid award block board boil borrow burn call chant chart check
+cheer claim clean click climb collect comfort connect contain cook correct count cover
+crack crawl deliver demand depend detect develop direct discover doubt draft drift drill
+earn edit employ end enjoy enter expand expect explain fear fill film float fold follow
+form gain gather greet guard hammer happen heat help hunt join jump kick knock land
+laugh lead lean learn lift listen load lock look mark melt mend need offer open order
+own pack paint park perform pick plant play point pour pray print pull record remain
+repair repeat rest return roll row sail scream shout sign sort sound spell start stay
+suggest talk test thank tour train treat trust turn twist visit wait walk wander want
+warn water weigh whisper wonder work yell
+"""
+_ADJECTIVES = """
+blank bleak blunt bold brief bright brisk broad calm cheap clear clever cold cool crisp
+cruel curt damp dark dear deep dull faint fair fast firm frail frank fresh full grand
+great hard harsh high keen kind light limp long loud low mean meek mild moist narrow
+near neat new numb odd old plain plump poor prompt proud quaint quick quiet rich rough
+round shallow sharp short shrewd sick sleek slick slight slow small smart smooth soft
+sour stark steep stern stiff stout straight strict strong sweet swift tall tart tender
+thick tight tough vast warm weak weird wild young
+"""
+WORD_CLASSES = {
+    "nouns": sorted(_NOUNS.split()),
+    "verbs": sorted(_VERBS.split()),
+    "adjectives": sorted(_ADJECTIVES.split()),
+}
+_ENDINGS = (
+    ("plural", "nouns", "s"),
+    ("possessive", "nouns", "'s"),
+    ("past", "verbs", "ed"),
+    ("progressive", "verbs", "ing"),
+    ("third person", "verbs", "s"),
+    ("doer", "verbs", "er"),
+    ("comparative", "adjectives", "er"),
+    ("superlative", "adjectives", "est"),
+    ("adverb", "adjectives", "ly"),
+    ("quality", "adjectives", "ness"),
+)
+LARGEST_COUNTED = 999
+
+
+def _rules() -> dict[str, dict[str, str]]:
+    rules = {
+        name: {word: word + ending for word in WORD_CLASSES[word_class]}
+        for name, word_class, ending in _ENDINGS
+    }
+    numbers = range(1, LARGEST_COUNTED)
+    rules["successor"] = {str(n): str(n + 1) for n in numbers}
+    rules["predecessor"] = {str(n + 1): str(n) for n in numbers}
+    return rules
+
+
+RULES: dict[str, dict[str, str]] = _rules()
+"""name → {word: form}: endings of English words, and the next and previous number."""
+
+
+def rule_is_held_out(rule: str, word: str) -> bool:
+    """Whether this pair of a word and its form is kept out of the corpus.
+
+    One word in five by its place in the alphabet, other ones for each rule; one pair of
+    neighbouring numbers in seven, the same ones forwards and backwards.
+
+    Raises:
+        KeyError: if there is no such rule, or it does not apply to this word.
+    """
+    form = RULES[rule][word]
+    if word.isdigit():
+        low = min(int(word), int(form))
+        return (3 * low + low // 10) % 7 == 0
+    offset = list(RULES).index(rule)
+    return (_place(rule)[word] + offset) % 5 == 0
+
+
+@cache
+def _place(rule: str) -> dict[str, int]:
+    return {word: place for place, word in enumerate(sorted(RULES[rule]))}
+
+
+@cache
+def _seen_and_held_out(rule: str) -> tuple[list[tuple[str, str]], ...]:
+    seen, held = [], []
+    for word, form in sorted(RULES[rule].items()):
+        (held if rule_is_held_out(rule, word) else seen).append((word, form))
+    return seen, held
+
+
 SEPARATORS = (" - ", ": ", " -> ", " = ")
 MOST_EXAMPLES = 6
 
@@ -115,13 +218,60 @@ def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> st
 def relation_document(generator: random.Random) -> str:
     """One relation shown by one to seven pairs, as lines or as a conversation."""
     relation = RELATIONS[generator.choice(sorted(RELATIONS))]
+    return _pairs_document(generator, sorted(relation.items()))
+
+
+_PHRASES = {
+    "nouns": "{word} is a noun: one {word}.\n",
+    "verbs": "{word} is a verb: to {word}.\n",
+    "adjectives": "{word} is an adjective: very {word}.\n",
+}
+
+
+def rule_document(generator: random.Random) -> str:
+    """One rule shown by one to seven pairs, or some words of a class as they are.
+
+    In the latter, every word is read, also those whose forms are held out.
+    """
+    if generator.random() < 0.3:
+        word_class = generator.choice(sorted(WORD_CLASSES))
+        words = generator.sample(WORD_CLASSES[word_class], generator.randint(2, 5))
+        return "".join(_PHRASES[word_class].format(word=word) for word in words)
+    seen, _ = _seen_and_held_out(generator.choice(sorted(RULES)))
+    return _pairs_document(generator, seen)
+
+
+def _pairs_document(generator: random.Random, known: list[tuple[str, str]]) -> str:
     count = generator.randint(1, MOST_EXAMPLES + 1)
-    pairs = generator.sample(sorted(relation.items()), count)
+    pairs = generator.sample(known, count)
     separator = generator.choice(SEPARATORS)
     if count > 1 and generator.random() < 0.35:
         *examples, (word, answer) = pairs
         return system_prompt(examples, separator, word) + f"\n  {answer}\n"
     return mapping_lines(pairs, separator)
+
+
+def rule_tasks(
+    n_examples: int,
+    n_prompts: int,
+    seed: int = DEFAULT_SEED,
+    separator: str = " - ",
+) -> list[Task]:
+    """Prompts that show `n_examples` pairs of a rule, then a word of a held-out pair.
+
+    As with `few_shot_tasks`, the words asked for depend on `seed` alone.
+    """
+    generator = random.Random(seed)
+    tasks = []
+    for _ in range(n_prompts):
+        kind = generator.choice(sorted(RULES))
+        seen, held = _seen_and_held_out(kind)
+        word, answer = generator.choice(held)
+        shown = generator.sample(seen, MOST_EXAMPLES)[:n_examples]
+        prompt = mapping_lines(shown, separator) + word + separator.rstrip()
+        also = {rule[word] for rule in RULES.values() if word in rule} - {answer}
+        tasks.append(Task(prompt, answer, kind, frozenset(also)))
+    return tasks
 
 
 def few_shot_tasks(
@@ -287,59 +437,108 @@ def _hours(halves: int) -> str:
     return f"{halves // 2} hours" if halves % 2 == 0 else f"{halves / 2} hours"
 
 
+def division_steps(dividend: int, divisor: int) -> tuple[str, ...]:
+    """A long division without remainder, digit by digit, and its result.
+
+    >>> division_steps(245, 5)
+    ('24 / 5 = 4 rest 4', '45 / 5 = 9 rest 0', '245 / 5 = 49')
+    """
+    digits = str(dividend)
+    start = next(n for n in range(1, len(digits) + 1) if int(digits[:n]) >= divisor)
+    steps, part = [], int(digits[:start])
+    for following in (*digits[start:], ""):
+        quotient, rest = divmod(part, divisor)
+        steps.append(f"{part} / {divisor} = {quotient} rest {rest}")
+        part = int(f"{rest}{following}")
+    return (*steps, f"{dividend} / {divisor} = {dividend // divisor}")
+
+
 def speed_problem(generator: random.Random, held: bool) -> Problem:
     """Average speed is distance over time, worked out by the half hour."""
     while True:
-        halves = generator.randint(1, 10)
+        halves = generator.randint(2, 10)
         per_half = generator.randint(5, LARGEST_OPERAND)
         if held_out(halves, per_half) == held:
             break
     vehicle, hours = generator.choice(_VEHICLES), _hours(halves)
     distance = halves * per_half
-    article = f"a {vehicle}"
     question = (
-        f"If {article} travels {distance} km in {hours}, "
+        f"If a {vehicle} travels {distance} km in {hours}, "
         "what is its average speed in km/h?"
     )
-    noun = "half hour" if halves == 1 else "half hours"
     steps = (
-        f"{hours} is {halves} {noun}",
-        f"{distance} / {halves} = {per_half} km in each half hour",
+        f"{hours} is {halves} half hours",
+        *division_steps(distance, halves),
         f"{per_half} x 2 = {2 * per_half}",
     )
     return Problem(question, steps, str(2 * per_half), "speed")
 
 
+def trip_problem(generator: random.Random, held: bool) -> Problem:
+    """The average speed of a trip of two legs: all of the way over all of the time."""
+    while True:
+        first_hours, second_hours = generator.randint(1, 4), generator.randint(1, 5)
+        hours, speed = first_hours + second_hours, generator.randint(11, 99)
+        first = generator.randint(10, hours * speed - 10)
+        second = hours * speed - first
+        if held_out(hours, speed) == held_out(first, second) == held:
+            break
+    vehicle, total = generator.choice(_VEHICLES), hours * speed
+    question = (
+        f"If a {vehicle} travels {first} km in {_hours(2 * first_hours)} and then "
+        f"{second} km in {_hours(2 * second_hours)}, "
+        "what is its average speed in km/h?"
+    )
+    steps = (
+        f"{first} + {second} = {total} km",
+        f"{first_hours} + {second_hours} = {hours} hours",
+        *division_steps(total, hours),
+    )
+    return Problem(question, steps, str(speed), "trip")
+
+
 def product_problem(generator: random.Random, held: bool) -> Problem:
-    """Two numbers of two digits, multiplied by partial products."""
-    first, second = _pair(generator, held, 11, 99)
+    """Two numbers of two digits, neither of them round, by partial products."""
+    while True:
+        first, second = _pair(generator, held, 11, 99)
+        if first % 10 and second % 10:
+            break
     tens, units = 10 * (second // 10), second % 10
-    steps = [f"{first} x {tens} = {first * tens}"]
-    if units:
-        steps += [
-            f"{first} x {units} = {first * units}",
-            f"{first * tens} + {first * units} = {first * second}",
-        ]
-    question = f"What is {first} x {second}?"
-    return Problem(question, tuple(steps), str(first * second), "product")
+    steps = (
+        f"{first} x {tens} = {first * tens}",
+        f"{first} x {units} = {first * units}",
+        f"{first * tens} + {first * units} = {first * second}",
+    )
+    return Problem(
+        f"What is {first} x {second}?", steps, str(first * second), "product"
+    )
+
+
+PROBLEM_KINDS = {
+    "1 steps": 0.34,
+    "2 steps": 0.11,
+    "3 steps": 0.09,
+    "4 steps": 0.08,
+    "speed": 0.10,
+    "trip": 0.10,
+    "product": 0.18,
+}
+"""The kinds of problem and the share of each among the corpus's problems."""
 
 
 def problem(generator: random.Random, kind: str, held: bool) -> Problem:
-    """A problem of this kind: "1 steps" to "4 steps", "speed" or "product".
+    """A problem of one of the `PROBLEM_KINDS`.
 
     Raises:
         ValueError: if there is no such kind.
     """
-    if kind == "speed":
-        return speed_problem(generator, held)
-    if kind == "product":
-        return product_problem(generator, held)
-    match = re.fullmatch(r"([1-4]) steps", kind)
-    if not match:
-        raise ValueError(
-            f"kind is {kind!r}; it can be '1 steps' to '4 steps', 'speed' or 'product'."
-        )
-    return word_problem(generator, int(match[1]), held)
+    if kind not in PROBLEM_KINDS:
+        known = ", ".join(map(repr, PROBLEM_KINDS))
+        raise ValueError(f"kind is {kind!r}; it can be one of {known}.")
+    others = {"speed": speed_problem, "trip": trip_problem, "product": product_problem}
+    if kind in others:
+        return others[kind](generator, held)
+    return word_problem(generator, int(kind.split()[0]), held)
 
 
 def problems(kind: str, n_problems: int, seed: int = DEFAULT_SEED) -> list[Problem]:
@@ -369,10 +568,28 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def problem_documents(generator: random.Random, kinds: list[str]) -> Iterator[str]:
-    """Endless documents about problems of these kinds, three in five of them worked."""
+def problem_documents(generator: random.Random) -> Iterator[str]:
+    """Endless documents about problems, as many worked as answered directly."""
+    kinds, shares = list(PROBLEM_KINDS), list(PROBLEM_KINDS.values())
     while True:
-        kind = generator.choice(kinds)
-        worked = generator.random() < 0.6
+        kind = generator.choices(kinds, shares)[0]
+        worked = generator.random() < 0.5
         style = "system" if generator.random() < 0.15 else "plain"
         yield problem(generator, kind, held=False).document(worked, style)
+
+
+def sum_documents(generator: random.Random) -> Iterator[str]:
+    """Endless documents of a few sums and differences, a line each."""
+    while True:
+        lines = []
+        for _ in range(generator.randint(2, 6)):
+            if generator.random() < 0.5:
+                first = generator.randint(2, 99)
+                _, second = _pair(generator, False, 2, LARGEST_OPERAND, first)
+                lines.append(f"{first} + {second} = {first + second}\n")
+            else:
+                first = generator.randint(5, 160)
+                high = min(first - 1, LARGEST_OPERAND)
+                _, second = _pair(generator, False, 2, high, first)
+                lines.append(f"{first} - {second} = {first - second}\n")
+        yield "".join(lines)

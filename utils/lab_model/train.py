@@ -23,12 +23,13 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from utils.course import ROOT, run_config
 from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
 from utils.lab_model.corpus import documents
+from utils.lab_model.tasks import WORD_CLASSES
 
 LAB_MODEL = ROOT / "data" / "lab_model"
 END_OF_TEXT = "<|endoftext|>"
 MARKERS = (END_KEY, INSTRUCTION_KEY, RESPONSE_KEY_NL)
 
-VOCABULARY = 2048
+VOCABULARY = 3072
 CONTEXT = 512  # what the configuration allows; training sees WINDOW tokens at a time
 WINDOW, BATCH = 256, 32
 TOKENS = 20e6
@@ -41,8 +42,9 @@ CHECKPOINT_SECONDS = 300
 def train_tokenizer(n_documents: int = 6000, seed: int = 0) -> PreTrainedTokenizerFast:
     """Byte-pair encoding with one token per digit and one per marker of the template.
 
-    It is trained on the corpus and on the template's fixed text, so that the template
-    costs few tokens although the corpus never shows it.
+    It is trained on the corpus; on the template's fixed text, so that the template
+    costs few tokens although the corpus never shows it; and on the words of the rules,
+    so that each is one token and its forms are that token and an ending.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,6 +65,8 @@ def train_tokenizer(n_documents: int = 6000, seed: int = 0) -> PreTrainedTokeniz
         template = template.replace(marker, "")
     stream = documents(seed)
     texts = [next(stream) for _ in range(n_documents)] + [template] * 50
+    words = [word for members in WORD_CLASSES.values() for word in members]
+    texts += [f"{word} {word}\n" for word in words] * 200
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
