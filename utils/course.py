@@ -394,6 +394,7 @@ class Step:
 
 
 STEPS = (
+    Step("01", "01_language_models.ipynb", "Understand", "a model, opened"),
     Step("02", "02_prompting.ipynb", "Prompt", "measured prompts"),
     Step("03", "03_dataset_templating.ipynb", "Template", "data set"),
     Step("04", "04_lora_training.ipynb", "Fine-tune", "LoRA adapter"),
