@@ -7,6 +7,8 @@ from tiny_models import tiny_tokenizer
 from utils import display, helpers
 from utils.display import (
     in_md,
+    plot_bars,
+    plot_curves,
     plot_lengths,
     plot_losses,
     plot_proportions,
@@ -146,3 +148,33 @@ def test_shares_are_plotted(shown):
     assert is_png(shown[0])
     with pytest.raises(ValueError, match="no shares"):
         plot_shares({}, x="grouping", y="padding")
+
+
+@pytest.mark.parametrize("keys", [(1, 2, 4), ("greedy", "sampled", "beams")])
+def test_curves_are_plotted(shown, keys):
+    few = {key: proportion([True, False, False]) for key in keys}
+    many = {key: proportion([True, True, True]) for key in keys}
+    plot_curves({"at once": few, "worked": many}, x="steps", y="right answers")
+    assert is_png(shown[0])
+    assert shown[0].alt.endswith("with 95% intervals, for: at once, worked")
+
+
+def test_curves_that_vary_different_things_are_an_error():
+    score = proportion([True])
+    with pytest.raises(ValueError, match=r"'worked' has scores for \[2\]"):
+        plot_curves({"at once": {1: score}, "worked": {2: score}}, x="steps", y="right")
+    with pytest.raises(ValueError, match="no scores"):
+        plot_curves({"at once": {}}, x="steps", y="right")
+
+
+def test_bars_are_plotted(shown):
+    plot_bars({"none": {"moo": 0.2}, "three": {"moo": 0.9}}, x="token", y="probability")
+    assert is_png(shown[0])
+    assert shown[0].alt == "probability against token, as bars, for: none, three"
+
+
+def test_bars_of_different_groups_are_an_error():
+    with pytest.raises(ValueError, match=r"'three' has the groups \['oink'\]"):
+        plot_bars({"none": {"moo": 1}, "three": {"oink": 1}}, x="token", y="share")
+    with pytest.raises(ValueError, match="no bars"):
+        plot_bars({}, x="token", y="share")

@@ -6,11 +6,16 @@ from tiny_models import tiny_gpt_neox
 from utils.exercises import (
     Verdict,
     Wrong,
+    check_adaptation,
+    check_attention_weights,
     check_best_epoch,
+    check_encode,
+    check_guard,
     check_labels,
     check_lora_parameters,
     check_padding_share,
     check_record,
+    check_survivors,
     exercise,
 )
 from utils.models import MODELS
@@ -59,6 +64,201 @@ def test_a_fault_in_a_check_itself_is_not_hidden():
 
     with pytest.raises(KeyError):
         check_broken(1)
+
+
+# 02
+
+
+def test_a_right_guard():
+    def guard(text):
+        words = text.split(" ")
+        return len(words) <= 2 and all(word.isalpha() for word in words)
+
+    assert check_guard(guard).passed
+
+
+@pytest.mark.parametrize(
+    "guard, hint",
+    [
+        ("duck", "expected a function"),
+        (lambda text: True, "everything gets through"),
+        (lambda text: False, "nothing gets through"),
+        (lambda text: text.isalpha(), "'polar bear' is refused"),
+        (lambda text: "\n" not in text, "an order on one line"),
+        (lambda text: bool(text) and "-" not in text, "an order in words"),
+        (lambda text: len(text.split()) < 3, "'cow: calf' gets through"),
+        (lambda text: text.replace(" ", "") or 1, "return True or False"),
+        (lambda text: text[0].isalpha(), "stops with IndexError"),
+    ],
+)
+def test_wrong_guards_get_their_hint(guard, hint):
+    assert rejected(check_guard(guard), hint)
+
+
+# 01, first half
+
+SCORES = torch.tensor([4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, *[-9.0] * 8])
+
+
+def kept(temperature):
+    chances = torch.softmax(SCORES / temperature, -1)
+    return int((chances.cumsum(-1) - chances < 0.9).sum())
+
+
+def test_survivors():
+    assert check_survivors(kept(2), SCORES).passed
+    assert check_survivors(torch.tensor(kept(2)), SCORES).passed
+    others = {kept(2) - 1, kept(1), kept(0.5), len(SCORES) - kept(2)}
+    assert len(others | {kept(2)}) == 5
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (kept(2) - 1, "one is missing"),
+        (len(SCORES) - kept(2), "cut off"),
+        (kept(1), "top-p at temperature 1"),
+        (kept(0.5), "multiplied by 2"),
+        (99, "not minus infinity"),
+        ("six", "expected a number"),
+    ],
+)
+def test_wrong_survivors_get_their_hint(answer, hint):
+    assert rejected(check_survivors(answer, SCORES), hint)
+
+
+def joined(symbols, pair):
+    """Every such pair of neighbours as one symbol."""
+    result = []
+    for symbol in symbols:
+        if result and (result[-1], symbol) == pair:
+            result[-1] += symbol
+        else:
+            result.append(symbol)
+    return result
+
+
+def in_order(word, merges):
+    symbols = list(word)
+    for pair in merges:
+        symbols = joined(symbols, pair)
+    return symbols
+
+
+def longest_piece(word, merges):
+    pieces, result = {a + b for a, b in merges}, []
+    while word:
+        size = next(n for n in range(len(word), 0, -1) if n == 1 or word[:n] in pieces)
+        result.append(word[:size])
+        word = word[size:]
+    return result
+
+
+def first_place_only(word, merges):
+    symbols = list(word)
+    for first, second in merges:
+        for place in range(len(symbols) - 1):
+            if symbols[place : place + 2] == [first, second]:
+                symbols[place : place + 2] = [first + second]
+                break
+    return symbols
+
+
+def test_encode():
+    assert check_encode(in_order).passed
+    assert check_encode(lambda word, merges: tuple(in_order(word, merges))).passed
+
+
+@pytest.mark.parametrize(
+    "encode, hint",
+    [
+        (lambda word, merges: in_order(word, merges[::-1]), "the first merge"),
+        (longest_piece, "the first merge"),
+        (first_place_only, "wherever it stands"),
+        (lambda word, merges: in_order(word, merges[:1]), "keep each result"),
+        (lambda word, merges: in_order(word, merges[:2]), "what earlier ones"),
+        (lambda word, merges: word, "returns str"),
+        (lambda word, merges: [word], "its characters"),
+        (lambda word, merges: merges[0], "IndexError"),
+        (lambda word: [word], "TypeError"),
+        (["h", "e"], "expected a function"),
+    ],
+)
+def test_wrong_encode_gets_its_hint(encode, hint):
+    assert rejected(check_encode(encode), hint)
+
+
+# 01, second half
+
+DOTS, HEAD_WIDTH = [0.0, 2.0, 6.0], 4
+RIGHT_WEIGHTS = [0.2689, 0.7311, 0.0]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, numpy.array])
+def test_right_attention_weights(kind):
+    assert check_attention_weights(kind(RIGHT_WEIGHTS), DOTS, HEAD_WIDTH).passed
+
+
+def test_attention_weights_may_be_a_list_of_tensors():
+    weights = [torch.tensor(weight) for weight in RIGHT_WEIGHTS]
+    assert check_attention_weights(weights, torch.tensor(DOTS), HEAD_WIDTH).passed
+
+
+@pytest.mark.parametrize(
+    "weights, hint",
+    [
+        ([0.0420, 0.1142, 0.8438], "comes later"),
+        ([0.0420, 0.1142, 0.0], "mask before the softmax"),
+        ([0.2119, 0.5761, 0.2119], "use minus infinity"),
+        ([0.1192, 0.8808, 0.0], "not scaled"),
+        ([0.0024, 0.0179, 0.9796], "not scaled"),
+        ([0.3775, 0.6225, 0.0], "divide by its root"),
+        ([0.0, 0.1192, 0.8808], "hides what came before"),
+        ([0.3, 0.3, 0.3], "add up to 1"),
+        ([1.0, 0.0, 0.0], "take the softmax"),
+        ([0.27, 0.73], "2 weights for 3 tokens"),
+        (["a", "b", "c"], "expected numbers"),
+        (0.5, "expected a list"),
+    ],
+)
+def test_wrong_attention_weights_get_their_hint(weights, hint):
+    assert rejected(check_attention_weights(weights, DOTS, HEAD_WIDTH), hint)
+
+
+WAYS = {
+    "prices": "retrieve",
+    "summaries": "prompt",
+    "tickets": "fine-tune",
+    "scripts": "pre-train",
+}
+
+
+def test_right_adaptation():
+    assert check_adaptation(WAYS).passed
+    assert check_adaptation(dict.fromkeys(WAYS, ...)).passed is None
+
+
+@pytest.mark.parametrize(
+    "change, hint",
+    [
+        ({"prices": "prompt"}, "old next week"),
+        ({"prices": "fine-tune"}, "last week's prices"),
+        ({"prices": "pre-train"}, "far cheaper"),
+        ({"summaries": "fine-tune"}, "ten letters"),
+        ({"tickets": "prompt"}, "is what costs"),
+        ({"tickets": "retrieve"}, "no fact is missing"),
+        ({"scripts": "fine-tune"}, "no model can read"),
+        ({"scripts": "RAG"}, "'RAG' is not one of"),
+        ({"scripts": ["prompt"]}, "is not one of"),
+    ],
+)
+def test_wrong_adaptations_get_their_hint(change, hint):
+    assert rejected(check_adaptation(WAYS | change), hint)
+
+
+def test_an_adaptation_that_leaves_out_a_team():
+    assert rejected(check_adaptation({"prices": "retrieve"}), "no way for 'summaries'")
+    assert rejected(check_adaptation("retrieve"), "expected a dictionary")
 
 
 # 03

@@ -5,6 +5,89 @@ The code runs where the exercise stands, with all that the notebook has defined 
 """
 
 WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
+    # 01_language_models, first half
+    "check_survivors": [
+        ("survivors = top_p(scores, 0.9).isfinite().sum()", "top-p at temperature 1"),
+        (
+            "survivors = top_p(temperature(scores, 2.0), 0.9).isinf().sum()",
+            "that many are cut off",
+        ),
+        (
+            "survivors = top_p(temperature(scores, 2.0), 0.9).isfinite().sum() - 1",
+            "one is missing",
+        ),
+        (
+            "survivors = top_p(temperature(scores, 0.5), 0.9).isfinite().sum()",
+            "multiplied by 2",
+        ),
+    ],
+    "check_encode": [
+        ("encode = learn_merges(counts, 4)", "expected a function"),
+        (
+            "def encode(word, merges):\n"
+            "    symbols = list(word)\n"
+            "    for pair in reversed(merges):\n"
+            "        symbols = merge(symbols, pair)\n"
+            "    return symbols",
+            "the first merge of the list goes first",
+        ),
+        (
+            "def encode(word, merges):\n"
+            "    for pair in merges:\n"
+            "        symbols = merge(list(word), pair)\n"
+            "    return symbols if merges else list(word)",
+            "keep each result",
+        ),
+        ("def encode(word, merges):\n    return merge(word, merges[0])", "IndexError"),
+        ("def encode(word, merges):\n    return word", "returns str"),
+    ],
+    # 01_language_models, second half
+    "check_attention_weights": [
+        (
+            "second_token = (dots / small_head_width**0.5).softmax(dim=-1)",
+            "comes later",
+        ),
+        (
+            "weights = (dots / small_head_width**0.5).softmax(dim=-1)\n"
+            "second_token = [weights[0], weights[1], 0]",
+            "mask before the softmax",
+        ),
+        (
+            "second_token = torch.tensor([0.0, 1.0, 0.0]).softmax(dim=-1)",
+            "use minus infinity",
+        ),
+        (
+            "second_token = [*dots[:2].softmax(dim=-1).tolist(), 0.0]",
+            "not scaled",
+        ),
+        (
+            "second_token = [*(dots / small_head_width)[:2].softmax(dim=-1), 0.0]",
+            "divide by its root",
+        ),
+        ("second_token = [0.27, 0.73]", "2 weights for 3 tokens"),
+    ],
+    "check_adaptation": [
+        (
+            'ways = {"prices": "fine-tune", "summaries": "prompt", '
+            '"tickets": "fine-tune", "scripts": "pre-train"}',
+            "last week's prices",
+        ),
+        (
+            'ways = {"prices": "retrieve", "summaries": "pre-train", '
+            '"tickets": "fine-tune", "scripts": "pre-train"}',
+            "far cheaper",
+        ),
+        (
+            'ways = {"prices": "retrieve", "summaries": "prompt", '
+            '"tickets": "prompt", "scripts": "pre-train"}',
+            "the long prompt is what costs",
+        ),
+        (
+            'ways = {"prices": "RAG", "summaries": "prompt", '
+            '"tickets": "prompt", "scripts": "pre-train"}',
+            "is not one of",
+        ),
+    ],
     # 02_prompting
     "check_steering_prompt": [
         ('steering_prompt = "horse - stable\\nduck - "', "ends in white space"),
@@ -17,6 +100,17 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
         ("budget = round(sum(solution_lengths) / len(solution_lengths))", "average"),
         ("budget = 8", "cut off"),
         ("budget = 10_000", "does not stop by itself"),
+    ],
+    "check_guard": [
+        ("guard = lambda text: True", "everything gets through"),
+        ("guard = lambda text: False", "nothing gets through"),
+        ("guard = str.isalpha", "'polar bear' is refused"),
+        (r"guard = lambda text: '\n' not in text", "an order on one line"),
+        (
+            "guard = lambda text: len(text.split(' ')) < 3",
+            "an example on a line of its own|gets through",
+        ),
+        ('guard = "duck"', "expected a function"),
     ],
     # 03_dataset_templating
     "check_record": [

@@ -214,6 +214,93 @@ def plot_proportions(
     _show(figure, f"{y} against {x}, with 95% intervals")
 
 
+def plot_curves(curves: Mapping[str, Mapping[Any, Proportion]], x: str, y: str) -> None:
+    """Several series of proportions with their 95% intervals, on the same axes.
+
+    Lines over numbers; over names, points beside each other.
+
+    Args:
+        curves: name of a series → what was varied → proportion. All series vary the
+            same.
+        x, y: names of the axes.
+
+    Raises:
+        ValueError: if there is nothing to plot, or the series vary different things.
+    """
+    if not curves or not all(curves.values()):
+        raise ValueError("There are no scores to plot.")
+    keys = list(next(iter(curves.values())))
+    for name, scores in curves.items():
+        if list(scores) != keys:
+            raise ValueError(
+                f"The series {name!r} has scores for {list(scores)}; the first one has "
+                f"them for {keys}."
+            )
+    figure, axes = _figure()
+    numeric = all(isinstance(key, int | float) for key in keys)
+    places = keys if numeric else list(range(len(keys)))
+    for number, (name, scores) in enumerate(curves.items()):
+        # Beside each other, so that no interval hides another one.
+        shift = 0 if numeric else 0.16 * (number - (len(curves) - 1) / 2)
+        values = [score.value for score in scores.values()]
+        axes.errorbar(
+            [place + shift for place in places],
+            values,
+            yerr=[
+                [max(0.0, score.value - score.low) for score in scores.values()],
+                [max(0.0, score.high - score.value) for score in scores.values()],
+            ],
+            fmt=("os^Dv"[number % 5]) + ("-" if numeric else ""),
+            color=COLOURS[number % len(COLOURS)],
+            capsize=4,
+            linewidth=1.5,
+            label=name,
+        )
+    axes.set_xticks(places, [str(key) for key in keys])
+    if not numeric:
+        axes.set_xlim(-0.6, len(keys) - 0.4)
+    axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
+    names = ", ".join(curves)
+    _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
+
+
+def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
+    """Groups of bars, one bar of each series in a group.
+
+    Args:
+        bars: name of a series → group → height. All series have the same groups.
+        x, y: names of the axes.
+
+    Raises:
+        ValueError: if there is nothing to plot, or a series has other groups.
+    """
+    if not bars or not all(bars.values()):
+        raise ValueError("There are no bars to plot.")
+    groups = list(next(iter(bars.values())))
+    width = 0.8 / len(bars)
+    figure, axes = _figure()
+    for number, (name, heights) in enumerate(bars.items()):
+        if list(heights) != groups:
+            raise ValueError(
+                f"The series {name!r} has the groups {list(heights)}; the first one "
+                f"has {groups}."
+            )
+        shift = width * (number - (len(bars) - 1) / 2)
+        axes.bar(
+            [place + shift for place in range(len(groups))],
+            list(heights.values()),
+            width,
+            color=COLOURS[number % len(COLOURS)],
+            label=name,
+        )
+    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
+    axes.set(xlabel=x, ylabel=y)
+    figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
+    _show(figure, f"{y} against {x}, as bars, for: {', '.join(bars)}")
+
+
 def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     """Shares of a whole as bars, each with its percentage.
 

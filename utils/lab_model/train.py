@@ -32,7 +32,7 @@ MARKERS = (END_KEY, INSTRUCTION_KEY, RESPONSE_KEY_NL)
 VOCABULARY = 3072
 CONTEXT = 512  # what the configuration allows; training sees WINDOW tokens at a time
 WINDOW, BATCH = 256, 32
-TOKENS = 24e6
+TOKENS = 30e6
 MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3
 WARM_UP_STEPS = 50
 STEPS_PER_SHARD = 64
@@ -200,13 +200,13 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer_list = optimizers(model)
-    first_step = 0
+    first_step, seconds_before = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        first_step = state["step"]
+        first_step, seconds_before = state["step"], state["seconds"]
         print(f"resumed at step {first_step}", flush=True)
     run = torch.compile(model) if compiled else model
     stream = batches(tokenizer, seed, first_step)
@@ -241,6 +241,7 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
             save_checkpoint(
                 checkpoint,
                 step=step + 1,
+                seconds=seconds_before + time.monotonic() - started,
                 model=model.state_dict(),
                 optimizers=[optimizer.state_dict() for optimizer in optimizer_list],
             )
@@ -248,8 +249,11 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
             last_saved = time.monotonic()
     save_model(model, tokenizer, out)
     checkpoint.unlink(missing_ok=True)
+    minutes = (seconds_before + time.monotonic() - started) / 60
     print(
-        f"wrote {out.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
+        f"wrote {out.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{steps * BATCH * WINDOW:,} tokens in {minutes:.0f} minutes on {device} with "
+        f"{torch.get_num_threads()} threads"
     )
 
 
