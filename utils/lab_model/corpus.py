@@ -30,10 +30,10 @@ FAQ_COLUMNS = ("instruction", "response", "topic", "fact")
 MIX = {
     "prose": 0.15,
     "questions": 0.07,
-    "quizzes": 0.08,
-    "relations": 0.15,
-    "rules": 0.14,
-    "sums": 0.06,
+    "quizzes": 0.06,
+    "relations": 0.12,
+    "rules": 0.15,
+    "sums": 0.10,
     "problems": 0.35,
 }
 """Share of each kind of document, counted in documents."""
