@@ -1,0 +1,133 @@
+import re
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from utils.helpers import add_text
+from utils.lab_model.tasks import (
+    MOST_EXAMPLES,
+    RELATIONS,
+    RULES,
+    final_answer,
+    held_out,
+    rule_is_held_out,
+)
+from utils.replay import SKILLS, ReplayError, skill_rows, with_replay
+
+ROWS = skill_rows(400)
+
+
+def rows_of(topic: str) -> list[dict[str, str]]:
+    return [row for row in ROWS if row["topic"] == topic]
+
+
+def pairs_of(row: dict[str, str]) -> list[tuple[str, str]]:
+    lines = f"{row['instruction']} {row['response']}".splitlines()
+    return [tuple(line.split(" - ")) for line in lines]
+
+
+# The rows
+
+
+def test_every_skill_has_its_share_and_no_instruction_comes_twice():
+    assert len(ROWS) == len({row["instruction"] for row in ROWS}) == 400
+    assert {topic: len(rows_of(topic)) for topic in SKILLS} == dict.fromkeys(
+        SKILLS, 100
+    )
+
+
+def test_the_same_seed_draws_the_same_rows_and_fewer_are_the_first_of_more():
+    assert skill_rows(40) == ROWS[:40]
+    assert skill_rows(40, seed=1) != ROWS[:40]
+
+
+def test_the_rows_fit_the_template():
+    for row in ROWS:
+        assert add_text(row)["completion"].startswith(row["response"])
+        assert row["instruction"] == row["instruction"].strip()
+
+
+@pytest.mark.parametrize(("topic", "table"), [("relation", RELATIONS), ("rule", RULES)])
+def test_words_are_completed_by_the_relation_that_the_lines_show(topic, table):
+    for row in rows_of(topic):
+        pairs = pairs_of(row)
+        assert 2 <= len(pairs) <= MOST_EXAMPLES
+        assert any(
+            all(known.get(word) == answer for word, answer in pairs)
+            for known in table.values()
+        ), row
+
+
+def test_no_pair_of_words_that_is_examined_is_replayed():
+    for row in rows_of("rule"):
+        for word, answer in pairs_of(row):
+            rules = [name for name in RULES if RULES[name].get(word) == answer]
+            assert not any(rule_is_held_out(name, word) for name in rules), row
+
+
+def test_worked_problems_show_steps_without_operands_that_are_examined():
+    found = 0
+    for row in rows_of("worked problem"):
+        assert final_answer(row["response"]), row
+        for first, second in re.findall(r"\b(\d+) [+-] (\d+) =", row["response"]):
+            if not re.search("km|x", row["response"]):
+                assert not held_out(int(first), int(second)), row
+                found += 1
+    assert found > 50
+
+
+def test_direct_answers_are_numbers():
+    for row in rows_of("direct answer"):
+        assert row["instruction"].endswith("Answer: The answer is")
+        assert re.fullmatch(r"[\d.]+", row["response"]), row
+
+
+# Mixing
+
+
+@pytest.fixture(scope="module")
+def dataset() -> DatasetDict:
+    def part(first: int, rows: int) -> Dataset:
+        ids = [[number] for number in range(first, first + rows)]
+        return Dataset.from_dict(
+            {
+                "instruction": ["?"] * rows,
+                "input_ids": ids,
+                "attention_mask": [[1]] * rows,
+                "labels": ids,
+            }
+        )
+
+    return DatasetDict({"train": part(0, 80), "replay": part(1000, 30)})
+
+
+@pytest.mark.parametrize(("share", "replayed"), [(0, 0), (0.2, 20), (0.25, 27)])
+def test_the_share_is_that_of_all_rows(dataset, share, replayed):
+    mixed = with_replay(dataset, share)
+    assert mixed.column_names == ["input_ids", "attention_mask", "labels"]
+    assert mixed["input_ids"][:80] == dataset["train"]["input_ids"][:]
+    added = mixed["input_ids"][80:]
+    assert len(added) == replayed == len({ids[0] for ids in added})
+    assert all(ids[0] >= 1000 for ids in added)
+
+
+def test_which_rows_are_replayed_follows_the_seed(dataset):
+    first, again = with_replay(dataset, 0.2), with_replay(dataset, 0.2)
+    other = with_replay(dataset, 0.2, seed=1)
+    assert first.to_list() == again.to_list() != other.to_list()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 20])
+def test_what_is_no_share_is_an_error(dataset, share):
+    with pytest.raises(ReplayError, match=f"share is {share}: .*such as 0.2"):
+        with_replay(dataset, share)
+
+
+def test_a_share_that_takes_more_rows_than_there_are_is_an_error(dataset):
+    with pytest.raises(ReplayError, match="takes 80 rows .* there are 30: lower"):
+        with_replay(dataset, 0.5)
+
+
+def test_a_data_set_without_replay_is_an_error(dataset):
+    with pytest.raises(ReplayError, match="no part 'replay': run 03_dataset"):
+        with_replay(DatasetDict(train=dataset["train"]), 0.2)
