@@ -1,9 +1,36 @@
-"""Shares, differences and their intervals."""
+"""Shares, differences and their intervals; losses, text measures and classes."""
+
+import math
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import tiny_gpt_neox, tiny_tokenizer
+from transformers import Trainer, TrainingArguments
 
-from utils.evaluation import paired_difference, proportion
+from utils.evaluation import (
+    answer_class,
+    answer_kind,
+    class_scores,
+    exact_match,
+    held_out_loss,
+    judge,
+    paired_difference,
+    proportion,
+    questions_needed,
+    text_scores,
+    token_f1,
+    token_losses,
+    words,
+)
+from utils.facts import load_facts
+from utils.helpers import (
+    DataCollatorForCompletionOnlyLM,
+    add_text,
+    preprocess_batch,
+)
+
+# Shares and differences
 
 
 def test_proportion_matches_wilson_by_hand():
@@ -51,3 +78,214 @@ def test_equal_answers_differ_by_exactly_nothing():
 def test_unpaired_answers_are_an_error(hits, baseline):
     with pytest.raises(ValueError, match="same questions"):
         paired_difference(hits, baseline)
+
+
+def test_differences_of_any_numbers_have_an_interval():
+    gain = paired_difference([2.0, 2.5, 3.0, 3.5], [1.0, 1.0, 1.0, 1.0])
+    assert gain.value == pytest.approx(1.75)
+    assert 1 < gain.low < gain.value < gain.high < 2.5
+
+
+def test_as_many_questions_as_are_needed_find_the_difference_that_often():
+    # Of the questions, 15% are won and 5% lost: 0.1 on average.
+    chances = {1: 0.15, -1: 0.05, 0: 0.8}
+    spread = math.sqrt(0.2 - 0.1**2)
+    n = questions_needed(spread, 0.1, power=0.8)
+    assert n == math.ceil((2.8015852 * spread / 0.1) ** 2)
+    drawn = np.random.default_rng(0).choice(
+        list(chances), p=list(chances.values()), size=(2000, n)
+    )
+    errors = drawn.std(axis=1) / math.sqrt(n)
+    found = (drawn.mean(axis=1) > 1.96 * errors).mean()
+    assert 0.75 < found < 0.87
+
+
+def test_half_the_difference_takes_four_times_the_questions():
+    assert abs(questions_needed(1, 0.05) - 4 * questions_needed(1, 0.1)) <= 4
+    assert questions_needed(0, 0.1) == 1
+
+
+@pytest.mark.parametrize(("spread", "difference"), [(1, 0), (-1, 0.1)])
+def test_a_difference_of_nothing_cannot_be_found(spread, difference):
+    with pytest.raises(ValueError, match="not zero"):
+        questions_needed(spread, difference)
+
+
+# Losses
+
+RECORDS = [
+    {"instruction": "What is kept?", "response": "Features."},
+    {
+        "instruction": "Which measures?",
+        "response": "Encryption at rest, and more of it.",
+    },
+    {"instruction": "What does Feature Store keep for models?", "response": "It is."},
+    {
+        "instruction": "And at rest?",
+        "response": "It keeps features for models at rest.",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    texts = [add_text(record) for record in RECORDS]
+    batch = {name: [text[name] for text in texts] for name in ("prompt", "completion")}
+    columns = preprocess_batch(batch, tiny_tokenizer(), max_length=None)
+    names = list(columns)
+    return [
+        dict(zip(names, row, strict=True))
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return tiny_gpt_neox().eval()
+
+
+def test_token_losses_are_those_of_the_labelled_tokens(model, rows):
+    losses = token_losses(model, tiny_tokenizer(), rows)
+    for row, found in zip(rows, losses, strict=True):
+        labelled = sum(label >= 0 for label in row["labels"])
+        assert len(found) == labelled
+        tensors = {name: torch.tensor([values]) for name, values in row.items()}
+        with torch.no_grad():
+            assert found.mean() == pytest.approx(model(**tensors).loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_held_out_loss_does_not_depend_on_the_batches(model, rows, batch_size):
+    losses = token_losses(model, tiny_tokenizer(), rows)
+    again = token_losses(model, tiny_tokenizer(), rows, batch_size)
+    for one, other in zip(losses, again, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    tokens = np.concatenate(losses)
+    score = held_out_loss(losses)
+    assert score.value == pytest.approx(tokens.mean())
+    assert score.low <= score.value <= score.high
+    assert score.n == len(rows)
+
+
+def test_the_trainers_loss_is_the_mean_of_its_batches(model, rows, tmp_path):
+    # What lesson 05 says of transformers: a change there must be noticed here.
+    losses = token_losses(model, tiny_tokenizer(), rows)
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=2, use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        eval_dataset=rows,
+        data_collator=DataCollatorForCompletionOnlyLM(tiny_tokenizer()),
+    )
+    batches = [np.concatenate(losses[:2]).mean(), np.concatenate(losses[2:]).mean()]
+    theirs = trainer.evaluate()["eval_loss"]
+    assert theirs == pytest.approx(np.mean(batches), abs=1e-4)
+    assert abs(theirs - held_out_loss(losses).value) > 1e-3
+
+
+def test_no_tokens_have_no_loss():
+    with pytest.raises(ValueError, match="no row has a labelled token"):
+        held_out_loss([np.empty(0)])
+
+
+# Text measures
+
+
+def test_words_are_compared_without_case_punctuation_and_articles():
+    assert words("The IAM roles, and a VPC.") == ["iam", "roles", "and", "vpc"]
+    assert exact_match("IAM roles!", "the iam roles")
+    assert not exact_match("IAM roles", "roles IAM")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "f1"),
+    [
+        ("one two", "one two", 1),
+        ("one two three four", "one two", 2 / 3),  # precision 1/2, recall 1
+        ("one one one", "one two", 2 / 5),  # a word counts as often as it is wanted
+        ("three", "one two", 0),
+        ("", "one", 0),
+        ("", "", 1),
+    ],
+)
+def test_token_f1(answer, expected, f1):
+    assert token_f1(answer, expected) == pytest.approx(f1)
+
+
+def test_the_measures_of_a_copy_are_one_and_of_something_else_nearly_zero():
+    long = "Training data kept in Amazon S3 goes in."
+    copy = text_scores([long], [long])
+    other = text_scores(["zzz"], [long])
+    assert list(copy) == ["exact match", "token F1", "ROUGE-L", "chrF", "BLEU"]
+    assert all(scores == [pytest.approx(1)] for scores in copy.values())
+    assert all(scores[0] < 0.05 for scores in other.values())
+
+
+def test_rouge_l_is_the_longest_common_subsequence():
+    # "x y w" is common to both, in that order: 3 of 4 words here and 3 of 3 there.
+    score = text_scores(["x y z w"], ["x y w"])["ROUGE-L"][0]
+    assert score == pytest.approx(2 * (3 / 4) * 1 / (3 / 4 + 1))
+
+
+def test_an_answer_for_every_expected_one():
+    with pytest.raises(ValueError, match="1 answers for 2 expected"):
+        text_scores(["one"], ["one", "two"])
+
+
+# Right and wrong
+
+FACT = {"fact": "amazon-sagemaker/users", "response": "For data scientists."}
+
+
+def test_a_known_fact_is_judged_by_its_value_and_other_rows_by_their_words():
+    answers = ["Data scientists use it.", "the store!"]
+    assert judge(answers, [FACT, {"response": "The store."}]) == [True, True]
+    assert judge(["Nobody."], [FACT]) == [False]
+    assert judge(["A depot."], [{"response": "The store.", "fact": None}]) == [False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "named"),
+    [
+        ("It is made for data scientists.", "right", "data scientists"),
+        ("It is made for {other}.", "another value", "{other}"),
+        ("For data scientists and {other}.", "several values", "none"),
+        ("It is billed by the hour.", "no such value", "none"),
+    ],
+)
+def test_an_answer_goes_wrong_in_one_of_three_ways(answer, kind, named):
+    users = {fact.value for fact in load_facts() if fact.relation == "users"}
+    other = sorted(users - {"data scientists"})[0]
+    answer = answer.format(other=other)
+    assert answer_kind(answer, FACT) == kind
+    assert answer_class(answer, FACT) == named.format(other=other)
+
+
+def test_rows_without_facts_have_their_answers_for_classes():
+    row = {"response": "Positive."}
+    assert answer_kind("positive", row) == "right"
+    assert answer_kind("negative", row) == "no such value"
+    assert answer_class("Negative.", row) == "negative"
+    assert answer_class("", row) == "none"
+
+
+def test_precision_and_recall_by_hand():
+    expected = ["yes", "yes", "yes", "no", "maybe"]
+    predicted = ["yes", "yes", "no", "no", "yes"]
+    table = class_scores(predicted, expected)
+    assert list(table.index) == ["yes", "maybe", "no"]  # frequent first, then by name
+    assert table.loc["yes", "precision"] == pytest.approx(2 / 3)
+    assert table.loc["yes", "recall"] == pytest.approx(2 / 3)
+    assert table.loc["no", ["precision", "recall"]].tolist() == [0.5, 1]
+    assert table.loc["no", "F1"] == pytest.approx(2 / 3)
+    assert math.isnan(table.loc["maybe", "precision"])
+    assert table.loc["maybe", "F1"] == 0
+    assert table["questions"].tolist() == [3, 1, 1]
+
+
+def test_a_class_for_every_question():
+    with pytest.raises(ValueError, match="1 predicted classes for 2"):
+        class_scores(["yes"], ["yes", "no"])

@@ -6,7 +6,14 @@ import random
 import pytest
 
 from utils import facts
-from utils.facts import PARTS, SHOWN_FACT, assign_parts, get_fact, is_right
+from utils.facts import (
+    PARTS,
+    SHOWN_FACT,
+    assign_parts,
+    get_fact,
+    is_right,
+    stated_values,
+)
 from utils.lab_model.corpus import FAQS_FILE, faq_rows
 
 with open(FAQS_FILE, encoding="utf-8", newline="") as file:
@@ -119,3 +126,10 @@ def test_a_faulty_table_is_refused_with_its_line(tmp_path, lines, message):
     path.write_text("\n".join(header + lines) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         facts.load_facts(path)
+
+
+def test_an_answer_states_values_of_one_relation_at_a_time():
+    answer = "Data scientists and administrators, says Amazon S3."
+    assert stated_values(answer, "users") == {"data scientists", "administrators"}
+    assert stated_values("Nobody knows.", "users") == set()
+    assert not stated_values(answer, "limit")

@@ -119,17 +119,22 @@ def _states(text: str, value: str) -> bool:
     return _words(value) in _words(text)
 
 
-def is_right(answer: str, fact_id: str) -> bool:
-    """Whether an answer states the fact's value and no other value of that relation.
+def stated_values(answer: str, relation: str) -> set[str]:
+    """The values of a relation that an answer states.
 
     Case, punctuation and white space do not count; whole words do.
+    """
+    return {value for value in _values(relation) if _states(answer, value)}
+
+
+def is_right(answer: str, fact_id: str) -> bool:
+    """Whether an answer states the fact's value and no other value of that relation.
 
     Raises:
         KeyError: if the course's table has no such fact.
     """
     fact = get_fact(fact_id)
-    stated = {value for value in _values(fact.relation) if _states(answer, value)}
-    return stated == {fact.value}
+    return stated_values(answer, fact.relation) == {fact.value}
 
 
 def fact_parts(
