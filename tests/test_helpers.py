@@ -1,15 +1,20 @@
 import copy
-import statistics
+import inspect
 import subprocess
 import sys
 import time
+import types
 
 import numpy
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import tiny_gpt_neox, tiny_tokenizer
+from transformers import Trainer, TrainingArguments
 
 from utils import helpers
+from utils.course import SHIPPED_DATA
+from utils.faqs import load_faqs
 from utils.helpers import (
     END_KEY,
     IGNORED,
@@ -21,6 +26,7 @@ from utils.helpers import (
     encode_prompts,
     preprocess_batch,
 )
+from utils.models import load_tokenizer, settings_for
 
 EXACT_PROMPT = (
     b"Below is an instruction that describes a task. Write a response that "
@@ -53,6 +59,17 @@ def learned(tokenizer, batch, row=0):
 
 def without_labels(row):
     return {"input_ids": row["input_ids"]}
+
+
+def lab_tokenizer():
+    return load_tokenizer(settings_for("lab"))
+
+
+def straddling_tokenizer():
+    """Two line breaks are one token, wherever they stand."""
+    tokenizer = copy.deepcopy(tiny_tokenizer(key_tokens=False))
+    tokenizer.add_tokens(["\n\n"])
+    return tokenizer
 
 
 def padded(tokenizer, row, side, amount):
@@ -129,9 +146,10 @@ def test_only_the_completion_is_labelled(tokenizer):
 
 
 def test_no_token_straddles_prompt_and_completion():
-    tokenizer = tiny_tokenizer(key_tokens=False)
+    tokenizer = straddling_tokenizer()
     record = {**RECORD, "response": "\n\nIt begins with empty lines."}
     (row,) = templated_rows(tokenizer, record)
+    assert row["input_ids"] != tokenizer(add_text(record)["text"])["input_ids"]
     labelled = [label for label in row["labels"] if label != IGNORED]
     assert tokenizer.decode(labelled) == add_text(record)["completion"]
 
@@ -171,8 +189,23 @@ def test_cutting_the_prompt_never_cuts_the_answer(tokenizer):
     cut = preprocess_batch(columns(RECORD), tokenizer, limit, too_long="cut_prompt")
     assert cut["input_ids"] == [row["input_ids"][5:]]
     assert cut["labels"] == [row["labels"][5:]]
-    with pytest.raises(ValueError, match="max_length is 4"):
-        preprocess_batch(columns(RECORD), tokenizer, 4, too_long="cut_prompt")
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_cutting_the_prompt_leaves_its_key_and_its_beginning(adds_bos):
+    tokenizer = tiny_tokenizer(adds_bos=adds_bos)
+    bos = [tokenizer.bos_token_id] if adds_bos else []
+    (row,) = templated_rows(tokenizer, RECORD)
+    answer = [label for label in row["labels"] if label != IGNORED]
+    key = tokenizer(RESPONSE_KEY_NL, add_special_tokens=False)["input_ids"]
+    least = bos + key + answer
+    cut = preprocess_batch(
+        columns(RECORD), tokenizer, len(least), too_long="cut_prompt"
+    )
+    assert cut["input_ids"] == [least]
+    assert cut["labels"] == [[IGNORED] * len(bos + key) + answer]
+    with pytest.raises(ValueError, match=f"max_length is {len(least) - 1}"):
+        preprocess_batch(columns(RECORD), tokenizer, len(least) - 1, "cut_prompt")
 
 
 def test_a_row_of_exactly_the_limit_is_kept(tokenizer):
@@ -186,7 +219,7 @@ def test_an_untemplated_batch_is_an_error_that_says_what_to_do(tokenizer):
         preprocess_batch({"instruction": ["What?"]}, tokenizer, 100)
 
 
-# The collator
+# The collator: labels that were made at tokenising, or are searched for
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -266,16 +299,45 @@ def test_an_answer_that_quotes_the_keys_is_learned_whole(tokenizer):
         assert learned(tokenizer, collator([row])) == f"{response}\n\n{END_KEY}"
 
 
-def test_several_turns_are_each_learned_up_to_their_end(tokenizer):
-    first, second = add_text(RECORD)["text"], add_text(LONGER)["text"]
-    ids = tokenizer(first + tokenizer.eos_token + second)["input_ids"]
+def test_a_question_that_quotes_the_key_is_not_learned(tokenizer):
+    question = f"What comes after {RESPONSE_KEY_NL}?"
+    rows = templated_rows(tokenizer, {**RECORD, "instruction": question})
+    batch = DataCollatorForCompletionOnlyLM(tokenizer)(rows)
+    assert learned(tokenizer, batch) == "It is a service.\n\n### End"
+
+
+@pytest.mark.parametrize("between", ["<|endoftext|>", "\n\n", ""])
+@pytest.mark.parametrize("key_tokens", [True, False])
+def test_several_turns_are_each_learned_up_to_their_end(between, key_tokens):
+    tokenizer = tiny_tokenizer(key_tokens=key_tokens)
+    turns = [add_text(record)["text"] for record in (RECORD, LONGER, RECORD)]
+    ids = tokenizer(between.join(turns) + "<|endoftext|>")["input_ids"]
     batch = DataCollatorForCompletionOnlyLM(tokenizer)([ids])
-    expected = "It is a service.\n\n### End<|endoftext|>Encryption at rest.\n\n### End"
+    stop = END_KEY + (between if between == "<|endoftext|>" else "")
+    expected = (
+        f"It is a service.\n\n{stop}Encryption at rest.\n\n{stop}"
+        f"It is a service.\n\n{END_KEY}<|endoftext|>"
+    )
     assert learned(tokenizer, batch) == expected
 
 
+def test_a_token_that_straddles_the_key_is_an_error_and_not_a_wrong_label():
+    tokenizer = straddling_tokenizer()
+    ids = tokenizer(PROMPT.format(instruction="Why?", response="\n\nSo."))["input_ids"]
+    pieces = [tokenizer.decode(piece) for piece in ids]
+    assert pieces[pieces.index(":", pieces.index(":") + 1) + 1] == "\n\n"
+    with pytest.raises(ValueError, match="Row 0 .*no answer.*preprocess_batch"):
+        DataCollatorForCompletionOnlyLM(tokenizer)([ids])
+
+
+def short_integers(values):
+    return numpy.array(values, dtype=numpy.int32)
+
+
 @pytest.mark.parametrize(
-    "kind", [list, tuple, numpy.array, torch.tensor], ids=lambda kind: kind.__name__
+    "kind",
+    [list, tuple, numpy.array, short_integers, torch.tensor],
+    ids=lambda kind: kind.__name__,
 )
 def test_lists_arrays_and_tensors_are_accepted(tokenizer, kind):
     rows = templated_rows(tokenizer, RECORD, LONGER)
@@ -285,6 +347,14 @@ def test_lists_arrays_and_tensors_are_accepted(tokenizer, kind):
     for result in (collator(given), collator([kind(r["input_ids"]) for r in rows])):
         for key in expected:
             assert torch.equal(result[key], expected[key])
+
+
+def test_rows_as_a_tokenizer_returns_them_are_accepted(tokenizer):
+    (row,) = templated_rows(tokenizer, RECORD)
+    batch = DataCollatorForCompletionOnlyLM(tokenizer)(
+        [tokenizer(add_text(RECORD)["text"])]
+    )
+    assert batch["labels"].tolist() == [row["labels"]]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -320,6 +390,34 @@ def test_rows_without_an_answer_can_be_dropped_or_masked(tokenizer):
     assert drop["labels"].tolist() == [good["labels"]]
     assert mask["labels"].shape[0] == 2
     assert (mask["labels"][0] == IGNORED).all()
+
+
+def test_a_label_that_nothing_can_predict_is_no_answer(tokenizer):
+    (row,) = templated_rows(tokenizer, RECORD)
+    row["labels"] = row["input_ids"][:1] + [IGNORED] * (len(row["labels"]) - 1)
+    with pytest.raises(ValueError, match="Row 0 .*no answer"):
+        DataCollatorForCompletionOnlyLM(tokenizer)([row])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"labels": [1, 2]}, r"Row 1 .*'labels': \(2,\)"),
+        ({"attention_mask": [1]}, r"Row 1 .*'attention_mask': \(1,\)"),
+        ({"input_ids": [[5, 6]]}, r"Row 1 .*'input_ids': \(1, 2\).*flat"),
+        ({"input_ids": None}, r"Row 1 .*it needs flat `input_ids`"),
+    ],
+)
+def test_a_malformed_row_is_named(tokenizer, change, message):
+    good, bad = templated_rows(tokenizer, RECORD, LONGER)
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForCompletionOnlyLM(tokenizer)([good, bad | change])
+
+
+def test_columns_in_place_of_rows_are_an_error(tokenizer):
+    rows = Dataset.from_list(templated_rows(tokenizer, RECORD, LONGER))
+    with pytest.raises(ValueError, match="give a list of rows"):
+        DataCollatorForCompletionOnlyLM(tokenizer)(rows[:2])
 
 
 @pytest.mark.parametrize("choice", ["drop", "mask"])
@@ -359,24 +457,191 @@ def test_logits_at_completions_only_give_the_same_loss_and_gradient(tokenizer, s
     assert output.logits.shape[-2] == learned_tokens
 
 
-def test_a_batch_of_eight_takes_little_time(tokenizer):
-    rows = templated_rows(tokenizer, *[RECORD, LONGER] * 4)
+def test_a_plain_trainer_scores_completions_only_and_learns_the_same(
+    tokenizer, tmp_path
+):
+    rows = templated_rows(tokenizer, RECORD, LONGER, LONGER, RECORD)
+    runs = []
+    for short in (False, True):
+        torch.manual_seed(0)
+        model = tiny_gpt_neox(len(tokenizer))
+        scored = []
+        model.get_output_embeddings().register_forward_hook(
+            lambda layer, inputs, output, scored=scored: scored.append(
+                output.numel() // output.shape[-1]
+            )
+        )
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(tmp_path),
+                max_steps=3,
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=2,
+                learning_rate=1e-2,
+                logging_steps=1,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=DataCollatorForCompletionOnlyLM(
+                tokenizer, completion_logits_only=short
+            ),
+        )
+        trainer.train()
+        held_out = trainer.evaluate()["eval_loss"]
+        log = trainer.state.log_history
+        losses = [
+            row[name] for row in log for name in ("loss", "grad_norm") if name in row
+        ]
+        runs.append((sum(scored), [*losses, held_out]))
+    (everywhere, plain), (at_completions, short) = runs
+    assert len(plain) == 7
+    assert short == pytest.approx(plain, rel=1e-4)
+    answers = sum(label != IGNORED for row in rows for label in row["labels"])
+    assert at_completions == 4 * answers  # three epochs and one evaluation
+    assert everywhere >= 4 * sum(len(row["labels"]) for row in rows)
+
+
+TOKENIZERS = {
+    "the lab model's": lab_tokenizer,
+    "keys in pieces": lambda: tiny_tokenizer(key_tokens=False),
+    "adds bos": lambda: tiny_tokenizer(adds_bos=True),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_labels_are_trls_but_for_the_end_of_text_that_it_appends(name, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = TOKENIZERS[name]()
+    records = load_faqs(SHIPPED_DATA).frame.to_dict("records")[::4]
+    ours = templated_rows(tokenizer, *records)
+    trainer = SFTTrainer(
+        model=tiny_gpt_neox(len(tokenizer)),
+        args=SFTConfig(
+            output_dir=str(tmp_path),
+            max_length=None,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict(columns(*records)),
+        processing_class=tokenizer,
+    )
+    theirs = trainer.train_dataset.select_columns(["input_ids", "labels"]).to_list()
+    end = [tokenizer.eos_token_id]
+    assert theirs == [
+        {name: row[name] + end for name in ("input_ids", "labels")} for row in ours
+    ]
+    tokenizer.padding_side = "right"  # TRL always pads there
+    batch = DataCollatorForCompletionOnlyLM(tokenizer)(theirs[:8])
+    for key, value in trainer.data_collator(theirs[:8]).items():
+        assert torch.equal(batch[key], value), key
+
+
+@pytest.mark.parametrize("searched, most", [(False, 0.0015), (True, 0.003)])
+def test_a_batch_of_eight_takes_a_millisecond_or_so(searched, most):
+    tokenizer = lab_tokenizer()
+    records = load_faqs(SHIPPED_DATA).frame.to_dict("records")[:8]
+    rows = templated_rows(tokenizer, *records)
+    if searched:
+        rows = [without_labels(row) for row in rows]
     collator = DataCollatorForCompletionOnlyLM(tokenizer, pad_to_multiple_of=8)
     times = []
-    for _ in range(30):
-        start = time.perf_counter()
+    for _ in range(50):
+        start = time.process_time()  # of this process: others do not count
         collator(rows)
-        times.append(time.perf_counter() - start)
-    assert statistics.median(times) < 0.015  # ten times what a quiet machine takes
+        times.append(time.process_time() - start)
+    assert min(times) < most
 
 
 def test_import_is_light():
     code = (
-        "import sys, torch; before = set(sys.modules); import utils.helpers; "
-        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+        "import sys, time, torch, transformers; before = set(sys.modules); "
+        "start = time.process_time(); import utils.helpers; "
+        "print(time.process_time() - start, *sorted(set(sys.modules) - before))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    heavy = {"transformers", "datasets", "pandas", "matplotlib", "peft"}
-    assert not heavy & set(eval(result.stdout))
+    seconds, *modules = result.stdout.split()
+    assert float(seconds) < 0.1
+    assert modules == ["utils", "utils.helpers"]
+
+
+# Deliberate breaks: the tests above must catch each
+
+LABELS = 'rows["labels"].append([IGNORED] * len(prompt) + completion)'
+FOUND = "start, stop = place + len(key), len(ids)"
+PADDED_LABELS = "labels = self._pad([labels for _, labels in kept], IGNORED)"
+BREAKS = [
+    ("mask off by one", LABELS, LABELS.replace("(prompt)", "(prompt[:-1])")),
+    (
+        "mask off by one",
+        LABELS,
+        'rows["labels"].append([IGNORED] * len(prompt + [0]) + completion[1:])',
+    ),
+    ("mask off by one", FOUND, FOUND.replace("len(key)", "len(key) + 1")),
+    ("eos unmasked", "real[: text[0]], real[last + 1 :] = False, False", "pass"),
+    ("eos unmasked", "last = text[-1] + (", "last = text[-1] + 2 * ("),
+    ("eos masked", "last = text[-1] + (", "last = text[-1] + 0 * ("),
+    ("eos masked", "real = given[", "real = (ids != pad_id) & given["),
+    ("eos masked", "stop += ids[stop", "stop += 0 * ids[stop"),
+    (
+        "key included",
+        LABELS,
+        'rows["labels"].append([IGNORED] * len(prompt[: -len(least)])'
+        " + prompt[-len(least) :] + completion)",
+    ),
+    ("key included", FOUND, FOUND.replace("place + len(key)", "place")),
+    ("padding counted", PADDED_LABELS, PADDED_LABELS.replace("IGNORED", "0")),
+    ("padding counted", "for i, _ in kept], 0)", "for i, _ in kept], 1)"),
+    (
+        "second key",
+        "place = _find(ids, key, 0)",
+        "place = max(_find(ids, key, i) for i in (0, _find(ids, key, 0) + 1))",
+    ),
+    ("logits off by one", "pad(labels[:, 1:], (0, 1)", "pad(labels, (0, 0)"),
+]
+SLOW_OR_OTHER = "trl or trainer or millisecond or light or broken"
+
+
+class Failures:
+    """A plugin of pytest that keeps the reports of tests that fail."""
+
+    def __init__(self):
+        self.reports = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.reports.append(report)
+
+
+@pytest.mark.parametrize("name, old, new", [("nothing", "", ""), *BREAKS])
+def test_a_collator_broken_on_purpose_makes_a_test_fail(monkeypatch, name, old, new):
+    source = inspect.getsource(helpers)
+    assert not old or source.count(old) == 1, f"helpers.py no longer has {old!r}"
+    broken = types.ModuleType("utils.helpers")
+    exec(compile(source.replace(old, new), broken.__name__, "exec"), broken.__dict__)
+    for function in (preprocess_batch, DataCollatorForCompletionOnlyLM):
+        changed = getattr(broken, function.__name__)
+        monkeypatch.setattr(sys.modules[__name__], function.__name__, changed)
+    failures = Failures()
+    options = ["--noconftest", "-x", "-q", "-p", "no:cacheprovider"]
+    verdict = pytest.main(
+        [*options, "-k", f"not ({SLOW_OR_OTHER})", __file__], plugins=[failures]
+    )
+    if name == "nothing":
+        assert verdict == pytest.ExitCode.OK
+    else:
+        assert verdict == pytest.ExitCode.TESTS_FAILED
+        (report,) = failures.reports
+        assert report.when == "call"
+        assert "AssertionError" in report.longreprtext or "Failed: " in (
+            report.longreprtext
+        ), f"it breaks down instead of going wrong: {report.longreprtext}"

@@ -79,8 +79,8 @@ def preprocess_batch(
     Args:
         batch: columns `prompt` and `completion`, as `add_text` makes them.
         max_length: most tokens in a row; None for no limit.
-        too_long: "cut_prompt" takes the excess from the prompt's start; an answer is
-            never cut.
+        too_long: "cut_prompt" takes the excess from the prompt's start; an answer, the
+            response key and the beginning-of-sequence token are never cut.
 
     Returns:
         `input_ids`, `attention_mask` and `labels` (-100 over the prompt).
@@ -96,6 +96,7 @@ def preprocess_batch(
         )
     prompts = encode_prompts(batch["prompt"], tokenizer)
     completions = tokenizer(list(batch["completion"]), add_special_tokens=False)
+    start, least = encode_prompts(["", RESPONSE_KEY_NL], tokenizer)
     rows: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
     pairs = zip(prompts, completions["input_ids"], strict=True)
     for number, (prompt, completion) in enumerate(pairs):
@@ -103,14 +104,14 @@ def preprocess_batch(
         if excess > 0:
             if too_long == "drop":
                 continue
-            if too_long == "raise" or excess > len(prompt):
+            if too_long == "raise" or excess > len(prompt) - len(least):
                 raise ValueError(
                     f"Row {number} of the batch has {len(prompt)} prompt and "
                     f"{len(completion)} completion tokens; max_length is {max_length}. "
                     "Shorten it, raise max_length, or pass too_long='drop'. Its "
                     f"completion begins {batch['completion'][number][:60]!r}."
                 )
-            prompt = prompt[excess:]
+            prompt = start + prompt[len(start) + excess :]
         rows["input_ids"].append(prompt + completion)
         rows["attention_mask"].append([1] * (len(prompt) + len(completion)))
         rows["labels"].append([IGNORED] * len(prompt) + completion)
@@ -143,17 +144,26 @@ class DataCollatorForCompletionOnlyLM:
         """Return `input_ids`, `attention_mask` and `labels`, each (rows, length).
 
         Raises:
-            ValueError: if a row has no answer, or the tokenizer no padding token.
+            ValueError: if a row has no answer or is malformed, naming it, or if the
+                tokenizer has no padding token.
         """
         if self.tokenizer.pad_token_id is None:
             raise ValueError(
                 "The tokenizer has no padding token: set "
                 "`tokenizer.pad_token = tokenizer.eos_token`."
             )
-        kept = []
+        if isinstance(rows, Mapping):
+            raise ValueError(
+                f"The batch is one dictionary of {sorted(rows)}: give a list of rows, "
+                "such as `dataset.select(range(8)).to_list()`."
+            )
+        kept, keys = [], None
         for number, row in enumerate(rows):
-            ids, labels = self._without_padding(row)
-            if self.no_answer != "mask" and not (labels != IGNORED).any():
+            ids, labels = self._without_padding(number, row)
+            if labels is None:
+                keys = keys or _key_ids(self.tokenizer)  # once a batch: it takes time
+                labels = torch.tensor(_find_answers(ids.tolist(), self.tokenizer, keys))
+            if self.no_answer != "mask" and not _teaches(labels):
                 if self.no_answer == "drop":
                     continue
                 raise ValueError(
@@ -162,7 +172,7 @@ class DataCollatorForCompletionOnlyLM:
                     "max_length, or the row not made with `preprocess_batch`?"
                 )
             kept.append((ids, labels))
-        if not any((labels != IGNORED).any() for _, labels in kept):
+        if not any(_teaches(labels) for _, labels in kept):
             raise ValueError(
                 f"None of the {len(rows)} rows of this batch has an answer to learn "
                 "from: check that max_length leaves room for the answers."
@@ -179,22 +189,32 @@ class DataCollatorForCompletionOnlyLM:
             batch["labels"] = batch["shift_labels"] = following[following != IGNORED]
         return batch
 
-    def _without_padding(self, row: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and labels of one row."""
+    def _without_padding(
+        self, number: int, row: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Ids of one row, and its labels if it brings some."""
         row = row if isinstance(row, Mapping) else {"input_ids": row}
-        ids, pad_id = torch.as_tensor(row["input_ids"]), self.tokenizer.pad_token_id
+        given = {
+            name: torch.as_tensor(row[name], dtype=torch.long)
+            for name in ("input_ids", "attention_mask", "labels")
+            if row.get(name) is not None
+        }
+        ids, pad_id = given.get("input_ids"), self.tokenizer.pad_token_id
+        shapes = {name: tuple(values.shape) for name, values in given.items()}
+        if ids is None or ids.dim() != 1 or len({*shapes.values()}) != 1:
+            raise ValueError(
+                f"Row {number} of the batch has the shapes {shapes}: it needs flat "
+                "`input_ids`, with one mask value and one label for each, if any."
+            )
         real = torch.ones_like(ids, dtype=torch.bool)
-        if row.get("attention_mask") is not None:
-            real = torch.as_tensor(row["attention_mask"]).bool()
+        if "attention_mask" in given:
+            real = given["attention_mask"].bool()
         elif (ids != pad_id).any():
             text = (ids != pad_id).nonzero().flatten().tolist()
             # Where padding and end-of-text are one token, the first of a run is real.
             last = text[-1] + (pad_id == self.tokenizer.eos_token_id)
             real[: text[0]], real[last + 1 :] = False, False
-        ids = ids[real]
-        if row.get("labels") is None:
-            return ids, torch.tensor(_find_answers(ids.tolist(), self.tokenizer))
-        return ids, torch.as_tensor(row["labels"])[real]
+        return ids[real], given["labels"][real] if "labels" in given else None
 
     def _pad(self, rows: list[torch.Tensor], filler: int) -> torch.Tensor:
         side = self.tokenizer.padding_side
@@ -203,16 +223,30 @@ class DataCollatorForCompletionOnlyLM:
         return pad(batch, (more, 0) if side == "left" else (0, more), value=filler)
 
 
+def _teaches(labels: torch.Tensor) -> bool:
+    """Whether any label counts; the first one has nothing before it to predict from."""
+    return bool((labels[1:] != IGNORED).any())
+
+
 def _find(ids: list[int], part: list[int], start: int) -> int:
     """Where `part` begins in `ids` at or after `start`; -1 if nowhere."""
-    places = range(start, len(ids) - len(part) + 1)
-    return next((i for i in places if ids[i : i + len(part)] == part), -1)
+    while part[0] in ids[start:]:
+        start = ids.index(part[0], start)
+        if ids[start : start + len(part)] == part:
+            return start
+        start += 1
+    return -1
 
 
-def _find_answers(ids: list[int], tokenizer) -> list[int]:
-    """Labels of a row, by searching it for the template's keys."""
+def _key_ids(tokenizer) -> list[list[int]]:
+    """Token ids of the keys that begin an answer, end it, and begin another turn."""
     keys = [RESPONSE_KEY_NL, END_KEY, INSTRUCTION_KEY]
-    key, end, turn = tokenizer(keys, add_special_tokens=False)["input_ids"]
+    return tokenizer(keys, add_special_tokens=False)["input_ids"]
+
+
+def _find_answers(ids: list[int], tokenizer, keys: list[list[int]]) -> list[int]:
+    """Labels of a row, by searching it for the template's keys."""
+    key, end, turn = keys
     labels = [IGNORED] * len(ids)
     place = _find(ids, key, 0)
     while place >= 0:
