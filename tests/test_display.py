@@ -1,6 +1,7 @@
 import html
 import re
 
+import pandas
 import pytest
 from tiny_models import tiny_tokenizer
 
@@ -8,15 +9,20 @@ from utils import display, helpers
 from utils.display import (
     in_md,
     plot_bars,
+    plot_confusion,
     plot_curves,
+    plot_differences,
     plot_lengths,
     plot_losses,
     plot_proportions,
+    plot_questions_needed,
+    plot_runs,
     plot_shares,
+    show_losses,
     show_source,
     show_tokens,
 )
-from utils.evaluation import proportion
+from utils.evaluation import paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 
 
@@ -178,3 +184,50 @@ def test_bars_of_different_groups_are_an_error():
         plot_bars({"none": {"moo": 1}, "three": {"oink": 1}}, x="token", y="share")
     with pytest.raises(ValueError, match="no bars"):
         plot_bars({}, x="token", y="share")
+
+
+# 05_evaluation
+
+
+def test_tokens_are_the_redder_the_less_they_were_expected(row):
+    ids = row["input_ids"][:3]
+    page = show_losses([0.0, 2.0, 9.0], ids, tiny_tokenizer()).data
+    assert re.findall(r"rgba\(200,50,40,([\d.]+)\)", page) == ["0.00", "0.42", "0.85"]
+    assert 'title="9.00 nats"' in page
+    text = html.unescape(re.sub("<[^>]+>|&#8203;", "", page))
+    assert text == tiny_tokenizer().decode(ids)
+    with pytest.raises(ValueError, match="2 losses for 3 tokens"):
+        show_losses([0.0, 1.0], ids, tiny_tokenizer())
+
+
+def test_differences_are_plotted(shown):
+    gain = paired_difference([1, 1, 0, 1], [0, 1, 0, 0])
+    plot_differences({"template": gain, "none": paired_difference([1], [1])}, x="gain")
+    assert is_png(shown[0])
+    assert shown[0].alt == "gain, with 95% intervals, for: template, none"
+    with pytest.raises(ValueError, match="no differences"):
+        plot_differences({}, x="gain")
+
+
+def test_a_confusion_is_plotted_also_with_classes_nobody_asked_for(shown):
+    plot_confusion(["yes", "no", "none"], ["yes", "yes", "no"])
+    assert is_png(shown[0])
+    with pytest.raises(ValueError, match="1 predicted classes for 2"):
+        plot_confusion(["yes"], ["yes", "no"])
+
+
+def test_questions_needed_are_plotted(shown):
+    counts = {"paired": {0.01: 900, 0.1: 9}, "separate": {0.01: 4000, 0.1: 40}}
+    plot_questions_needed(counts, asked=60)
+    assert is_png(shown[0])
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_questions_needed({}, asked=60)
+
+
+def test_every_run_is_plotted_by_method(shown):
+    runs = pandas.DataFrame({"method": ["full", "LoRA", "LoRA"], "right": [1, 0.5, 0]})
+    plot_runs(runs, {"right": "right answers"})
+    assert is_png(shown[0])
+    assert shown[0].alt == "right answers of every run, by method: full, LoRA"
+    with pytest.raises(ValueError, match="3 runs .* missing: kept"):
+        plot_runs(runs, {"right": "right answers", "kept": "kept"})

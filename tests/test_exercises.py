@@ -3,6 +3,7 @@ import pytest
 import torch
 from tiny_models import tiny_gpt_neox
 
+from utils.evaluation import questions_needed, token_f1, words
 from utils.exercises import (
     Verdict,
     Wrong,
@@ -11,13 +12,19 @@ from utils.exercises import (
     check_best_epoch,
     check_encode,
     check_guard,
+    check_held_out_loss,
     check_labels,
     check_lora_parameters,
     check_padding_share,
+    check_questions,
     check_record,
+    check_replay_rows,
     check_survivors,
+    check_token_f1,
+    check_votes,
     exercise,
 )
+from utils.judging import blind_pairs
 from utils.models import MODELS
 from utils.training import lora_config
 
@@ -346,6 +353,26 @@ def test_wrong_records_get_their_hint(record, hint):
     assert rejected(check_record(record, REVIEW), hint)
 
 
+@pytest.mark.parametrize("count", [50, 50.0, numpy.int64(50), 49.6])
+def test_right_rows_for_replay(count):
+    assert check_replay_rows(count, 200, 0.2).passed
+
+
+@pytest.mark.parametrize(
+    "count, hint",
+    [
+        (40, "share of the training rows"),
+        (250, "rows there are in all"),
+        (160, "leaves training rows out"),
+        (800, "turned the shares round"),
+        (7, "solve for r"),
+        ("50", "expected a number"),
+    ],
+)
+def test_wrong_rows_for_replay_get_their_hint(count, hint):
+    assert rejected(check_replay_rows(count, 200, 0.2), hint)
+
+
 # 04
 
 # hidden 32, feed-forward 64: query_key_value, dense, dense_h_to_4h, dense_4h_to_h
@@ -432,3 +459,112 @@ def test_right_best_epoch(epoch):
 )
 def test_wrong_best_epochs_get_their_hint(epoch, hint):
     assert rejected(check_best_epoch(epoch, HISTORY), hint)
+
+
+# 05_evaluation
+
+BATCHES = ([0.5, 2.0], [90, 10])
+
+
+@pytest.mark.parametrize("loss", [0.65, torch.tensor(0.65), numpy.float64(0.65)])
+def test_right_held_out_loss(loss):
+    assert check_held_out_loss(loss, *BATCHES).passed
+
+
+@pytest.mark.parametrize(
+    ("loss", "hint"),
+    [
+        (1.25, "the mean of the batches"),
+        (65.0, "all tokens together"),
+        (32.5, "not by the number of batches"),
+        (1.9155, "its logarithm"),
+        (0.1, "multiply each batch's mean"),
+        ("0.65", "expected a loss"),
+    ],
+)
+def test_wrong_held_out_losses_get_their_hint(loss, hint):
+    assert rejected(check_held_out_loss(loss, *BATCHES), hint)
+
+
+def shared_words(answer, expected):
+    return len(set(words(answer)) & set(words(expected)))
+
+
+def test_right_token_f1():
+    assert check_token_f1(token_f1).passed
+
+
+@pytest.mark.parametrize(
+    ("f1", "hint"),
+    [
+        (lambda a, e: shared_words(a, e) / len(words(a)), "the precision alone"),
+        (lambda a, e: shared_words(a, e) / len(words(e)), "the recall alone"),
+        (
+            lambda a, e: shared_words(a, e) / len(set(words(a) + words(e))),
+            "the share of all words",
+        ),
+        (
+            lambda a, e: (
+                shared_words(a, e) * (1 / len(words(a)) + 1 / len(words(e))) / 2
+            ),
+            "the harmonic one",
+        ),
+        (lambda a, e: 0.0, "should be 0.571, not 0.000"),
+        (lambda a, e: "high", "expected a number from f1"),
+        (lambda a: 1.0, "raises TypeError"),
+        (lambda a, e: token_f1(a, e) if shared_words(a, e) else 1 / 0, "share no word"),
+        (0.5, "expected a function"),
+    ],
+)
+def test_wrong_token_f1_gets_its_hint(f1, hint):
+    assert rejected(check_token_f1(f1), hint)
+
+
+JUDGED = blind_pairs(
+    ["a", "b", "c"], {"base": ["1", "2", "3"], "tuned": ["4", "5", "6"]}, 3
+)
+
+
+def test_any_honest_votes_are_right():
+    assert check_votes(["A", "B", "="], JUDGED).passed
+    assert check_votes(("=", "=", "="), JUDGED).passed
+    assert check_votes([..., "A", "B"], JUDGED).passed is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "hint"),
+    [
+        (["A", "B"], "2 votes for 3 pairs"),
+        (["A", "B", "tuned"], "vote 3 names a system"),
+        (["A", "a", "B"], "vote 2 is 'a'"),
+        (["B", "B", "B"], "prefers nobody"),
+        ("ABA", "expected a list"),
+    ],
+)
+def test_votes_that_are_none_get_their_hint(votes, hint):
+    assert rejected(check_votes(votes, JUDGED), hint)
+
+
+DIFFERENCES = [1.0] * 40 + [0.0] * 50 + [-1.0] * 10
+SPREAD = float(numpy.std(DIFFERENCES))
+
+
+@pytest.mark.parametrize("spread", [SPREAD, float(numpy.std(DIFFERENCES, ddof=1))])
+def test_right_number_of_questions(spread):
+    count = questions_needed(spread, 0.05)
+    assert check_questions(count, DIFFERENCES, gain=0.05).passed
+
+
+@pytest.mark.parametrize(
+    ("count", "hint"),
+    [
+        (questions_needed(SPREAD / 10, 0.05), "the standard error"),
+        (questions_needed(SPREAD**2, 0.05), "the variance"),
+        (questions_needed(SPREAD, 5), "five points"),
+        (questions_needed(SPREAD, 0.3), "the difference measured here"),
+        (100, "standard deviation of `differences`"),
+        ("100", "expected a number"),
+    ],
+)
+def test_wrong_numbers_of_questions_get_their_hint(count, hint):
+    assert rejected(check_questions(count, DIFFERENCES, gain=0.05), hint)

@@ -21,9 +21,10 @@ from IPython.display import HTML, Image, Markdown, display
 from utils.helpers import IGNORED
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
 
-    from utils.evaluation import Proportion
+    from utils.evaluation import Difference, Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
@@ -316,6 +317,155 @@ def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _show(figure, f"{y} against {x}")
+
+
+# 05_evaluation
+
+
+def show_losses(
+    losses: Sequence[float], ids: Sequence[int], tokenizer: Any, most: float = 4.0
+) -> HTML:
+    """Tokens, each the redder the less the model expected it.
+
+    Args:
+        losses: of each token, in nats; as `evaluation.token_losses` gives them.
+        ids: as many token ids.
+        tokenizer: turns ids into text.
+        most: the loss, in nats, from which on the red is full.
+    """
+    if len(losses) != len(ids):
+        raise ValueError(f"{len(losses)} losses for {len(ids)} tokens: one for each.")
+    spans = [
+        f'<span style="background:rgba(200,50,40,{0.85 * min(loss / most, 1):.2f});'
+        f'border-radius:3px" title="{loss:.2f} nats">'
+        f"{_visible(tokenizer.decode([int(one)]))}</span>"
+        for loss, one in zip(losses, ids, strict=True)
+    ]
+    return HTML(
+        '<div style="line-height:1.75;font-family:monospace;white-space:pre-wrap;'
+        'max-width:60em">' + "&#8203;".join(spans) + "</div>"
+    )
+
+
+def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
+    """Differences with their 95% intervals, a line each, and a line at zero.
+
+    Args:
+        differences: what was compared → difference.
+        x: name of the axis.
+    """
+    if not differences:
+        raise ValueError("There are no differences to plot.")
+    figure, axes = _figure()
+    places = list(range(len(differences)))
+    for place, one in zip(places, differences.values(), strict=True):
+        colour = GREY if one.low <= 0 <= one.high else BLUE if one.low > 0 else ORANGE
+        axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)
+        axes.plot(one.value, place, "o", color=colour)
+    axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(places, list(differences))
+    axes.set_ylim(len(differences) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set(xlabel=x)
+    _show(figure, f"{x}, with 95% intervals, for: {', '.join(differences)}")
+
+
+def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
+    """How often each class was expected (rows) and predicted (columns)."""
+    if len(predicted) != len(expected) or not len(expected):
+        raise ValueError(
+            f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
+            "give as many of each, and at least one."
+        )
+    rows = sorted(set(expected))
+    columns = rows + sorted(set(predicted) - set(rows))
+    counts = [[0] * len(columns) for _ in rows]
+    for one, other in zip(predicted, expected, strict=True):
+        counts[rows.index(other)][columns.index(one)] += 1
+    figure, axes = _figure()
+    figure.set_size_inches(6.4, 4.8)
+    axes.imshow(counts, cmap="Blues", aspect="auto")
+    half = max(map(max, counts)) / 2
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            if count:
+                ink = "white" if count > half else "black"
+                axes.text(x, y, str(count), ha="center", va="center", color=ink)
+    axes.grid(visible=False)
+    short = [textwrap.shorten(name, 26, placeholder="…") for name in columns]
+    axes.set_xticks(range(len(columns)), short, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), short[: len(rows)])
+    axes.set(xlabel="the answer says", ylabel="right would be")
+    _show(figure, "How often each class was expected and said")
+
+
+def plot_questions_needed(
+    needed: Mapping[str, Mapping[float, int]], asked: int
+) -> None:
+    """How many questions it takes to find a difference, on logarithmic axes.
+
+    Args:
+        needed: design → difference (a share) → number of questions.
+        asked: how many were asked, as a line.
+    """
+    if not needed:
+        raise ValueError("There is nothing to plot.")
+    figure, axes = _figure()
+    for number, (name, counts) in enumerate(needed.items()):
+        points = [100 * share for share in counts], list(counts.values())
+        axes.loglog(*points, "o-", color=COLOURS[number % len(COLOURS)], label=name)
+    axes.axhline(asked, color=GREY, linestyle="--", label=f"asked here: {asked}")
+    ticks = [100 * share for share in next(iter(needed.values()))]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(xlabel="difference to be found, in points", ylabel="questions needed")
+    axes.legend(frameon=False)
+    _show(figure, "Questions needed against the difference to be found")
+
+
+# 04_lora_training
+
+
+def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
+    """One point a run, one line a method, one panel a measure.
+
+    Args:
+        runs: with a column `method`, and the columns to plot, between 0 and 1.
+        shares: column → name of its axis.
+
+    Raises:
+        ValueError: if there is nothing to plot, or a column is missing.
+    """
+    missing = [name for name in ("method", *shares) if name not in runs]
+    if missing or not len(runs) or not shares:
+        raise ValueError(
+            f"There are {len(runs)} runs with the columns {list(runs.columns)}; "
+            f"missing: {', '.join(missing) or 'what to plot'}."
+        )
+    methods = list(dict.fromkeys(runs["method"]))
+    figure, unused = _figure()
+    unused.remove()
+    first = None
+    for number, (column, name) in enumerate(shares.items(), 1):
+        axes = figure.add_subplot(1, len(shares), number, sharey=first)
+        first = first or axes
+        axes.scatter(
+            runs[column],
+            [methods.index(method) for method in runs["method"]],
+            color=COLOURS[(number - 1) % len(COLOURS)],
+            alpha=0.6,
+        )
+        axes.set(xlabel=name, xlim=(-0.05, 1.05))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_yticks(range(len(methods)), methods)
+        axes.tick_params(labelleft=number == 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    first.set_ylim(len(methods) - 0.5, -0.5)
+    names = " and ".join(shares.values())
+    _show(figure, f"{names} of every run, by method: {', '.join(methods)}")
 
 
 def _figure() -> tuple[Any, Axes]:

@@ -11,6 +11,7 @@ right answer deserves to hear. Decorate it with `@exercise("what to replace ... 
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -513,6 +514,35 @@ def check_record(record: Mapping[str, str], text: str) -> str:
     return "the same template carries any task that is text in and text out."
 
 
+@exercise("the number of rows for replay")
+def check_replay_rows(count: int, n_train: int, share: float) -> str:
+    """How many rows for replay make up a share of all rows, beside `n_train` others."""
+    count = _number(count, "a number of rows")
+    right = n_train * share / (1 - share)
+
+    def close(value: float) -> bool:
+        return abs(count - value) <= 1
+
+    if close(right):
+        return "of all rows, those for replay included, they are that share."
+    if close(share * n_train):
+        raise Wrong(
+            "that is the share of the training rows. Beside those, it is a smaller "
+            "share of all rows."
+        )
+    if close(n_train + right):
+        raise Wrong("that is how many rows there are in all: how many are replay?")
+    if close(n_train * (1 - share)):
+        raise Wrong("that leaves training rows out: all of them stay.")
+    if close(n_train * (1 - share) / share):
+        raise Wrong(
+            "you turned the shares round: that much would nearly all be replay."
+        )
+    raise Wrong(
+        "with r rows for replay, r / (n_train + r) is to be the share: solve for r."
+    )
+
+
 # 04_lora_training
 
 
@@ -609,6 +639,167 @@ def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> st
     if epoch not in held_out:
         raise Wrong(f"there is no epoch {epoch:g}: they go from 1 to {len(held_out)}.")
     raise Wrong("another epoch has a lower 'eval_loss': compare all rows that have it.")
+
+
+# 05_evaluation
+
+
+@exercise("the loss of a token")
+def check_held_out_loss(
+    loss: float, batch_losses: Sequence[float], batch_tokens: Sequence[int]
+) -> str:
+    """The token-weighted loss, from the mean loss and the tokens of each batch.
+
+    Args:
+        loss: the learner's answer.
+        batch_losses: mean loss of a token in each batch, in nats.
+        batch_tokens: labelled tokens of each batch.
+    """
+    loss = _number(loss, "a loss")
+    pairs = list(zip(batch_losses, batch_tokens, strict=True))
+    total, tokens = sum(one * n for one, n in pairs), sum(batch_tokens)
+
+    def close(other: float) -> bool:
+        return math.isclose(loss, other, rel_tol=1e-3)
+
+    if close(total / tokens):
+        return "every token counts once, whatever batch it came in."
+    if close(sum(batch_losses) / len(pairs)):
+        raise Wrong(
+            "that is the mean of the batches: the short one counts as much as the "
+            "long one. Weigh each by its tokens."
+        )
+    if close(total):
+        raise Wrong(
+            "that is the loss of all tokens together: divide it by their count."
+        )
+    if close(total / len(pairs)):
+        raise Wrong("divide by the number of tokens, not by the number of batches.")
+    if close(math.exp(total / tokens)):
+        raise Wrong("that is the perplexity: the loss is its logarithm.")
+    raise Wrong(
+        "multiply each batch's mean by its tokens, add up, divide by all tokens."
+    )
+
+
+@exercise("a function of an answer and the expected text")
+def check_token_f1(f1: Callable[[str, str], float]) -> str:
+    """Token F1 of two texts, with words as `evaluation.words` gives them."""
+    from utils.evaluation import token_f1, words
+
+    if not callable(f1):
+        raise Wrong(f"expected a function, found {type(f1).__name__}.")
+    cases = (
+        ("one two three", "one two four five"),
+        ("one one one", "one two"),
+        ("The one, two!", "one two"),
+        ("three", "one two"),
+    )
+    for answer, expected in cases:
+        try:
+            found = f1(answer, expected)
+        except ZeroDivisionError:
+            raise Wrong(
+                f"{answer!r} and {expected!r} share no word: return 0 before you "
+                "divide."
+            ) from None
+        except Exception as problem:
+            raise Wrong(
+                f"f1({answer!r}, {expected!r}) raises {type(problem).__name__}: "
+                f"{problem}."
+            ) from None
+        found = _number(found, f"a number from f1({answer!r}, {expected!r})")
+        right = token_f1(answer, expected)
+        if math.isclose(found, right, abs_tol=1e-6):
+            continue
+        said, wanted = words(answer), words(expected)
+        if answer == "one one one":
+            raise Wrong(
+                "'one one one' shares one word with 'one two', not three: a word "
+                "counts as often as it is in both."
+            )
+        if answer.startswith("The"):
+            raise Wrong("case, punctuation and articles should not count: use `words`.")
+        shared = len(set(said) & set(wanted))
+        if math.isclose(found, shared / len(said), abs_tol=1e-6):
+            raise Wrong(
+                "that is the precision alone: a long answer has to be complete."
+            )
+        if math.isclose(found, shared / len(wanted), abs_tol=1e-6):
+            raise Wrong("that is the recall alone: rambling would raise it.")
+        if math.isclose(found, shared / len(set(said + wanted)), abs_tol=1e-6):
+            raise Wrong("that is the share of all words that both have, not F1.")
+        if math.isclose(
+            found, (shared / len(said) + shared / len(wanted)) / 2, abs_tol=1e-6
+        ):
+            raise Wrong(
+                "that is their plain mean: F1 is the harmonic one, 2PR / (P + R)."
+            )
+        raise Wrong(
+            f"f1({answer!r}, {expected!r}) should be {right:.3f}, not {found:.3f}."
+        )
+    return "both shares count, and a word only as often as both have it."
+
+
+@exercise('a vote on each pair: "A", "B" or "="')
+def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
+    """Whether every pair has a vote; which one is for the learner to say."""
+    from utils.judging import VOTES
+
+    if isinstance(votes, str) or not isinstance(votes, Sequence):
+        raise Wrong(f"expected a list of votes, found {type(votes).__name__}.")
+    if len(votes) != len(pairs):
+        raise Wrong(f"{len(votes)} votes for {len(pairs)} pairs: give each pair one.")
+    for number, (vote, pair) in enumerate(zip(votes, pairs, strict=True), start=1):
+        if vote in (pair.a_is, pair.b_is):
+            raise Wrong(
+                f"vote {number} names a system. You are not to know which is which: "
+                "name the side."
+            )
+        if vote not in VOTES:
+            raise Wrong(f"vote {number} is {vote!r}: it can be 'A', 'B' or '='.")
+    if len(votes) > 2 and len(set(votes)) == 1 and votes[0] != "=":
+        raise Wrong(
+            f"always {votes[0]}? Sides were drawn, so that prefers nobody. Read each "
+            "pair."
+        )
+    return "your votes count; the next cell stores them and lifts the blind."
+
+
+@exercise("a number of questions")
+def check_questions(n_questions: int, differences: Sequence[float], gain: float) -> str:
+    """How many questions show a gain of this size four times in five.
+
+    Args:
+        n_questions: the learner's answer.
+        differences: tuned minus base on each of the questions asked so far.
+        gain: the mean difference to be found.
+    """
+    from utils.evaluation import questions_needed
+
+    n_questions = _number(n_questions, "a number of questions")
+    count = len(differences)
+    mean = sum(differences) / count
+    spread = math.sqrt(sum((one - mean) ** 2 for one in differences) / count)
+    right = questions_needed(spread, gain)
+    if abs(n_questions - right) <= max(1, 0.02 * right):
+        return "half the gain would take four times as many."
+    if n_questions == questions_needed(spread, 100 * gain):
+        raise Wrong("five points are 0.05 where a right answer counts 1.")
+    if n_questions == questions_needed(spread / math.sqrt(count), gain):
+        raise Wrong(
+            "that took the standard error of the mean: the formula wants the spread "
+            "from question to question."
+        )
+    if n_questions == questions_needed(spread**2, gain):
+        raise Wrong("that took the variance: the spread is its square root.")
+    if n_questions == questions_needed(spread, mean or gain):
+        raise Wrong(
+            "that finds the difference measured here. Which gain was asked for?"
+        )
+    raise Wrong(
+        "give `questions_needed` the standard deviation of `differences` and the gain."
+    )
 
 
 # 06_djl_deployment
