@@ -140,7 +140,7 @@ def test_a_tokenizer_without_padding_pads_with_end_of_text(tmp_path):
 
 def test_eight_bits_change_the_layers_and_hardly_the_output(folder, tiny):
     settings = settings_for(str(folder))
-    quantised = load_model(settings, quantised=True)
+    quantised = load_model(settings, quantisation="8bit")
     assert "8bit" in type(quantised.gpt_neox.layers[0].attention.dense).__name__
     ids = torch.tensor([tiny[1](PROMPTS[1])["input_ids"]])
     with torch.no_grad():
@@ -250,8 +250,16 @@ def test_a_prompt_beyond_the_context_is_an_error_that_shows_it(tiny):
 
 
 def test_bf16_is_asked_of_torch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert models._cpu_has_bf16()
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not models._cpu_has_bf16()
+
+
+def test_pytorchs_own_switch_turns_bf16_off(monkeypatch):
+    # What ATEN_CPU_CAPABILITY=avx2 makes PyTorch say.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert not models._cpu_has_bf16()

@@ -1,24 +1,39 @@
+import contextlib
 import copy
 import json
+import multiprocessing
+import random
+import resource
+import time
 from dataclasses import replace
 
+import bitsandbytes
+import mlflow
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from test_models import A10G, LAPTOP, T4, XEON
 from tiny_models import tiny_gpt_neox, tiny_tokenizer
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
-from utils.models import MODELS, ModelError
+from utils.helpers import DataCollatorForCompletionOnlyLM, add_text
+from utils.models import MODELS, ModelError, load_model, settings_for
 from utils.training import (
+    EXPERIMENT,
+    TrainingError,
+    add_lora,
     choose_attention,
+    load_adapter,
     lora_config,
     parameter_counts,
     replace_folder,
     require_same_tokenizer,
     save_adapter,
     save_history,
+    track_runs,
+    tracked_history,
+    train,
     training_arguments,
 )
 
@@ -33,18 +48,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def rows():
-    tokenizer = tiny_tokenizer()
-    words = ["features", "models", "measures", "security", "rest", "transit"]
-    texts = [
-        add_text({"instruction": f"What keeps {w}?", "response": f"It keeps {w}."})
-        for w in words
-    ]
-    columns = {key: [text[key] for text in texts] for key in ("prompt", "completion")}
-    encoded = preprocess_batch(columns, tokenizer, 256)
-    return [
-        dict(zip(encoded, row, strict=True))
-        for row in zip(*encoded.values(), strict=True)
-    ]
+    return tiny_rows()
 
 
 def trainer(model, rows, folder, **changes):
@@ -183,3 +187,329 @@ def test_history_is_written_whole(tmp_path):
     assert content["history"] == [{"loss": 1.5, "step": 1}]
     assert content["settings"]["lora_r"] == 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.json"]
+
+
+# Which layers
+
+
+def test_a_layer_that_the_model_lacks_is_named_with_those_it_has(base):
+    settings = replace(SETTINGS, target_modules=("query_key_value", "q_proj"))
+    with pytest.raises(ModelError, match="'q_proj', only dense, dense_4h_to_h"):
+        add_lora(base, settings)
+
+
+def test_layers_unfrozen_before_lora_is_added_are_frozen_again(base):
+    for weights in base.gpt_neox.layers[-1].parameters():
+        weights.requires_grad_(True)
+    model = add_lora(base, SETTINGS)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+
+
+# Killed and resumed
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "transformers.trainer", "peft"])
+
+
+def in_a_process(folder, die=None, kill_after=None):
+    """Run `resumable.run`; returns its exit code and the seconds that it trained."""
+    here, there = FORKS.Pipe()
+    process = FORKS.Process(target=run, args=(folder, die, there))
+    process.start()
+    there.close()
+    with contextlib.suppress(EOFError):
+        here.recv()
+    start = time.monotonic()
+    process.join(kill_after)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode, time.monotonic() - start
+
+
+def saved_bytes(folder):
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What a run that nobody stops saves, and how long it takes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    code, seconds = in_a_process(folder)
+    assert code == 0
+    return saved_bytes(folder), seconds
+
+
+@pytest.mark.parametrize(
+    "die, whole",
+    [
+        (("step", 2 * STEPS_AN_EPOCH + 1), 2 * STEPS_AN_EPOCH),
+        (("writing", 2 * STEPS_AN_EPOCH), STEPS_AN_EPOCH),
+    ],
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
+    die, whole, uninterrupted, tmp_path
+):
+    assert in_a_process(tmp_path, die)[0] == -9
+    marks = (tmp_path / "checkpoints").glob("*/complete.json")
+    steps = [int(mark.parent.name.rpartition("-")[2]) for mark in marks]
+    assert max(steps) == whole
+    assert not (tmp_path / "adapter").exists()
+    assert in_a_process(tmp_path)[0] == 0
+    assert saved_bytes(tmp_path) == uninterrupted[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_any_moment(seed, uninterrupted, tmp_path):
+    moment = random.Random(seed).random() * uninterrupted[1]
+    code, _ = in_a_process(tmp_path, kill_after=moment)
+    assert code in (-9, 0)  # on a machine that is faster now it may have finished
+    assert in_a_process(tmp_path)[0] == 0
+    assert saved_bytes(tmp_path) == uninterrupted[0]
+
+
+class Interrupt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def interrupted(folder, step, **changes):
+    trainer = tiny_trainer(folder, **changes)
+    trainer.add_callback(Interrupt(step))
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer)
+
+
+def steps_taken(trainer, resume=True):
+    """How many steps a run takes from here to its end."""
+    taken = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            taken.append(state.global_step)
+
+    trainer.add_callback(Count())
+    train(trainer, resume)
+    return taken
+
+
+@pytest.mark.parametrize("kind", ["settings", "rows", "anew", "same"])
+def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path):
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    changes = {"learning_rate": 1e-3} if kind == "settings" else {}
+    trainer = tiny_trainer(tmp_path, **changes)
+    if kind == "rows":
+        trainer.train_dataset = trainer.train_dataset[::-1]
+    first = STEPS_AN_EPOCH + 1 if kind == "same" else 1
+    taken = steps_taken(trainer, resume=kind != "anew")
+    assert taken == list(range(first, 4 * STEPS_AN_EPOCH + 1))
+    if kind == "same":
+        assert steps_taken(tiny_trainer(tmp_path)) == []  # nothing is left to do
+
+
+def test_a_run_stops_early_and_keeps_its_best_epoch(tmp_path):
+    trainer = tiny_trainer(tmp_path, learning_rate=0.0, num_train_epochs=9)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    train(trainer)
+    assert trainer.state.epoch == 3  # one to set the mark, two without a gain
+    assert trainer.state.best_global_step == STEPS_AN_EPOCH
+
+
+# Tracked
+
+
+@pytest.fixture
+def tracking(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    track_runs(tmp_path / "build")
+    yield tmp_path / "build"
+    mlflow.set_tracking_uri(None)
+
+
+def test_runs_are_tracked_in_one_file_and_a_resumed_run_stays_one(tracking, tmp_path):
+    changes = dict(report_to="mlflow", run_name="lesson")
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1, **changes)
+    trainer = tiny_trainer(tmp_path, **changes)
+    train(trainer)
+    assert (tracking / "mlflow.db").is_file()
+    runs = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    assert runs[0].data.params["learning_rate"] == str(SETTINGS.learning_rate)
+
+    def losses(history, name):
+        return [
+            (row["step"], row["epoch"], row[name]) for row in history if name in row
+        ]
+
+    for name in ("loss", "eval_loss"):
+        expected = losses(trainer.state.log_history, name)
+        assert len(expected) >= 4
+        assert losses(tracked_history("lesson"), name) == pytest.approx(expected)
+    with pytest.raises(TrainingError, match="No run named 'other'"):
+        tracked_history("other")
+
+
+# Quantised
+
+
+@pytest.mark.parametrize("quantisation", ["8bit", "4bit"])
+def test_a_quantised_base_is_trained_saved_and_loaded_again(
+    quantisation, base, rows, tmp_path
+):
+    base.save_pretrained(tmp_path / "base")
+    settings = replace(settings_for(str(tmp_path / "base")), lora_r=4, lora_dropout=0.0)
+    ids = torch.tensor([rows[0]["input_ids"]])
+
+    def load():
+        model = load_model(settings, quantisation=quantisation)
+        with torch.no_grad():  # where 4 bits are repacked, if that is not forbidden
+            model(ids)
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+    model = add_lora(load(), settings)
+    run = trainer(model, rows, tmp_path / "run", max_steps=3, bf16=False)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    assert run.evaluate()["eval_loss"] < before
+    folder = save_adapter(model, tiny_tokenizer(), tmp_path / "adapter")
+    again = load_adapter(load(), folder)
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+
+    plain = load_adapter(load_model(settings), folder)
+    with torch.no_grad():
+        expected = plain(ids).logits
+        merged = plain.merge_and_unload()(ids).logits
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_four_bit_layers_are_never_repacked_for_inference(base, tmp_path):
+    base.save_pretrained(tmp_path)
+    model = load_model(settings_for(str(tmp_path)), quantisation="4bit")
+    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 8
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+# What goes wrong
+
+
+def test_a_learning_rate_that_diverges_is_named_with_a_better_one(tmp_path):
+    with pytest.raises(TrainingError, match=r"to nan .*diverges.* 1e\+30 .*try 1e\+29"):
+        train(tiny_trainer(tmp_path, learning_rate=1e30))
+
+
+@pytest.mark.parametrize("losses, stops", [([1.8, 2.9], True), ([8.0, 9.1], False)])
+def test_a_loss_that_rises_far_ends_the_run(losses, stops, tmp_path):
+    trainer = tiny_trainer(tmp_path)
+
+    class Log(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step <= len(losses):
+                trainer.log({"loss": losses[state.global_step - 1]})
+
+    trainer.add_callback(Log())
+    trainer.args.eval_on_start = False
+    expected = pytest.raises(TrainingError, match="from 1.8 to 2.9 by step 2")
+    with expected if stops else contextlib.nullcontext():
+        train(trainer)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"),
+    ],
+)
+def test_memory_that_runs_out_ends_in_what_to_change(tmp_path, error, monkeypatch):
+    trainer = tiny_trainer(tmp_path)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trainer, "training_step", fail)
+    with pytest.raises(TrainingError, match="with 2 rows in a batch: halve"):
+        train(trainer)
+
+
+def test_other_failures_are_not_explained_away(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path)
+
+    def fail(*_, **__):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(trainer, "training_step", fail)
+    with pytest.raises(RuntimeError, match="^something else$"):
+        train(trainer)
+
+
+@contextlib.contextmanager
+def no_file_longer_than(n_bytes):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("n_bytes", [2_000, 24_000])  # adapter, optimizer's state
+def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(tmp_path, n_bytes):
+    with (
+        no_file_longer_than(n_bytes),
+        pytest.raises(TrainingError, match="disk is full"),
+    ):
+        train(tiny_trainer(tmp_path))
+    train(tiny_trainer(tmp_path))
+
+
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before(base, tmp_path):
+    model = add_lora(base, SETTINGS)
+    folder = save_adapter(model, tiny_tokenizer(), tmp_path / "adapter")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with no_file_longer_than(2_000), pytest.raises(ModelError, match="free some space"):
+        save_adapter(model, tiny_tokenizer(), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+# An adapter and its base
+
+
+def saved_on(base, folder, name):
+    base.save_pretrained(folder / name)
+    loaded = load_model(settings_for(str(folder / name)))
+    return save_adapter(
+        add_lora(loaded, SETTINGS), tiny_tokenizer(), folder / "adapter"
+    )
+
+
+def test_an_adapter_is_loaded_onto_its_base(base, tmp_path):
+    folder = saved_on(base, tmp_path, "base")
+    tuned = load_adapter(load_model(settings_for(str(tmp_path / "base"))), folder)
+    assert isinstance(tuned, PeftModel) and not tuned.training
+
+
+@pytest.mark.parametrize("kind", ["name", "weights", "shapes"])
+def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path):
+    folder = saved_on(base, tmp_path, "base")
+    torch.manual_seed(1)
+    place = tmp_path / ("other" if kind == "name" else "base")
+    layers = {"layers": 1} if kind == "shapes" else {}
+    other = tiny_gpt_neox(len(tiny_tokenizer()), **layers)
+    if kind == "shapes":  # the same embeddings, so that only peft can tell
+        other.set_input_embeddings(base.get_input_embeddings())
+    other.save_pretrained(place)
+    with pytest.raises(ModelError, match="does not belong to .*Run 04_lora_training"):
+        load_adapter(load_model(settings_for(str(place))), folder)
+
+
+def test_a_folder_without_an_adapter_is_an_error(base, tmp_path):
+    with pytest.raises(ModelError, match="holds no adapter"):
+        load_adapter(base, tmp_path)

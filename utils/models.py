@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,9 @@ GPT_NEOX_LINEAR_LAYERS = (
     "dense_h_to_4h",
     "dense_4h_to_h",
 )
+
+
+Quantisation = Literal["none", "8bit", "4bit"]
 
 
 class ModelError(CourseError, ValueError):
@@ -113,6 +116,26 @@ MODELS = {
         target_modules=GPT_NEOX_LINEAR_LAYERS,
     ),
 }
+
+
+ORIGINAL_LAB = replace(
+    MODELS["dolly"],
+    name="original lab",
+    machine="a GPU with 16 GB",
+    target_modules=("query_key_value",),
+    lora_r=256,
+    lora_alpha=512,
+    learning_rate=1e-4,
+)
+"""How the lab that this course descends from trained the same base."""
+
+ORIGINAL_RUN = {
+    "steps": 170,
+    "seconds": 612.99,
+    "samples a second": 2.17,
+    "mean training loss": 0.8137,
+}
+"""What it reports of its run."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +258,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 def load_model(
     settings: ModelSettings,
-    quantised: bool = False,
+    quantisation: Quantisation = "none",
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> PreTrainedModel:
@@ -243,7 +266,8 @@ def load_model(
 
     Args:
         settings: which model.
-        quantised: hold the linear layers in 8 bits, through bitsandbytes.
+        quantisation: of the linear layers, through bitsandbytes: "8bit", or "4bit" in
+            the type NF4 (QLoRA, arXiv 2305.14314).
         dtype: of what is not quantised; by default what `choose_dtype` says.
         **options: further arguments of `from_pretrained`.
 
@@ -254,10 +278,17 @@ def load_model(
 
     _quieten_libraries()
     machine = this_machine()
-    if quantised:
+    if quantisation == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         # Without a GPU bitsandbytes multiplies what it unpacks as bfloat16.
         dtype = dtype or (torch.bfloat16 if not machine.gpu else None)
+    elif quantisation == "4bit":
+        dtype = dtype or (torch.bfloat16 if machine.bf16 else choose_dtype(machine))
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+        )
     options.setdefault("device_map", {"": machine.device})
     try:
         model = _from_pretrained(
@@ -272,7 +303,21 @@ def load_model(
             f"{machine.gpu_free_gigabytes:.1f} GB free: restart other notebooks' "
             "kernels, choose a smaller COURSE_MODEL, or a larger instance."
         ) from None
+    keep_4bit_trainable(model)
     return model.eval()
+
+
+def keep_4bit_trainable(model: torch.nn.Module) -> None:
+    """Switch off what bitsandbytes 0.50 does to 4-bit weights on some CPUs.
+
+    Where the processor multiplies bfloat16 itself, a layer's first forward pass without
+    gradients repacks its weights for a kernel that has no backward pass, for good. Any
+    training after that fails (layers with biases) or follows wrong gradients (without),
+    and merging an adapter makes the weights useless.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
@@ -432,16 +477,23 @@ def _cut(text: str, tokenizer: Any) -> str:
 
 
 def _quieten_libraries() -> None:
-    """Silence three messages that say nothing to a learner, and nothing else."""
+    """Silence four messages that say nothing to a learner, and nothing else."""
     # A faster 4-bit kernel that no course model needs; a cast that 8 bits imply.
     for name in ("backends.cpu.ops", "autograd._functions"):
         logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
     # peft 0.21 asks for an attribute that transformers 5 has renamed.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+    # With tokens in front, peft counts positions itself.
+    warnings.filterwarnings("ignore", message="Position ids are not supported")
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX).
+
+    PyTorch's own switch ATEN_CPU_CAPABILITY=avx2 makes an older processor of it.
+    """
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
