@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,6 +57,7 @@ class Retriever:
         self.documents = list(documents)
         if not any(any(map(str.isalnum, text)) for text in self.documents):
             raise ValueError("There is no text to search: give documents with words.")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
         self._index = bm25s.BM25()
         self._index.index(self._tokens(self.documents), show_progress=False)
 
