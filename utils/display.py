@@ -30,9 +30,11 @@ BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
 
 # Translucent colours lie on a light ground as well as on a dark one.
-LEARNED = "background:rgba(58,143,77,.30);border-radius:3px"
-MASKED = "background:rgba(128,128,128,.14);border-radius:3px;opacity:.75"
-PADDING = "outline:1px dotted rgba(128,128,128,.7);border-radius:3px;opacity:.55"
+# The margin lets one see where a token ends.
+_TOKEN = "border-radius:3px;margin-right:2px"
+LEARNED = f"{_TOKEN};background:rgba(58,143,77,.30)"
+MASKED = f"{_TOKEN};background:rgba(128,128,128,.14);opacity:.75"
+PADDING = f"{_TOKEN};outline:1px dotted rgba(128,128,128,.7);opacity:.55"
 
 
 def in_md(text: str) -> Markdown:
