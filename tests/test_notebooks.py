@@ -399,3 +399,12 @@ def test_strict_nbval_with_one_thread(path: Path, shared: Path) -> None:
     build = shared / "one" / "build"  # its name is shown, so it must be the same
     done = strict_nbval(path, build, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+@pytest.mark.slow
+@each_notebook
+def test_strict_nbval_without_bf16_in_hardware(path: Path, shared: Path) -> None:
+    # PyTorch's and oneDNN's own switches make an older processor of this one.
+    older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = strict_nbval(path, shared / "older" / "build", **older)
+    assert done.returncode == 0, done.stdout[-6000:]

@@ -477,10 +477,12 @@ def _cut(text: str, tokenizer: Any) -> str:
 
 
 def _quieten_libraries() -> None:
-    """Silence four messages that say nothing to a learner, and nothing else."""
+    """Silence five messages that say nothing to a learner, and nothing else."""
     # A faster 4-bit kernel that no course model needs; a cast that 8 bits imply.
     for name in ("backends.cpu.ops", "autograd._functions"):
         logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
+    # Checkpoints that are written within a second are told apart by their numbers.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     # peft 0.21 asks for an attribute that transformers 5 has renamed.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
     # With tokens in front, peft counts positions itself.

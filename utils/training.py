@@ -170,18 +170,20 @@ def train(trainer: Trainer, resume: bool = True) -> TrainOutput:
     """
     folder, run = Path(trainer.args.output_dir), _fingerprint(trainer)
     last = _clear_checkpoints(folder, run, keep_newest=resume)
-    callbacks = [_MarkWhole(run), _StopIfDiverging()]
+    callbacks = [
+        _MarkWhole(run),
+        _StopIfDiverging(),
+        *([_NoSecondStart()] if last else []),
+    ]
     for callback in callbacks:
         trainer.add_callback(callback)
-    arguments, measure_first = trainer.args, trainer.args.eval_on_start
-    # A resumed run has measured its start before: twice would count as no progress.
-    arguments.eval_on_start = measure_first and last is None
+    measures_start = trainer.args.eval_on_start
     try:
         with _tracking(trainer, last), _explained(trainer):
             checkpoint = str(last) if last else None
             return trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        arguments.eval_on_start = measure_first
+        trainer.args.eval_on_start = measures_start
         for callback in callbacks:
             trainer.remove_callback(callback)
 
@@ -201,6 +203,14 @@ class _MarkWhole(TrainerCallback):
             mark["tracked"] = tracked.info.run_id if tracked else None
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _write_json(folder / WHOLE, mark)
+
+
+class _NoSecondStart(TrainerCallback):
+    """Keeps a resumed run from measuring its start again, which early stopping would
+    take for an epoch without progress. (What is tracked was noted before this.)"""
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        args.eval_on_start = False
 
 
 class _StopIfDiverging(TrainerCallback):
