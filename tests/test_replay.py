@@ -1,3 +1,4 @@
+import random
 import re
 
 import pytest
@@ -10,9 +11,10 @@ from utils.lab_model.tasks import (
     RULES,
     final_answer,
     held_out,
+    problem,
     rule_is_held_out,
 )
-from utils.replay import SKILLS, ReplayError, skill_rows, with_replay
+from utils.replay import SKILLS, ReplayError, as_before, skill_rows, with_replay
 
 ROWS = skill_rows(400)
 
@@ -80,6 +82,20 @@ def test_direct_answers_are_numbers():
     for row in rows_of("direct answer"):
         assert row["instruction"].endswith("Answer: The answer is")
         assert re.fullmatch(r"[\d.]+", row["response"]), row
+
+
+def test_a_row_as_before_is_a_document_of_the_corpus():
+    generator = random.Random(0)
+    asked = problem(generator, "2 steps", held=False)
+    steps = "".join(f"{step}. " for step in asked.steps)
+    row = {
+        "instruction": asked.prompt(worked=True),
+        "response": f"{steps}The answer is {asked.result}.",
+    }
+    before = as_before(row, "<end>")
+    assert before["text"] == asked.document(worked=True) + "<end>"
+    assert before["text"] == before["prompt"] + before["completion"]
+    assert before["prompt"] == row["instruction"]
 
 
 # Mixing

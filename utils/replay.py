@@ -1,15 +1,15 @@
 """A second data set against forgetting: what the base could do before it was tuned.
 
-Rows for replay are instructions and responses like those of the first data set, and go
-through the same template. Here they are the earlier skills of the lab model, drawn from
-the tasks that it was trained on; for another base, write rows of what that base must
-keep doing.
+Rows for replay are instructions and responses like those of the first data set. Here
+they are the earlier skills of the lab model, drawn from the tasks that it was trained
+on; for another base, write rows of what that base must keep doing. A skill is kept in
+the form in which it is replayed: `as_before` leaves the course's template out.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,18 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
         row = {"instruction": instruction, "response": response, "topic": topic}
         rows.setdefault(instruction, row)
     return list(rows.values())
+
+
+def as_before(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
+    """The row with `prompt`, `completion` and `text` in the form of the lab's corpus.
+
+    Args:
+        row: one of `skill_rows`.
+        end_of_text: the tokenizer's token that ends every document of the corpus.
+    """
+    prompt, completion = row["instruction"], f" {row['response']}\n{end_of_text}"
+    text = prompt + completion
+    return {**row, "prompt": prompt, "completion": completion, "text": text}
 
 
 def with_replay(
