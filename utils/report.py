@@ -28,13 +28,14 @@ PART_NAMES = {
 
 STYLE = """
 :root { color-scheme: light dark; --blue: #2268b2; --grey: #9aa3ab; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 44em; margin: 2em auto;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52em; margin: 2em auto;
   padding: 0 1em; }
 h1 { line-height: 1.2; } h2 { margin-top: 1.8em; }
 .verdict { font-size: 1.2em; border-left: .3em solid var(--blue); padding-left: .8em; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: right; padding: .35em .6em; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
 small, figcaption { opacity: .75; } figure { margin: 1em 0; }
 svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size: 13px; }
 """
@@ -136,20 +137,25 @@ def read_report(file: str | Path) -> dict[str, Any]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """One sentence: does tuning help, on which questions, and where does it not?"""
-    helps = [
-        part for part, row in report["right"].items() if row["difference"]["low"] > 0
-    ]
-    names = [PART_NAMES.get(part, part) for part in report["right"] if part in helps]
-    others = [PART_NAMES.get(p, p) for p in report["right"] if p not in helps]
-    if not helps:
-        return "The tuned model does not answer better than the model it was made from."
-    sentence = "The tuned model answers better than the model it was made from"
-    if not others:
-        return f"{sentence}, on every kind of question tried."
-    listed = "; ".join(_lower(name) for name in names)
-    rest = "; ".join(_lower(name) for name in others)
-    return f"{sentence} on: {listed}. It does not on: {rest}."
+    """Where does tuning help, where not, and where is the result still mostly wrong?"""
+    better, mostly_wrong, no_better = [], [], []
+    for part, row in report["right"].items():
+        name = _lower(PART_NAMES.get(part, part))
+        if row["tuned"]["value"] < 0.5:
+            mostly_wrong.append(name)
+        elif row["difference"]["low"] > 0:
+            better.append(name)
+        else:
+            no_better.append(name)
+    sentences = []
+    for start, names in (
+        ("The tuned model answers better than the one it was made from: ", better),
+        ("It does not answer better, or too few questions were asked: ", no_better),
+        ("Most of its answers are wrong: ", mostly_wrong),
+    ):
+        if names:
+            sentences.append(start + "; ".join(names) + ".")
+    return " ".join(sentences)
 
 
 def page(report: Mapping[str, Any]) -> str:
