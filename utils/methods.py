@@ -164,9 +164,9 @@ METHODS: Mapping[str, Method] = {
     "LoRA, replay": Method(_lora, replay=0.2),
     "QLoRA": Method(_qlora),
     "bottleneck": Method(_bottleneck),
-    "prefix": Method(_prefix_tuning, rate=5),
+    "prefix": Method(_prefix_tuning, rate=60),
     # peft lengthens the labels by the prompt, and so needs them one for each token.
-    "prompt": Method(_prompt_tuning, rate=20, completion_logits_only=False),
+    "prompt": Method(_prompt_tuning, rate=60, completion_logits_only=False),
 }
 
 

@@ -477,7 +477,7 @@ def _cut(text: str, tokenizer: Any) -> str:
 
 
 def _quieten_libraries() -> None:
-    """Silence five messages that say nothing to a learner, and nothing else."""
+    """Silence messages that say nothing to a learner, and nothing else."""
     # A faster 4-bit kernel that no course model needs; a cast that 8 bits imply.
     for name in ("backends.cpu.ops", "autograd._functions"):
         logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
@@ -485,6 +485,8 @@ def _quieten_libraries() -> None:
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     # peft 0.21 asks for an attribute that transformers 5 has renamed.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+    # TRL 1.16 does not know the new name yet.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     # With tokens in front, peft counts positions itself.
     warnings.filterwarnings("ignore", message="Position ids are not supported")
 
