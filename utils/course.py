@@ -398,6 +398,7 @@ STEPS = (
     Step("02", "02_prompting.ipynb", "Prompt", "measured prompts"),
     Step("03", "03_dataset_templating.ipynb", "Template", "data set"),
     Step("04", "04_lora_training.ipynb", "Fine-tune", "LoRA adapter"),
+    Step("05", "05_evaluation.ipynb", "Evaluate", "a decision"),
     Step("06", "06_djl_deployment.ipynb", "Deploy", "endpoint"),
 )
 
