@@ -91,6 +91,7 @@ def test_dtype_follows_the_machine(machine, dtype):
         ("dolly", XEON, "none", "no GPU"),
         ("lab", T4, "none", "lab fits the card"),
         ("dolly", T4, "8bit", "half"),
+        ("dolly", A10G, "none", "dolly fits the card"),
     ],
 )
 def test_quantisation_follows_model_and_machine(name, machine, expected, reason):

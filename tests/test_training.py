@@ -105,7 +105,10 @@ def test_attention_follows_machine_and_length():
     assert choose_attention(SETTINGS, XEON) == "eager"
     assert choose_attention(SETTINGS, LAPTOP) == "sdpa"
     assert choose_attention(SETTINGS, A10G) == "sdpa"
-    assert choose_attention(replace(SETTINGS, max_length=2048), XEON) == "sdpa"
+    roomy = replace(SETTINGS, max_length=2048)
+    assert choose_attention(roomy, XEON) == "sdpa"
+    assert choose_attention(roomy, XEON, longest=150) == "eager"
+    assert choose_attention(SETTINGS, XEON, longest=1024) == "sdpa"
 
 
 def test_a_run_learns_repeatably_and_the_saved_adapter_is_the_trained_one(

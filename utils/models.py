@@ -28,8 +28,11 @@ GPT_NEOX_LINEAR_LAYERS = (
     "dense_4h_to_h",
 )
 
-
 Quantisation = Literal["none", "8bit", "4bit"]
+
+# A base is held in 16 bits on a card with so many times the memory that it takes then:
+# the rest is for adapter, optimizer and what the backward pass needs (an estimate).
+ROOM = 3
 
 
 class ModelError(CourseError, ValueError):
@@ -46,7 +49,8 @@ class ModelSettings:
         machine: what it takes to train it, in a few words.
         revision: the hub's version; None for the newest, or for a folder.
         parameters: how many weights the base has; None if not known before loading.
-        quantisation: how the frozen base is held on a GPU, "8bit" or "none".
+        quantisation: how the frozen base is held on a GPU that is short of memory,
+            "8bit" or "none".
         gpu_gigabytes: memory of the smallest card that will do; 0 where a CPU will.
         max_length: most tokens of a training row, prompt and answer together.
         max_new_tokens: most tokens of an answer.
@@ -224,10 +228,11 @@ def choose_quantisation(
             "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "
             "8 bits would save memory that is not short and cost time"
         )
-    if settings.quantisation == "none":
+    weights = 2 * (settings.parameters or 0) / 1e9  # GB in 16 bits
+    if settings.quantisation == "none" or machine.gpu_gigabytes >= ROOM * weights:
         return "none", f"{settings.name} fits the card as it is, and plain is faster"
     return settings.quantisation, (
-        f"{settings.name} leaves a 16 GB card too little room for training in 16 bits; "
+        f"{settings.name} leaves this card too little room for training in 16 bits; "
         "in 8 bits the frozen base takes half of that"
     )
 

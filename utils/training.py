@@ -144,9 +144,17 @@ def training_arguments(
     return TrainingArguments(**(arguments | changes))
 
 
-def choose_attention(settings: ModelSettings, machine: Machine) -> str:
-    """The attention kernel to load a model with for training: "eager" or "sdpa"."""
-    short = settings.max_length <= SHORT_ROWS
+def choose_attention(
+    settings: ModelSettings, machine: Machine, longest: int | None = None
+) -> str:
+    """The attention kernel to load a model with for training: "eager" or "sdpa".
+
+    Args:
+        settings: of the model.
+        machine: that trains.
+        longest: tokens of the longest row; by default what the settings allow.
+    """
+    short = (longest or settings.max_length) <= SHORT_ROWS
     return "eager" if short and machine.bf16 and not machine.gpu else "sdpa"
 
 
