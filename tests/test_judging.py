@@ -122,6 +122,14 @@ def test_a_line_that_is_no_vote_is_named(tmp_path, line):
     assert file.read_text() == before
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    file = tmp_path / "feedback.jsonl"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(FeedbackError, match=r"feedback\.jsonl cannot be read"):
+        store_votes(file, blind_pairs(QUESTIONS, ANSWERS, 1), ["B"], "Ada")
+    assert file.read_bytes() == b"\xff\xfe"
+
+
 def test_no_decided_vote_gives_no_share():
     rows = [{"A_is": "base", "B_is": "tuned", "vote": "="}]
     result = preference(rows, "tuned")

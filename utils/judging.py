@@ -125,10 +125,16 @@ def read_feedback(file: str | Path) -> list[dict[str, str]]:
     """All votes of a feedback file.
 
     Raises:
-        FeedbackError: if a line is no vote, naming it.
+        FeedbackError: if the file is no text, or a line no vote, naming it.
     """
     rows = []
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise FeedbackError(
+            f"{portable_name(Path(file))} cannot be read ({error}): correct or delete "
+            "it."
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
