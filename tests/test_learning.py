@@ -305,11 +305,11 @@ def write_random_adapter(folder: Path) -> None:
 
 def shorten(folder: Path) -> None:
     """Keep some rows of every part."""
-    dataset = load_from_disk(folder)
+    whole = shutil.move(folder, folder.with_name("whole"))  # none overwrites itself
+    dataset = load_from_disk(whole)
     for name, rows in dataset.items():
         count = min(len(rows), FEW_ROWS.get(name, FEW_QUESTIONS))
         dataset[name] = rows.select(range(count)).flatten_indices()
-    shutil.move(folder, folder.with_name("whole"))
     dataset.save_to_disk(folder)
 
 
