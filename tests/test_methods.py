@@ -162,6 +162,18 @@ def test_a_study_of_a_large_model_takes_the_lab_model():
     assert study.tokenizer.decode(study.train[0]["input_ids"]).endswith("### End")
 
 
+def test_a_study_takes_rows_from_all_over_the_data_set():
+    dataset = dataset_of([f"It is {number}." for number in range(12)])
+    study = make_study(MODELS["lab"], dataset, 1_000, n_rows=4, n_questions=3)
+    ends = [study.tokenizer.decode(row["input_ids"]) for row in study.train]
+    for number, text in zip((0, 3, 6, 9), ends, strict=True):
+        assert f"It is {number}." in text
+    assert [row["response"] for row in study.questions] == [
+        f"It is {number}." for number in (0, 4, 8)
+    ]
+    assert len(study.held_out) == 12
+
+
 def test_rows_that_are_all_too_long_are_an_error():
     with pytest.raises(TrainingError, match="All rows of train are longer than the"):
         make_study(MODELS["lab"], dataset_of(["long " * 900]), 1_000)

@@ -139,6 +139,7 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> None:
             "The history holds no losses: train first, and log at least once."
         )
     axes.set(xlabel="epoch", ylabel="loss of the answers (nats a token)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     _show(figure, "Training and held-out loss by epoch")

@@ -199,16 +199,18 @@ def make_study(
     settings: ModelSettings,
     dataset: DatasetDict,
     n_parameters: int,
+    n_rows: int = 160,
     n_questions: int = 30,
 ) -> Study:
-    """Take rows and questions of a templated data set for a comparison.
+    """Take rows and questions from all over a templated data set for a comparison.
 
     Args:
         settings: of the model at hand; a large one is replaced by the lab model.
         dataset: with the columns `prompt`, `completion` and `response`, and a part
             `replay` for the methods that replay.
         n_parameters: of the model at hand.
-        n_questions: how many questions, and as many tasks of the earlier skill.
+        n_rows: how many rows to train on, at most.
+        n_questions: how many questions at most, and tasks of the earlier skill.
 
     Raises:
         TrainingError: if all rows are too long for the model.
@@ -236,12 +238,18 @@ def make_study(
     return Study(
         settings=settings,
         tokenizer=tokenizer,
-        train=encoded("train"),
+        train=_spread(encoded("train"), n_rows),
         held_out=encoded("validation"),
         replay=encoded("replay") if "replay" in dataset else [],
-        questions=dataset[part].to_list()[:n_questions],
+        questions=_spread(dataset[part].to_list(), n_questions),
         skill=few_shot_tasks(n_examples=3, n_prompts=n_questions),
     )
+
+
+def _spread(rows: list[Any], count: int) -> list[Any]:
+    """So many of the rows, at even distances: neighbours are about the same thing."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 # --- training and measuring ---
