@@ -111,13 +111,15 @@ def test_ids_and_labels_of_different_rows_are_an_error(row):
         show_tokens([1, 2, 3], row["labels"], tiny_tokenizer())
 
 
-def test_losses_are_plotted(shown):
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_losses_are_plotted(shown, logarithmic):
     plot_losses(
         [
             {"loss": 3.0, "epoch": 1, "step": 2},
             {"eval_loss": 3.1, "epoch": 1, "step": 2},
             {"train_runtime": 1.0, "epoch": 1},
-        ]
+        ],
+        logarithmic,
     )
     assert is_png(shown[0])
     assert "held-out" in shown[0].alt

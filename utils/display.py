@@ -118,11 +118,14 @@ def _visible(token: str) -> str:
     return html.escape(token).replace("\n", "⏎<br>") or "∅"
 
 
-def plot_losses(history: Sequence[Mapping[str, float]]) -> None:
+def plot_losses(
+    history: Sequence[Mapping[str, float]], logarithmic: bool = False
+) -> None:
     """Training and held-out loss over the epochs.
 
     Args:
         history: `trainer.state.log_history`, or what `save_history` wrote of it.
+        logarithmic: the axis of the loss, so that small ones can be told apart.
     """
     figure, axes = _figure()
     for key, name, colour, marker in (
@@ -140,7 +143,10 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> None:
         )
     axes.set(xlabel="epoch", ylabel="loss of the answers (nats a token)")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
+    if logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     _show(figure, "Training and held-out loss by epoch")
 
