@@ -16,7 +16,7 @@ from utils.display import (
     show_source,
     show_tokens,
 )
-from utils.evaluation import proportion
+from utils.evaluation import paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 
 
@@ -154,8 +154,12 @@ def test_shares_are_plotted(shown):
 def test_curves_are_plotted(shown, keys):
     few = {key: proportion([True, False, False]) for key in keys}
     many = {key: proportion([True, True, True]) for key in keys}
-    plot_curves({"at once": few, "worked": many}, x="steps", y="right answers")
+    gain = {key: paired_difference([True], [False]) for key in keys[1:]}
+    curves = {"at once": few, "worked": many}
+    plot_curves(curves, x="steps", y="right answers")
+    plot_curves(curves, x="steps", y="right answers", gain=gain)
     assert is_png(shown[0])
+    assert is_png(shown[1])
     assert shown[0].alt.endswith("with 95% intervals, for: at once, worked")
 
 

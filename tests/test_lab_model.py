@@ -33,14 +33,18 @@ from utils.lab_model.tasks import (
     RELATIONS,
     RULES,
     SEPARATORS,
+    WORD_CLASSES,
     few_shot_tasks,
     final_answer,
     first_line,
     held_out,
+    mapping_lines,
     problem,
     problems,
+    rule_document,
     rule_is_held_out,
     rule_tasks,
+    system_prompt,
 )
 from utils.models import MODELS, load_model, load_tokenizer, settings_for
 
@@ -93,21 +97,42 @@ def test_the_corpus_never_states_an_unread_fact(corpus):
 
 
 def test_the_corpus_asks_about_training_facts_only_and_not_in_held_out_words(corpus):
+    """In any of the wordings that a relation has."""
+    asked: dict[str, set[str]] = {part: set() for part in PARTS.values()}
+    for fact in load_facts():
+        for wording in range(wordings.wording_count(fact.relation)):
+            asked[PARTS[fact.id]].add(wordings.question(fact, wording))
+    rows = faq_rows(load_facts())
+    parts = assign_parts([row["fact"] for row in rows])
+    kept_out = {
+        row["instruction"]
+        for row, part in zip(rows, parts, strict=True)
+        if part == "wording"
+    }
+    assert len(kept_out) > 50
+    allowed = asked.pop("train") - kept_out
     questions = {
         line.removeprefix("Q: ")
         for document in corpus
         for line in document.splitlines()
-        if line.endswith("?")
+        if line.endswith("?") and "Question:" not in line and "User:" not in document
     }
-    rows = faq_rows(load_facts())
-    parts = assign_parts([row["fact"] for row in rows])
-    in_part = {
-        part: {r["instruction"] for r, p in zip(rows, parts, strict=True) if p == part}
-        for part in set(parts)
-    }
-    assert len(questions & in_part["train"]) > 100
-    for part in ("wording", "fact", "unread", "validation"):
-        assert not questions & in_part[part]
+    assert questions <= allowed
+    assert len(questions) > 0.8 * len(allowed)  # the check finds what is there
+    text = "\n".join(corpus)
+    for part, held in asked.items():
+        assert len(held) > 10, part
+        assert not [question for question in held if question in text]
+
+
+def test_the_corpus_answers_with_training_facts_only(corpus):
+    answered = Counter()
+    answers = [words_of(text) for text in corpus if text.startswith("Q: ")]
+    for fact in load_facts():
+        feature, value = words_of(fact.feature), words_of(fact.value)
+        answered[PARTS[fact.id]] += any(feature in t and value in t for t in answers)
+    assert answered.pop("train") > 90
+    assert not sum(answered.values())
 
 
 def test_the_corpus_never_shows_the_template(corpus):
@@ -133,119 +158,145 @@ def words_of(text: str) -> str:
     return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
 
 
+PAIR = re.compile(r"\s*([\w']+)(?:\s+|\s*[^\w\s]+\s*)([\w']+)\s*")
+TALK = re.compile(r"User:\n +([\w']+)\n\nAssistant:\n +([\w']+)\n")
+
+
 def word_pairs(document: str) -> Iterator[tuple[str, str]]:
-    """What stands left and right of any separator, or is asked and answered."""
+    """What is a line's only two words, whatever the sign, or is asked and answered."""
     for line in document.splitlines():
-        for separator in SEPARATORS:
-            left, found, right = line.partition(separator)
-            if found:
-                yield left.strip(), right.strip()
-    talk = r"User:\n(.+)\n\nAssistant:\n(.+)\n"
-    for asked, answered in re.findall(talk, document):
-        yield asked.strip(), answered.strip()
+        if match := PAIR.fullmatch(line):
+            yield match[1], match[2]
+    yield from TALK.findall(document)
 
 
+@pytest.mark.parametrize("separator", [*SEPARATORS, ",", "\t", " | ", "--", " "])
+def test_a_pair_is_found_in_any_format(separator):
+    pairs = [("walk", "walked"), ("apple", "apple's"), ("41", "42")]
+    assert list(word_pairs(mapping_lines(pairs, separator))) == pairs
+    *shown, (word, form) = pairs
+    talk = system_prompt(shown, separator, word) + f"\n  {form}\n"
+    assert list(word_pairs(talk)) == pairs
+
+
+RELATION_PAIRS = {pair for pairs in RELATIONS.values() for pair in pairs.items()}
 HELD_OUT_PAIRS = {
     (word, form)
     for rule, pairs in RULES.items()
     for word, form in pairs.items()
     if rule_is_held_out(rule, word)
 }
+HELD_OUT_WORDS = {
+    word
+    for word in {word for pairs in RULES.values() for word in pairs}
+    if all(
+        (word, pairs[word]) in HELD_OUT_PAIRS
+        for pairs in RULES.values()
+        if word in pairs
+    )
+}
+HELD_OUT_FORMS = {
+    form for word, form in HELD_OUT_PAIRS if word in HELD_OUT_WORDS and word.isalpha()
+}
 
 
-def test_the_corpus_keeps_a_word_and_its_held_out_form_apart(corpus):
-    read = {pair for document in corpus for pair in word_pairs(document)}
+@pytest.fixture(scope="module")
+def rule_documents() -> list[str]:
+    """More of what the corpus says on rules."""
+    generator = random.Random(1)
+    return [rule_document(generator) for _ in range(4000)]
+
+
+def test_the_corpus_shows_a_held_out_word_in_no_pair(corpus, rule_documents):
+    in_corpus = {pair for document in corpus for pair in word_pairs(document)}
+    read = in_corpus.union(*map(word_pairs, rule_documents))
+    # Seeds are what crows eat, whatever the plural of a seed.
+    apart = HELD_OUT_WORDS | HELD_OUT_FORMS
+    assert not [pair for pair in read - RELATION_PAIRS if apart.intersection(pair)]
     assert not read & HELD_OUT_PAIRS
-    assert not {(right, left) for left, right in read} & HELD_OUT_PAIRS
-    # The check finds what is there, in each form: pairs of every rule ...
+    # The check finds what is there: nearly all other pairs of each rule ...
     for rule, pairs in RULES.items():
-        assert len(read & set(pairs.items())) > 20, rule
-    # ... with every separator, and in conversations.
-    all_pairs = {pair for pairs in RULES.values() for pair in pairs.items()}
-    text = "\n".join(corpus)
-    for separator in SEPARATORS:
-        assert any(f"\n{a}{separator}{b}\n" in text for a, b in all_pairs)
-    assert any(f"User:\n  {a}\n\nAssistant:\n  {b}\n" in text for a, b in all_pairs)
+        shown = set(pairs.items()) - HELD_OUT_PAIRS
+        assert len(read & shown) > 0.8 * len(shown), rule
+        assert len(in_corpus & shown) > 20, rule
+    # ... and all pairs of the relations, of which examples only say which is meant.
+    assert in_corpus >= RELATION_PAIRS
 
 
-def test_the_words_whose_forms_are_held_out_are_read(corpus):
-    read = set(re.findall(r"[a-z]+", "\n".join(corpus)))
-    words = {word for word, _ in HELD_OUT_PAIRS if not word.isdigit()}
-    assert len(words & read) > 0.95 * len(words)
+def test_no_document_has_a_held_out_word_beside_one_of_its_forms(
+    corpus, rule_documents
+):
+    """In any format, numbers apart, which stand in sums as well."""
+    forms: dict[str, set[str]] = {}
+    for pairs in RULES.values():
+        for word, form in pairs.items():
+            if word.isalpha():
+                forms.setdefault(word, set()).add(form)
+    met = {
+        word
+        for document in (*corpus, *rule_documents)
+        if (words := set(re.findall(r"[a-z']+", document)))
+        for word in words & forms.keys()
+        if words & forms[word]
+    }
+    assert not met & HELD_OUT_WORDS
+    assert len(met) > 0.95 * (len(forms) - len(HELD_OUT_WORDS & forms.keys()))
 
 
-def test_rules_are_asked_for_with_pairs_not_read_after_pairs_read():
-    for task in rule_tasks(3, 200):
-        *shown, asked = task.prompt.split("\n")
-        word = asked.removesuffix(" -")
+def test_the_words_whose_forms_are_held_out_are_read(rule_documents):
+    read = set(re.findall(r"[a-z]+", "\n".join(rule_documents)))
+    for words in WORD_CLASSES.values():
+        held = HELD_OUT_WORDS & set(words)
+        assert 0.15 * len(words) < len(held) < 0.25 * len(words)
+        assert held <= read
+
+
+def test_rules_are_asked_for_with_words_held_out_after_pairs_read():
+    asked = Counter()
+    for task in rule_tasks(3, 600):
+        *shown, last = task.prompt.split("\n")
+        word = last.removesuffix(" -")
         assert RULES[task.kind][word] == task.answer
-        assert (word, task.answer) in HELD_OUT_PAIRS
+        assert word in HELD_OUT_WORDS
         pairs = {tuple(line.split(" - ")) for line in shown}
         assert len(pairs) == 3
         assert pairs <= set(RULES[task.kind].items()) - HELD_OUT_PAIRS
+        asked[task.kind] += 1
+    assert min(asked[rule] for rule in RULES) > 20
 
 
-def solve(question: str) -> tuple[list[tuple[int, int]], str]:
-    """The operands that meet in a problem, and its result, from its words alone."""
+Operation = tuple[int, str, int]
+"""Such as (47, "+", 12)."""
+
+
+def solve(question: str) -> tuple[list[Operation], str]:
+    """The operations that lead to a result, and it, from a problem's words alone."""
     if product := re.fullmatch(r"What is (\d+) x (\d+)\?", question):
         first, second = map(int, product.groups())
-        return [(first, second)], str(first * second)
+        return [(first, "x", second)], str(first * second)
     legs = re.findall(r"(\d+) km in ([\d.]+) hours?", question)
     if legs:
         ways, times = [int(way) for way, _ in legs], [Fraction(t) for _, t in legs]
         speed = sum(ways) / sum(times)
         if len(legs) == 1:  # reckoned by the half hour
-            return [(int(2 * times[0]), int(speed / 2))], str(speed)
-        return [(int(sum(times)), int(speed)), (ways[0], ways[1])], str(speed)
+            return [(ways[0], "/", int(2 * times[0]))], str(speed)
+        total = (sum(ways), "/", int(sum(times)))
+        return [(ways[0], "+", ways[1]), total], str(speed)
     total = int(re.match(r"\w+ has (\d+) ", question)[1])
-    pairs = []
+    operations = []
     changes = r"(buys|finds|gets|gives away|loses|sells) (\d+)"
     for verb, number in re.findall(changes, question):
-        pairs.append((total, int(number)))
-        total += int(number) if verb in ("buys", "finds", "gets") else -int(number)
-    assert pairs, question
-    return pairs, str(total)
+        sign = "+" if verb in ("buys", "finds", "gets") else "-"
+        operations.append((total, sign, int(number)))
+        total += int(f"{sign}{number}")
+    assert operations, question
+    return operations, str(total)
 
 
-QUESTION = re.compile(r"(?:Question:|User:\n ) (.+\?)\n")
-SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
-
-
-def test_the_corpus_keeps_operands_apart_and_solves_its_problems(corpus):
-    pairs, kinds = set(), Counter()
-    for document in corpus:
-        if question := QUESTION.search(document):
-            found, result = solve(question[1])
-            pairs.update(found)
-            answer = document[question.end() :]
-            assert final_answer(answer) == result, document
-            words = ("What is ", " and then ", " travels ", " has ")
-            kinds[next(word for word in words if word in question[1])] += 1
-        elif all(map(SUM.fullmatch, document.splitlines())):
-            kinds["sums"] += 1
-            for first, sign, second, result in SUM.findall(document):
-                first, second = int(first), int(second)
-                pairs.add((first, second))
-                assert int(result) == first + (second if sign == "+" else -second)
-    assert len(kinds) == 5
-    assert min(kinds.values()) > 100  # every kind was recognised
-    assert len(pairs) > 3000
-    assert not [pair for pair in pairs if held_out(*pair)]
-
-
-def test_as_many_problems_are_worked_as_answered_directly(corpus):
-    worked = Counter()
-    asked = Counter()
-    for document in corpus:
-        if question := QUESTION.search(document):
-            kind = len(solve(question[1])[0]), " x " in question[1]
-            for name in ("all", kind):
-                asked[name] += 1
-                worked[name] += REASONING in document
-    assert asked["all"] > 1500
-    for name, n in asked.items():
-        # Four standard deviations of a fair coin.
-        assert abs(worked[name] - n / 2) < 4 * (n / 4) ** 0.5, name
+def operands(operation: Operation) -> tuple[int, int]:
+    """The pair that is held out or not: of a division, divisor and quotient."""
+    left, sign, right = operation
+    return (right, left // right) if sign == "/" else (left, right)
 
 
 def check_step(step: str) -> None:
@@ -267,17 +318,141 @@ def check_step(step: str) -> None:
         assert operation(int(left), int(right)) == int(result), step
 
 
+QUESTION = re.compile(r"(?:Question:|User:\n ) (.+\?)\n")
+OPERATION = re.compile(r"(\d+) ([+\-x/]) (\d+) = ")
+LARGEST_TOTAL = 160  # of the problems of some steps; beyond it are a trip's sums
+
+
+def operations_in(text: str) -> list[Operation]:
+    """All operations that are written out."""
+    found = OPERATION.findall(text)
+    return [(int(left), sign, int(right)) for left, sign, right in found]
+
+
+def what_it_asks(document: str) -> tuple[str, list[Operation]]:
+    """The kind of a document with numbers, and the operations that it is about.
+
+    A list of sums or divisions is about every line of it, a problem about what leads
+    to its result. For any other document the kind is "".
+    """
+    if question := QUESTION.search(document):
+        asked = question[1]
+        words = {"What is": "product", " and then ": "trip", " travels ": "speed"}
+        kinds = [kind for word, kind in words.items() if word in asked]
+        return (*kinds, "steps")[0], solve(asked)[0]
+    lines = document.splitlines()
+    if not all(map(OPERATION.match, lines)):
+        return "", []
+    found = operations_in(document)
+    if any(sign == "/" for _, sign, _ in found):
+        return "short divisions", found
+    large = any(max(left, right) > LARGEST_TOTAL for left, _, right in found)
+    return ("large sums" if large else "small sums"), found
+
+
+def test_what_the_corpus_reckons_is_right(corpus):
+    kinds, worked = Counter(), Counter()
+    for document in corpus:
+        kind, _ = what_it_asks(document)
+        kinds[kind] += 1
+        if question := QUESTION.search(document):
+            answer = document[question.end() :]
+            assert final_answer(answer) == solve(question[1])[1], document
+            _, reasoned, steps = answer.partition(REASONING)
+            if reasoned:
+                *steps, last = steps.strip().split(". ")
+                assert last.startswith("The answer is ")
+                for step in steps:
+                    check_step(step)
+                worked[kind] += 1
+        elif kind:
+            for line in document.splitlines():
+                check_step(line)
+    for kind in ("steps", "speed", "trip", "product"):
+        assert worked[kind] > 50, kind
+    for kind in ("small sums", "large sums", "short divisions"):
+        assert kinds[kind] > 80, kind
+    # Nothing with two numbers and a sign was passed over.
+    rest = [text for text in corpus if not what_it_asks(text)[0]]
+    assert not [text for text in rest if operations_in(text)]
+
+
+def test_the_corpus_keeps_operands_apart(corpus):
+    pairs: dict[str, set[tuple[int, int]]] = {}
+    for document in corpus:
+        kind, asked = what_it_asks(document)
+        pairs.setdefault(kind, set()).update(map(operands, asked))
+    # A short division has a quotient of one digit; every speed, in a trip or by the
+    # half hour, has two: those divisions cannot meet what is asked for.
+    divisions = pairs.pop("short divisions")
+    assert max(quotient for _, quotient in divisions) == 9
+    assert len(divisions) == 9 * 10  # by 2 to 10; all of them
+    asked = [p.question for kind in ("speed", "trip") for p in problems(kind, 500)]
+    speeds = [operands(solve(question)[0][-1]) for question in asked]
+    assert min(speed for _, speed in speeds) >= 11
+    assert {hours for hours, _ in speeds} <= set(range(2, 11))
+    # All others keep to the pairs that are not held out.
+    for kind, found in pairs.items():
+        assert not [pair for pair in found if held_out(*pair)], kind
+    assert sum(map(len, pairs.values())) > 4000
+
+
+@pytest.mark.parametrize("kind", PROBLEM_KINDS)
+def test_operands_that_meet_are_found(kind):
+    """What the examination asks would be noticed in the corpus, in every form."""
+    for one in problems(kind, 50):
+        operations, _ = solve(one.question)
+        lines = "".join(f"{a} {sign} {b} = 0\n" for a, sign, b in operations)
+        documents = [
+            one.document(worked, style)
+            for worked in (True, False)
+            for style in ("plain", "system")
+        ]
+        for document in (*documents, lines):
+            found_kind, found = what_it_asks(document)
+            assert found == operations
+            assert all(held_out(*operands(operation)) for operation in found)
+            assert found_kind.removesuffix("s") in (*kind.split(), "step") or (
+                document == lines
+            )
+
+
+def test_what_is_asked_hardly_ever_stands_among_the_steps_of_something_else(corpus):
+    """Such as the hours of a trip, 4 + 5 = 9, which are also somebody's apples."""
+    read = {operation for document in corpus for operation in operations_in(document)}
+    assert len(read) > 5000
+    for kind in PROBLEM_KINDS:
+        asked = [solve(one.question)[0] for one in problems(kind, 200)]
+        met = [one for one in asked if read.intersection(one)]
+        assert len(met) <= 0.03 * len(asked), (kind, met)
+
+
+def test_as_many_problems_are_worked_as_answered_directly(corpus):
+    worked = Counter()
+    asked = Counter()
+    for document in corpus:
+        if question := QUESTION.search(document):
+            kind = what_it_asks(document)[0], len(solve(question[1])[0])
+            for name in ("all", kind):
+                asked[name] += 1
+                worked[name] += REASONING in document
+    assert asked["all"] > 1500
+    for name, n in asked.items():
+        # Four standard deviations of a fair coin.
+        assert abs(worked[name] - n / 2) < 4 * (n / 4) ** 0.5, name
+
+
 @pytest.mark.parametrize("kind", PROBLEM_KINDS)
 def test_problems_are_right_and_held_out(kind):
     for one in problems(kind, 200):
-        pairs, result = solve(one.question)
-        assert all(held_out(*pair) for pair in pairs), one
+        operations, result = solve(one.question)
+        assert all(held_out(*operands(each)) for each in operations), one
         assert result == one.result
         for step in one.steps:
             check_step(step)
         assert re.search(rf"= {result}\b", one.steps[-1])
         if kind.endswith("steps"):
-            assert f"{len(pairs)} steps" == kind
+            assert f"{len(operations)} steps" == kind
         for style in ("plain", "system"):
             for worked in (True, False):
                 prompt, document = (

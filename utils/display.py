@@ -23,7 +23,7 @@ from utils.helpers import IGNORED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from utils.evaluation import Proportion
+    from utils.evaluation import Difference, Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
@@ -174,55 +174,44 @@ def plot_proportions(
     x: str,
     y: str,
     guess: float | None = None,
+    gain: Mapping[Any, Difference] | None = None,
 ) -> None:
     """Proportions with their 95% intervals: a line over numbers, else one point each.
+
+    The figures themselves stand below the axis, with the sample size.
 
     Args:
         scores: what was varied → proportion.
         x, y: names of the axes.
         guess: the share that guessing gets, as a dashed line.
+        gain: what was varied → difference, a further row of figures below the axis.
     """
     if not scores:
         raise ValueError("There are no scores to plot.")
     figure, axes = _figure()
-    numeric = all(isinstance(key, int | float) for key in scores)
-    places = list(scores) if numeric else list(range(len(scores)))
-    values = [score.value for score in scores.values()]
-    errors = [
-        [max(0.0, score.value - score.low) for score in scores.values()],
-        [max(0.0, score.high - score.value) for score in scores.values()],
-    ]
-    axes.errorbar(
-        places,
-        values,
-        yerr=errors,
-        fmt="o-" if numeric else "o",
-        color=BLUE,
-        capsize=4,
-        linewidth=1.5,
-    )
-    if numeric:
-        axes.set_xticks(places)
-    else:
-        axes.set_xticks(places, [str(key) for key in scores])
-        axes.set_xlim(-0.6, len(scores) - 0.4)
     if guess is not None:
         axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
         axes.legend(frameon=False)
-    axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _draw_scores(figure, axes, {y: scores}, x, y, gain or {})
     _show(figure, f"{y} against {x}, with 95% intervals")
 
 
-def plot_curves(curves: Mapping[str, Mapping[Any, Proportion]], x: str, y: str) -> None:
+def plot_curves(
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    x: str,
+    y: str,
+    gain: Mapping[Any, Difference] | None = None,
+) -> None:
     """Several series of proportions with their 95% intervals, on the same axes.
 
-    Lines over numbers; over names, points beside each other.
+    Lines over numbers; over names, points beside each other. The figures themselves
+    stand below the axis, with the sample size.
 
     Args:
         curves: name of a series → what was varied → proportion. All series vary the
             same.
         x, y: names of the axes.
+        gain: what was varied → difference, a further row of figures below the axis.
 
     Raises:
         ValueError: if there is nothing to plot, or the series vary different things.
@@ -237,33 +226,97 @@ def plot_curves(curves: Mapping[str, Mapping[Any, Proportion]], x: str, y: str) 
                 f"them for {keys}."
             )
     figure, axes = _figure()
+    _draw_scores(figure, axes, curves, x, y, gain or {})
+    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
+    names = ", ".join(curves)
+    _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
+
+
+def _draw_scores(
+    figure: Any,
+    axes: Axes,
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    x: str,
+    y: str,
+    gain: Mapping[Any, Difference],
+) -> None:
+    """Points with intervals, and below the axis a row of figures for each series."""
+    keys = list(next(iter(curves.values())))
     numeric = all(isinstance(key, int | float) for key in keys)
     places = keys if numeric else list(range(len(keys)))
-    for number, (name, scores) in enumerate(curves.items()):
+    names = [str(key) for key in keys]
+    size, line = 8, 10.5  # of the figures and of one of their lines, in points
+    label_height = 12 * (1 + max(map(_breaks, names)))
+    below = 10 + label_height
+    for number, scores in enumerate(curves.values()):
+        colour = COLOURS[number % len(COLOURS)]
         # Beside each other, so that no interval hides another one.
         shift = 0 if numeric else 0.16 * (number - (len(curves) - 1) / 2)
-        values = [score.value for score in scores.values()]
         axes.errorbar(
             [place + shift for place in places],
-            values,
+            [score.value for score in scores.values()],
             yerr=[
                 [max(0.0, score.value - score.low) for score in scores.values()],
                 [max(0.0, score.high - score.value) for score in scores.values()],
             ],
             fmt=("os^Dv"[number % 5]) + ("-" if numeric else ""),
-            color=COLOURS[number % len(COLOURS)],
+            color=colour,
             capsize=4,
             linewidth=1.5,
-            label=name,
+            label=list(curves)[number],
         )
-    axes.set_xticks(places, [str(key) for key in keys])
+        for place, score in zip(places, scores.values(), strict=True):
+            text = f"{score.value:.0%}\n{100 * score.low:.0f} to {score.high:.0%}"
+            _write_below(axes, place, text, below, size, colour)
+        below += 2 * line + 3
+    if gain:
+        _write_below(axes, None, "gain in\npoints", below, size, GREY)
+        for key, place in zip(keys, places, strict=True):
+            if key in gain:
+                value, low, high = (
+                    f"{100 * bound:+.0f}"
+                    for bound in (gain[key].value, gain[key].low, gain[key].high)
+                )
+                text = f"{value}\n{low} to {high}"
+                _write_below(axes, place, text, below, size, "black")
+        below += 2 * line + 3
+    figure.set_figheight(figure.get_figheight() + (below - 18) / 72)
+    axes.set_xticks(places, names, fontsize=10 if len(keys) < 6 else 8)
     if not numeric:
         axes.set_xlim(-0.6, len(keys) - 0.4)
-    axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
+    counts = sorted(
+        {score.n for scores in curves.values() for score in scores.values()}
+    )
+    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    axes.set(ylabel=y, ylim=(-0.03, 1.03))
+    axes.set_xlabel(x, labelpad=below - 2 - label_height)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
-    names = ", ".join(curves)
-    _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
+    figure.text(
+        *(0.995, 0.004, f"n = {n} each, 95% intervals"),
+        **{"ha": "right", "va": "bottom", "fontsize": size, "color": GREY},
+    )
+
+
+def _breaks(text: str) -> int:
+    return text.count("\n")
+
+
+def _write_below(
+    axes: Axes, place: float | None, text: str, below: float, size: float, colour: str
+) -> None:
+    """Text under the axis at a place of it, or left of it, so many points down."""
+    axes.annotate(
+        text,
+        xy=(-0.01, 0) if place is None else (place, 0),
+        xycoords="axes fraction" if place is None else ("data", "axes fraction"),
+        xytext=(0, -below),
+        textcoords="offset points",
+        ha="right" if place is None else "center",
+        va="top",
+        fontsize=size,
+        color=colour,
+        annotation_clip=False,
+    )
 
 
 def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
