@@ -154,10 +154,10 @@ def test_shares_are_plotted(shown):
 def test_curves_are_plotted(shown, keys):
     few = {key: proportion([True, False, False]) for key in keys}
     many = {key: proportion([True, True, True]) for key in keys}
-    gain = {key: paired_difference([True], [False]) for key in keys[1:]}
+    more = {key: paired_difference([True], [False]) for key in keys[1:]}
     curves = {"at once": few, "worked": many}
     plot_curves(curves, x="steps", y="right answers")
-    plot_curves(curves, x="steps", y="right answers", gain=gain)
+    plot_curves(curves, x="steps", y="right answers", difference=more)
     assert is_png(shown[0])
     assert is_png(shown[1])
     assert shown[0].alt.endswith("with 95% intervals, for: at once, worked")

@@ -9,12 +9,14 @@ from utils.exercises import (
     check_adaptation,
     check_attention_weights,
     check_best_epoch,
+    check_budget,
     check_encode,
     check_guard,
     check_labels,
     check_lora_parameters,
     check_padding_share,
     check_record,
+    check_steering_prompt,
     check_survivors,
     exercise,
 )
@@ -67,6 +69,48 @@ def test_a_fault_in_a_check_itself_is_not_hidden():
 
 
 # 02
+
+
+def test_a_right_steering_prompt():
+    verdict = check_steering_prompt("horse - stable\nduck -", lambda prompt: "pond")
+    assert verdict.passed
+
+
+@pytest.mark.parametrize(
+    "prompt, hint",
+    [
+        ("horse - stable\nduck - ", "ends in white space"),
+        ("duck -", "below an example"),
+        ("cow - barn\nhorse - stable\nduck -", "2 lines above the question"),
+        ("duck - pond\nduck -", "gives the answer away"),
+        ("dragon - cave\nduck -", "an animal of the lists"),
+        ("cow - moo\nduck -", "'moo' is the sound of cow"),
+        ("cow - garage\nduck -", "try 'barn'"),
+        ("horse - stable\nduck -", "this model answers 'quack'"),
+        (["duck -"], "expected a prompt"),
+    ],
+)
+def test_wrong_steering_prompts_get_their_hint(prompt, hint):
+    assert rejected(check_steering_prompt(prompt, lambda prompt: "quack"), hint)
+
+
+@pytest.mark.parametrize("budget", [60, 60.0, 119, torch.tensor(60)])
+def test_right_budgets(budget):
+    assert check_budget(budget, [40, 50, 60]).passed
+
+
+@pytest.mark.parametrize(
+    "budget, hint",
+    [
+        (50, "the average length, and 1 of 3"),
+        (8, "3 of 3 solutions are cut off"),
+        (121, "does not stop by itself"),
+        (60.5, "round up"),
+        ("60", "expected a whole number"),
+    ],
+)
+def test_wrong_budgets_get_their_hint(budget, hint):
+    assert rejected(check_budget(budget, [40, 50, 60]), hint)
 
 
 def test_a_right_guard():

@@ -174,7 +174,7 @@ def plot_proportions(
     x: str,
     y: str,
     guess: float | None = None,
-    gain: Mapping[Any, Difference] | None = None,
+    difference: Mapping[Any, Difference] | None = None,
 ) -> None:
     """Proportions with their 95% intervals: a line over numbers, else one point each.
 
@@ -184,7 +184,7 @@ def plot_proportions(
         scores: what was varied → proportion.
         x, y: names of the axes.
         guess: the share that guessing gets, as a dashed line.
-        gain: what was varied → difference, a further row of figures below the axis.
+        difference: what was varied → how much better, one more row below the axis.
     """
     if not scores:
         raise ValueError("There are no scores to plot.")
@@ -192,7 +192,7 @@ def plot_proportions(
     if guess is not None:
         axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
         axes.legend(frameon=False)
-    _draw_scores(figure, axes, {y: scores}, x, y, gain or {})
+    _draw_scores(figure, axes, {y: scores}, x, y, difference or {})
     _show(figure, f"{y} against {x}, with 95% intervals")
 
 
@@ -200,7 +200,7 @@ def plot_curves(
     curves: Mapping[str, Mapping[Any, Proportion]],
     x: str,
     y: str,
-    gain: Mapping[Any, Difference] | None = None,
+    difference: Mapping[Any, Difference] | None = None,
 ) -> None:
     """Several series of proportions with their 95% intervals, on the same axes.
 
@@ -211,7 +211,7 @@ def plot_curves(
         curves: name of a series → what was varied → proportion. All series vary the
             same.
         x, y: names of the axes.
-        gain: what was varied → difference, a further row of figures below the axis.
+        difference: what was varied → how much better, one more row below the axis.
 
     Raises:
         ValueError: if there is nothing to plot, or the series vary different things.
@@ -226,7 +226,7 @@ def plot_curves(
                 f"them for {keys}."
             )
     figure, axes = _figure()
-    _draw_scores(figure, axes, curves, x, y, gain or {})
+    _draw_scores(figure, axes, curves, x, y, difference or {})
     figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
     names = ", ".join(curves)
     _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
@@ -238,13 +238,15 @@ def _draw_scores(
     curves: Mapping[str, Mapping[Any, Proportion]],
     x: str,
     y: str,
-    gain: Mapping[Any, Difference],
+    difference: Mapping[Any, Difference],
 ) -> None:
     """Points with intervals, and below the axis a row of figures for each series."""
     keys = list(next(iter(curves.values())))
     numeric = all(isinstance(key, int | float) for key in keys)
     places = keys if numeric else list(range(len(keys)))
-    names = [str(key) for key in keys]
+    font = 10 if len(keys) < 6 else 8
+    room = int(640 / len(keys) / font)  # letters side by side under each point
+    names = [textwrap.fill(str(key), room, break_long_words=False) for key in keys]
     size, line = 8, 10.5  # of the figures and of one of their lines, in points
     label_height = 12 * (1 + max(map(_breaks, names)))
     below = 10 + label_height
@@ -269,19 +271,20 @@ def _draw_scores(
             text = f"{score.value:.0%}\n{100 * score.low:.0f} to {score.high:.0%}"
             _write_below(axes, place, text, below, size, colour)
         below += 2 * line + 3
-    if gain:
-        _write_below(axes, None, "gain in\npoints", below, size, GREY)
+    if difference:
+        _write_below(axes, None, "difference\nin points", below, size, GREY)
         for key, place in zip(keys, places, strict=True):
-            if key in gain:
+            if key in difference:
+                found = difference[key]
                 value, low, high = (
                     f"{100 * bound:+.0f}"
-                    for bound in (gain[key].value, gain[key].low, gain[key].high)
+                    for bound in (found.value, found.low, found.high)
                 )
                 text = f"{value}\n{low} to {high}"
                 _write_below(axes, place, text, below, size, "black")
         below += 2 * line + 3
     figure.set_figheight(figure.get_figheight() + (below - 18) / 72)
-    axes.set_xticks(places, names, fontsize=10 if len(keys) < 6 else 8)
+    axes.set_xticks(places, names, fontsize=font)
     if not numeric:
         axes.set_xlim(-0.6, len(keys) - 0.4)
     counts = sorted(
