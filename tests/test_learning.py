@@ -4,16 +4,14 @@ Lessons 03 and 04 run twice: on the course's questions, and on a copy in which e
 question has some other question's answer.
 """
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from datasets import load_from_disk
+from lessons import run_lessons
 from peft import PeftModel
 
 from utils.course import SHIPPED_DATA
@@ -25,22 +23,9 @@ from utils.models import generate, load_model, load_tokenizer, settings_for
 SETTINGS = settings_for("lab")
 
 
-def run_lessons(build: Path, data: Path) -> Path:
-    """Execute lessons 03 and 04; returns the folder they wrote to."""
-    done = subprocess.run(
-        [sys.executable, "-m", "utils.run", "03", "04"],
-        env={**os.environ, "COURSE_BUILD": str(build), "COURSE_DATA": str(data)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return build
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_lessons(tmp_path_factory.mktemp("trained") / "build", SHIPPED_DATA)
+    return run_lessons(tmp_path_factory.mktemp("trained") / "build", "03", "04")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +35,8 @@ def shuffled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = list(rows["response"])
     random.Random(0).shuffle(answers)
     rows.assign(response=answers).to_csv(folder / "faqs.csv", index=False)
-    return run_lessons(folder / "build", folder / "faqs.csv")
+    data = str(folder / "faqs.csv")
+    return run_lessons(folder / "build", "03", "04", COURSE_DATA=data)
 
 
 Score = Callable[[Path | None, str], list[bool]]

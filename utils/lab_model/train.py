@@ -1,11 +1,12 @@
 """Trains the lab model from nothing: tokenizer, weights, model folder.
 
     python -m utils.lab_model.train                    # writes data/lab_model
-    python -m utils.lab_model.train --tokens 2e6 --out /tmp/small
+    python -m utils.lab_model.train --tokens 2e6 --out FOLDER --no-report
 
 Every five minutes a checkpoint goes to `<build>/lab_model_training`; the same command
 resumes from it after a kill. Batches depend on the seed and the step alone, so that a
-resumed run sees what an uninterrupted one sees.
+resumed run sees what an uninterrupted one sees. The end is a report on all skills;
+`utils.lab_model.evaluate` prints it again.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from utils.course import ROOT, run_config
 from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
 from utils.lab_model.corpus import documents
 from utils.lab_model.tasks import WORD_CLASSES
+from utils.models import MODELS
 
 LAB_MODEL = ROOT / "data" / "lab_model"
 END_OF_TEXT = "<|endoftext|>"
@@ -263,9 +266,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=TOKENS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-report", action="store_true", help="only train")
     options = parser.parse_args()
     work = run_config().build / "lab_model_training"
     train(options.out, work, options.tokens, options.seed, not options.no_compile)
+    if not options.no_report:
+        # Imported here, for it imports this module.
+        from utils.lab_model.evaluate import print_report
+
+        print_report(replace(MODELS["lab"], source=str(options.out.resolve())))
 
 
 if __name__ == "__main__":
