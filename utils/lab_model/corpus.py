@@ -28,12 +28,12 @@ FAQS_FILE = FACTS_FILE.with_name("amazon_sagemaker_faqs.csv")
 FAQ_COLUMNS = ("instruction", "response", "topic", "fact")
 
 MIX = {
-    "prose": 0.16,
+    "prose": 0.15,
     "questions": 0.07,
     "quizzes": 0.06,
-    "relations": 0.12,
+    "relations": 0.11,
     "rules": 0.09,
-    "sums": 0.10,
+    "sums": 0.12,
     "problems": 0.40,
 }
 """Share of each kind of document, counted in documents."""

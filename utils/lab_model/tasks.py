@@ -526,13 +526,13 @@ def product_problem(generator: random.Random, held: bool) -> Problem:
 
 
 PROBLEM_KINDS = {
-    "1 steps": 0.28,
+    "1 steps": 0.34,
     "2 steps": 0.11,
     "3 steps": 0.09,
     "4 steps": 0.08,
-    "speed": 0.12,
-    "trip": 0.14,
-    "product": 0.18,
+    "speed": 0.10,
+    "trip": 0.12,
+    "product": 0.16,
 }
 """The kinds of problem and the share of each among the corpus's problems."""
 
@@ -591,7 +591,7 @@ def problem_documents(generator: random.Random) -> Iterator[str]:
 
 def sum_documents(generator: random.Random) -> Iterator[str]:
     """Endless documents of a few sums, differences or short divisions, a line each."""
-    kinds = {_small_sum: 0.4, _large_sum: 0.35, _short_division: 0.25}
+    kinds = {_small_sum: 0.55, _large_sum: 0.25, _short_division: 0.2}
     while True:
         line = generator.choices(list(kinds), list(kinds.values()))[0]
         yield "".join(line(generator) for _ in range(generator.randint(2, 6)))
