@@ -248,12 +248,20 @@ def _draw_scores(
     room = int(640 / len(keys) / font)  # letters side by side under each point
     names = [textwrap.fill(str(key), room, break_long_words=False) for key in keys]
     size, line = 8, 10.5  # of the figures and of one of their lines, in points
+    apart = 0.16
+    if numeric:  # two lines can be told apart where they stand
+        apart = 0.02 * (max(keys) - min(keys)) if len(curves) > 2 else 0
     label_height = 12 * (1 + max(map(_breaks, names)))
     below = 10 + label_height
+    counts = sorted(
+        {score.n for scores in curves.values() for score in scores.values()}
+    )
+    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    _write_below(axes, None, f"n = {n},\n95% interval", below, size, GREY)
     for number, scores in enumerate(curves.values()):
         colour = COLOURS[number % len(COLOURS)]
         # Beside each other, so that no interval hides another one.
-        shift = 0 if numeric else 0.16 * (number - (len(curves) - 1) / 2)
+        shift = apart * (number - (len(curves) - 1) / 2)
         axes.errorbar(
             [place + shift for place in places],
             [score.value for score in scores.values()],
@@ -287,17 +295,9 @@ def _draw_scores(
     axes.set_xticks(places, names, fontsize=font)
     if not numeric:
         axes.set_xlim(-0.6, len(keys) - 0.4)
-    counts = sorted(
-        {score.n for scores in curves.values() for score in scores.values()}
-    )
-    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     axes.set(ylabel=y, ylim=(-0.03, 1.03))
     axes.set_xlabel(x, labelpad=below - 2 - label_height)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    figure.text(
-        *(0.995, 0.004, f"n = {n} each, 95% intervals"),
-        **{"ha": "right", "va": "bottom", "fontsize": size, "color": GREY},
-    )
 
 
 def _breaks(text: str) -> int:
@@ -310,7 +310,7 @@ def _write_below(
     """Text under the axis at a place of it, or left of it, so many points down."""
     axes.annotate(
         text,
-        xy=(-0.01, 0) if place is None else (place, 0),
+        xy=(-0.025, 0) if place is None else (place, 0),
         xycoords="axes fraction" if place is None else ("data", "axes fraction"),
         xytext=(0, -below),
         textcoords="offset points",
@@ -323,7 +323,7 @@ def _write_below(
 
 
 def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
-    """Groups of bars, one bar of each series in a group.
+    """Groups of bars with their heights, one bar of each series in a group.
 
     Args:
         bars: name of a series → group → height. All series have the same groups.
@@ -344,13 +344,16 @@ def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
                 f"has {groups}."
             )
         shift = width * (number - (len(bars) - 1) / 2)
-        axes.bar(
+        drawn = axes.bar(
             [place + shift for place in range(len(groups))],
             list(heights.values()),
             width,
             color=COLOURS[number % len(COLOURS)],
             label=name,
         )
+        digits = 0 if max(heights.values()) >= 10 else 2
+        labels = [f"{height:.{digits}f}" for height in heights.values()]
+        axes.bar_label(drawn, labels=labels, fontsize=8)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
     axes.set(xlabel=x, ylabel=y)
     figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
