@@ -175,7 +175,7 @@ def _rules() -> dict[str, dict[str, str]]:
 
 
 RULES: dict[str, dict[str, str]] = _rules()
-"""name → {word: form}: endings of English words and of ordinals, and the next number."""
+"""name → {word: form}: endings of words and of ordinals, and the next number."""
 
 
 def rule_is_held_out(rule: str, word: str) -> bool:
