@@ -2,6 +2,7 @@ import html
 import re
 
 import pytest
+from matplotlib.axes import Axes
 from tiny_models import tiny_tokenizer
 
 from utils import display, helpers
@@ -175,6 +176,18 @@ def test_bars_are_plotted(shown):
     plot_bars({"none": {"moo": 0.2}, "three": {"moo": 0.9}}, x="token", y="probability")
     assert is_png(shown[0])
     assert shown[0].alt == "probability against token, as bars, for: none, three"
+
+
+def test_bars_show_the_interval_of_an_estimate(shown, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "bar_label", lambda *_, labels, **__: drawn.extend(labels)
+    )
+    lengths = {1: paired_difference([30, 34, 38, 42], [0] * 4), 2: 50}
+    plot_bars({"worked": lengths}, x="steps", y="tokens")
+    assert re.fullmatch(r"36\n3\d to [34]\d", drawn[0])
+    assert drawn[1] == "50"
+    assert is_png(shown[0])
 
 
 def test_bars_of_different_groups_are_an_error():

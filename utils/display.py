@@ -23,7 +23,7 @@ from utils.helpers import IGNORED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from utils.evaluation import Difference, Proportion
+    from utils.evaluation import Difference, Estimate, Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
@@ -322,11 +322,14 @@ def _write_below(
     )
 
 
-def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
+def plot_bars(
+    bars: Mapping[str, Mapping[Any, float | Estimate]], x: str, y: str
+) -> None:
     """Groups of bars with their heights, one bar of each series in a group.
 
     Args:
-        bars: name of a series → group → height. All series have the same groups.
+        bars: name of a series → group → height, with its 95% interval where it is an
+            estimate. All series have the same groups.
         x, y: names of the axes.
 
     Raises:
@@ -337,27 +340,46 @@ def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
     groups = list(next(iter(bars.values())))
     width = 0.8 / len(bars)
     figure, axes = _figure()
-    for number, (name, heights) in enumerate(bars.items()):
-        if list(heights) != groups:
+    for number, (name, series) in enumerate(bars.items()):
+        if list(series) != groups:
             raise ValueError(
-                f"The series {name!r} has the groups {list(heights)}; the first one "
+                f"The series {name!r} has the groups {list(series)}; the first one "
                 f"has {groups}."
             )
         shift = width * (number - (len(bars) - 1) / 2)
+        heights, lows, highs = (
+            [getattr(height, which, height) for height in series.values()]
+            for which in ("value", "low", "high")
+        )
         drawn = axes.bar(
             [place + shift for place in range(len(groups))],
-            list(heights.values()),
+            heights,
             width,
             color=COLOURS[number % len(COLOURS)],
             label=name,
+            yerr=[
+                [value - low for value, low in zip(heights, lows, strict=True)],
+                [high - value for value, high in zip(heights, highs, strict=True)],
+            ],
         )
-        digits = 0 if max(heights.values()) >= 10 else 2
-        labels = [f"{height:.{digits}f}" for height in heights.values()]
+        digits = 0 if max(heights) >= 10 else 2
+        labels = [_height(height, digits) for height in series.values()]
         axes.bar_label(drawn, labels=labels, fontsize=8)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
     axes.set(xlabel=x, ylabel=y)
+    axes.margins(y=0.1)
     figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
     _show(figure, f"{y} against {x}, as bars, for: {', '.join(bars)}")
+
+
+def _height(height: float | Estimate, digits: int) -> str:
+    """What stands on a bar: its height and, below that of an estimate, the interval."""
+    if not hasattr(height, "low"):
+        return f"{height:.{digits}f}"
+    return (
+        f"{height.value:.{digits}f}\n"
+        f"{height.low:.{digits}f} to {height.high:.{digits}f}"
+    )
 
 
 def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
