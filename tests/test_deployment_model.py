@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import venv
+from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import bench_serving
 from conftest import CALLERS_ENVIRONMENT
 from tiny_artifact import QUESTIONS, build_tiny
 from tiny_models import tiny_tokenizer
@@ -498,32 +502,120 @@ def test_packed_entry_point_imports_only_what_the_image_has(built):
     assert artifact.validate(built / "artifact", load=False).findings == []
 
 
-@pytest.mark.slow
-def test_older_libraries_compute_the_same(built, tmp_path, in_process):
-    """transformers 4.57.6 and peft 0.19.1, as the serving image may hold them."""
-    target = tmp_path / "older"
-    packages = ["transformers==4.57.6", "peft==0.19.1"]
-    needed = ["huggingface_hub==0.36.0", "tokenizers==0.22.1"]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+# --- the versions that the serving image may hold -------------------------------------
+
+OLDER = ["transformers==4.57.6", "peft==0.19.1"]
+# What those need in another version than the one installed here.
+OLDER_STILL = ["huggingface_hub==0.36.0", "tokenizers==0.22.1"]
+PROBE = """
+import json, sys
+import peft, torch, transformers
+sys.path += sys.argv[3:]
+import test_deployment_model as tests
+
+versions = transformers.__version__, peft.__version__
+folder = tests.Path(sys.argv[1])
+torch.save([versions, *tests.probe(folder)], sys.argv[2])
+"""
+
+
+def probe(folder):
+    """Answers of an artifact, and logits of the model with and without the adapter."""
+    module = import_entry_point()
+    module.handle(warm_up_input(folder))
+    service = module.service
+    replies = reply(module.handle(request({"inputs": QUESTIONS})))
+    logits = []
+    for text in QUESTIONS[:4]:
+        (row,) = service.prepare(service.read(request({"inputs": text})))
+        ids = torch.tensor([row.ids])
+        with torch.inference_mode():
+            logits.append(service.model(input_ids=ids).logits)
+            with service.model.disable_adapter():
+                logits.append(service.model(input_ids=ids).logits)
+    return [one["generated_text"] for one in replies], logits
+
+
+@pytest.fixture(scope="module")
+def older_python(tmp_path_factory):
+    """A second environment with the older libraries; PyTorch and the rest are ours."""
+    folder = tmp_path_factory.mktemp("older") / "venv"
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run(
-        [*install, "--target", target, *packages, *needed],
-        env=CALLERS_ENVIRONMENT,
+        [*pip, "--no-deps", *OLDER, *OLDER_STILL], env=CALLERS_ENVIRONMENT, check=True
+    )
+    # Only now: pip must not take what it sees there for installed.
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "the_rest.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    return python
+
+
+def probe_older(python, folder, results):
+    """What `probe` returns in the second environment."""
+    paths = [str(ROOT), str(ROOT / "tests")]
+    subprocess.run(
+        [python, "-c", PROBE, str(folder), str(results), *paths],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         check=True,
     )
-    code = f"""
-import json, sys
-sys.path.insert(0, {str(target)!r})
-import transformers, peft
-assert (transformers.__version__, peft.__version__) == ("4.57.6", "0.19.1")
-sys.path.append({str(ROOT)!r})
-sys.path.append({str(ROOT / "tests")!r})
-import test_deployment_model as tests
-module = tests.import_entry_point()
-module.handle(tests.warm_up_input({str(built / "artifact")!r}))
-replies = tests.reply(module.handle(tests.request({{"inputs": tests.QUESTIONS}})))
-print(json.dumps([one["generated_text"] for one in replies]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    versions, answers, logits = torch.load(results)
+    assert tuple(versions) == ("4.57.6", "0.19.1")
+    return answers, logits
+
+
+def largest_difference(some, others):
+    return max((a - b).abs().max().item() for a, b in zip(some, others, strict=True))
+
+
+@pytest.mark.slow
+def test_older_libraries_compute_the_same(built, older_python, tmp_path, in_process):
+    answers, logits = probe_older(older_python, built / "artifact", tmp_path / "got")
+    assert answers == in_process[0]
+    assert largest_difference(logits, probe(built / "artifact")[1]) < 1e-4
+
+
+@pytest.mark.slow
+def test_older_libraries_compute_the_same_with_the_lab_model(older_python, tmp_path):
+    """Its rotary share is not the one that older versions fall back to."""
+    folder = bench_serving.build(tmp_path)
+    wanted_answers, wanted = probe(folder)
+    answers, logits = probe_older(older_python, folder, tmp_path / "got")
+    assert answers == wanted_answers
+    assert largest_difference(logits, wanted) < 1e-3
+    # That the comparison sees the trap: without the line that `build` adds, it fails.
+    config = folder / "base" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["rotary_pct"]
+    config.write_text(json.dumps(settings))
+    _, logits = probe_older(older_python, folder, tmp_path / "got")
+    assert largest_difference(logits, wanted) > 0.1
+
+
+@pytest.mark.slow
+def test_older_libraries_read_the_merged_model(built, older_python, tmp_path):
+    artifact.build_without_code(
+        built / "saved_base",
+        built / "saved_adapter",
+        tmp_path / "merged",
+        tmp_path / "merged.tar.gz",
     )
-    assert json.loads(done.stdout.splitlines()[-1]) == in_process[0]
+    code = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+    logits = model(**tokenizer(sys.argv[3], return_tensors="pt")).logits
+torch.save(logits, sys.argv[2])
+"""
+    found = []
+    for python in (older_python, sys.executable):
+        results = tmp_path / "logits"
+        subprocess.run(
+            [python, "-c", code, str(tmp_path / "merged"), str(results), QUESTION],
+            check=True,
+        )
+        found.append(torch.load(results))
+    assert largest_difference(found[:1], found[1:]) < 1e-4

@@ -11,11 +11,13 @@ from utils.display import (
     plot_losses,
     plot_proportions,
     plot_shares,
+    plot_timings,
     show_source,
     show_tokens,
 )
 from utils.evaluation import proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+from utils.serving import Timing
 
 
 @pytest.fixture
@@ -146,3 +148,12 @@ def test_shares_are_plotted(shown):
     assert is_png(shown[0])
     with pytest.raises(ValueError, match="no shares"):
         plot_shares({}, x="grouping", y="padding")
+
+
+def test_timings(shown):
+    timing = Timing((0.1, 0.2), 0.3, 2)
+    plot_timings({"one by one": timing, "in a list": timing})
+    assert is_png(shown[0])
+    assert "one by one, in a list" in shown[0].alt
+    with pytest.raises(ValueError, match="no timings"):
+        plot_timings({})

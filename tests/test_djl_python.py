@@ -265,6 +265,13 @@ def test_a_number_that_is_none_ends_the_server(tmp_path, name):
         Server(store).load()
 
 
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_configuration_at_the_root_that_is_none_ends_the_server(tmp_path, text):
+    store = write_store(tmp_path, {"model.py": ECHO, "config.json": text})
+    with pytest.raises(LoadError, match="Invalid huggingface model id: null"):
+        Server(store).load()
+
+
 def test_options_of_the_environment_fill_gaps(tmp_path):
     store = write_store(
         tmp_path, {"model.py": ECHO, "serving.properties": "option.a=file\n"}

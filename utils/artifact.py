@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import difflib
 import gzip
 import json
 import re
@@ -17,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +29,7 @@ from utils.djl_python.layout import (
     LoadError,
     ServedModel,
     find_models,
+    parse_properties,
     unpack,
     visible,
 )
@@ -34,6 +37,11 @@ from utils.djl_python.layout import (
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"
+HEAVY_CALLS = ("from_pretrained", "pipeline", "snapshot_download", "load_model")
+ADAPTERS_FOLDER = "adapters"  # where the image's own handler looks for several
+VLLM_HANDLER = "djl_python.lmi_vllm.vllm_async_service"
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+LORA_RANK_LIMIT = 16  # where no option says otherwise
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -112,6 +120,10 @@ NUMBERS = [
     "predict_timeout",
     "model_loading_timeout",
 ]
+MAY_BE_ZERO = ["max_batch_delay"]
+GZIP_MAGIC = b"\x1f\x8b"
+# The least that the image of DJL Serving 0.36.0 holds.
+IMAGE_VERSIONS = {"torch": "2.11.0", "transformers": "4.56", "peft": "0.19.1"}
 # Packages of the LMI image that an entry point may import, beside Python's own.
 IN_IMAGE = [
     "djl_python",
@@ -189,10 +201,7 @@ def build(
     Raises:
         ArtifactError: if base or adapter lack a file that serving needs.
     """
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with _unfinished(folder) as unfinished:
         local = Path(base) if Path(base).is_dir() else None
         properties: dict[str, str | int] = {
             "engine": "Python",
@@ -212,15 +221,126 @@ def build(
             _copy_adapter(adapter, unfinished / ADAPTER_FOLDER)
             properties["option.adapter_checkpoint"] = ADAPTER_FOLDER
             properties["option.adapter_name"] = adapter_name
-        properties |= options or {}
-        lines = [f"{key}={value}" for key, value in properties.items()]
-        (unfinished / "serving.properties").write_text("\n".join(lines) + "\n", "utf-8")
+        _write_properties(unfinished, properties | dict(options or {}))
         shutil.copyfile(entry_point, unfinished / "model.py")
+    return pack(folder, archive)
+
+
+def build_without_code(
+    base: Path,
+    adapters: Path | Mapping[str, Path],
+    folder: Path,
+    archive: Path,
+    *,
+    dtype: str = "float32",
+    options: Mapping[str, str | int] | None = None,
+) -> Path:
+    """Writes an artifact with no Python file: the image's own handler serves it.
+
+    That handler is vLLM, which batches continuously: a request joins those that are
+    being answered, and does not wait for a batch to end. It knows nothing of this
+    course's template: the client builds the prompt, and names `do_sample: false` for
+    a greedy answer.
+
+    Args:
+        base: the folder of a model.
+        adapters: one adapter, which is merged into the base; or several by name,
+            which stay beside it, so that each request can say which it wants
+            (`{"inputs": …, "adapters": name}`; without it the base answers).
+        folder: where the artifact is laid out; replaced if it exists.
+        archive: the `model.tar.gz` to write.
+        dtype: in which base and adapter are added up and saved; a shorter type halves
+            the archive and rounds the sum.
+        options: further lines of serving.properties, which override the usual ones.
+
+    Returns:
+        `archive`.
+
+    Raises:
+        ArtifactError: if base or adapter lack a file that serving needs.
+    """
+    properties: dict[str, str | int] = {
+        "engine": "Python",
+        "option.entryPoint": VLLM_HANDLER,
+        "option.async_mode": "true",
+        "option.rolling_batch": "disable",
+    }
+    with _unfinished(folder) as unfinished:
+        if isinstance(adapters, Mapping):
+            _copy_base(base, unfinished)
+            for name, adapter in adapters.items():
+                _copy_adapter(adapter, unfinished / ADAPTERS_FOLDER / name)
+            configs = unfinished.glob(f"{ADAPTERS_FOLDER}/*/adapter_config.json")
+            ranks = [json.loads(path.read_text("utf-8"))["r"] for path in configs]
+            if not 1 <= max(ranks, default=0) <= max(LORA_RANKS):
+                raise ArtifactError(
+                    f"the largest r of the adapters is {max(ranks, default=0)}: vLLM "
+                    f"serves at least one adapter, of up to {max(LORA_RANKS)}"
+                )
+            properties |= {
+                "option.enable_lora": "true",
+                "option.max_loras": len(adapters),
+                # vLLM takes these values only.
+                "option.max_lora_rank": min(r for r in LORA_RANKS if r >= max(ranks)),
+            }
+        else:
+            _merge(base, adapters, unfinished, dtype)
+        _let_answers_end(unfinished)
+        _write_properties(unfinished, properties | dict(options or {}))
+    return pack(folder, archive)
+
+
+def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
+    """Adds the adapter's matrices to those of the base and saves the sum."""
+    for name in ADAPTER_FILES:
+        _require(adapter, name, "an adapter's folder, saved by peft's save_pretrained")
+    _require_base(base)
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(target)
+    tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
+    _copy(tokenizer, target, TOKENIZER_FILES)
+    _fit_for_older_readers(target)
+
+
+def _let_answers_end(folder: Path) -> None:
+    """Makes the template's end key end an answer, where it is one token.
+
+    With a handler of one's own that is its task; here the configuration says it.
+    """
+    from transformers import AutoTokenizer
+
+    from utils.helpers import END_KEY
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    ends = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
+    settings["eos_token_id"] = [number for number in ends if number is not None]
+    _write_json(path, settings)
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when it is complete."""
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return pack(folder, archive)
+
+
+def _write_properties(folder: Path, properties: Mapping[str, str | int]) -> None:
+    lines = [f"{key}={value}" for key, value in properties.items()]
+    (folder / "serving.properties").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def pack(folder: Path, archive: Path) -> Path:
@@ -249,24 +369,27 @@ def pack(folder: Path, archive: Path) -> Path:
 
 
 def _copy_base(source: Path, target: Path) -> None:
-    weights = sorted(source.glob("*.safetensors"))
+    _require_base(source)
+    target.mkdir(exist_ok=True)
+    _copy(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
+    for path in sorted(source.glob("*.safetensors")):
+        shutil.copyfile(path, target / path.name)
+    _fit_for_older_readers(target)
+
+
+def _require_base(source: Path) -> None:
     _require(source, "config.json", "a model's folder")
     _require(source, "tokenizer.json", "a model's folder")
-    if not weights:
+    if not any(source.glob("*.safetensors")):
         raise ArtifactError(
             f"{source.name} has no *.safetensors: save the model with save_pretrained"
         )
-    target.mkdir()
-    _copy(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
-    for path in weights:
-        shutil.copyfile(path, target / path.name)
-    _fit_for_older_readers(target)
 
 
 def _copy_adapter(source: Path, target: Path) -> None:
     for name in ADAPTER_FILES:
         _require(source, name, "an adapter's folder, saved by peft's save_pretrained")
-    target.mkdir()
+    target.mkdir(parents=True)
     _copy(source, target, (*ADAPTER_FILES, *TOKENIZER_FILES))
     # peft notes the path of the base on the machine that trained: no use elsewhere.
     # Older versions warn of fields they do not know; those that say nothing are None.
@@ -439,8 +562,9 @@ def validate(path: Path, load: bool = True) -> Report:
                 report.error(path.name, str(error), "Pack it again")
                 return report
         for file in sorted(store.rglob("*")):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 report.files[file.relative_to(store).as_posix()] = file.stat().st_size
+        _check_links(store, report)
         _check_files(report)
         _check_store(store, report)
         if load and report.ok:
@@ -454,14 +578,36 @@ def _check_members(path: Path, report: Report) -> None:
         with tarfile.open(path, "r:gz") as tar:
             members = tar.getmembers()
     except (tarfile.TarError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic[:2] == b"PK":
+            what = "is a zip archive, which SageMaker does not unpack"
+        elif magic[:2] == GZIP_MAGIC:
+            what = f"is no gzipped tar: cut off or damaged ({error})"
+        elif not magic:
+            what = "is no gzipped tar: the file is empty"
+        elif tarfile.is_tarfile(path):
+            what = "is a tar that is not gzipped"
+        else:
+            what = f"is no gzipped tar ({error})"
         report.error(
             path.name,
-            f"is no gzipped tar ({error})",
+            what,
             "Pack it with `tar -C artifact -czf model.tar.gz .`",
         )
         return
+    seen: set[str] = set()
     for member in members:
         name = PurePosixPath(member.name)
+        if member.isfile() and str(name) in seen:
+            report.error(
+                member.name,
+                "is in the archive twice: the last one wins, silently",
+                "Pack it anew instead of appending to it",
+            )
+        seen.add(str(name))
+        if member.size > FILE_LIMIT:
+            _report_size(member.name, member.size, report)
         if name.is_absolute() or ".." in name.parts:
             report.error(
                 member.name,
@@ -478,15 +624,32 @@ def _check_members(path: Path, report: Report) -> None:
             report.error(member.name, "is neither file nor folder", "Leave it out")
 
 
+def _report_size(name: str, size: int, report: Report) -> None:
+    report.error(
+        name,
+        f"has {size / 2**30:.1f} GiB, which takes minutes to unpack",
+        "Leave it on S3 or the hub and name it by an option",
+    )
+
+
+def _check_links(store: Path, report: Report) -> None:
+    """A folder may hold links; packed by tar they would lead nowhere."""
+    for path in sorted(store.rglob("*")):
+        if path.is_symlink():
+            report.error(
+                path.relative_to(store).as_posix(),
+                f"is a link to {path.readlink()}, which stays on this machine",
+                "Put the file itself there",
+            )
+
+
 def _check_files(report: Report) -> None:
     for name, size in report.files.items():
         last = PurePosixPath(name).name
         if size > FILE_LIMIT:
-            report.error(
-                name,
-                f"has {size / 2**30:.1f} GiB, which takes minutes to unpack",
-                "Leave it on S3 or the hub and name it by an option",
-            )
+            _report_size(name, size, report)
+        if last.endswith(".safetensors") and not size:
+            report.error(name, "is empty", "Copy it again")
         if last.endswith(PICKLED):
             report.warning(
                 name,
@@ -564,50 +727,152 @@ def _check_model(model: ServedModel, store: Path, report: Report) -> None:
             "Write engine=Python",
         )
     _check_entry_point(model, report)
-    if (model.folder / "requirements.txt").is_file():
-        report.warning(
-            "requirements.txt",
-            "pip runs when the container starts; a failure is only logged and the "
-            "model is served without the packages",
-            "Leave it out: the image has torch, transformers and peft",
-        )
+    _check_requirements(model.folder, report)
     _check_parts(model, report)
 
 
+def _check_requirements(folder: Path, report: Report) -> None:
+    """What pip would say when the container starts; the server only logs it."""
+    path = folder / "requirements.txt"
+    if not path.is_file():
+        return
+    report.warning(
+        path.name,
+        "pip runs when the container starts; a failure is only logged and the "
+        "model is served without the packages",
+        "Leave it out: the image has torch, transformers and peft",
+    )
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import Version
+
+    pins: dict[str, Requirement] = {}
+    for number, raw in enumerate(path.read_text("utf-8").splitlines(), 1):
+        text = re.sub(r"(^|\s)#.*", "", raw).strip()
+        where = f"{path.name}, line {number}"
+        if not text or text.startswith("-"):
+            continue
+        if text.endswith(".whl"):
+            if "://" not in text and not (folder / text).is_file():
+                report.warning(where, f"{text} is not in the archive", "Pack it")
+            continue
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement as error:
+            reason = str(error).splitlines()[0]
+            report.warning(
+                where,
+                f"{text!r} is no requirement ({reason}): pip installs nothing at all",
+                "Correct the line",
+            )
+            continue
+        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+        exact = [s.version for s in wanted.specifier if s.operator == "=="]
+        earlier = pins.setdefault(name, wanted)
+        clash = [v for v in exact if "*" not in v and v not in earlier.specifier]
+        if clash:
+            report.warning(
+                where,
+                f"{text} and {earlier} cannot both be met: pip installs nothing at all",
+                "Keep one of them",
+            )
+        least = IMAGE_VERSIONS.get(name)
+        if any("*" not in v and Version(v) < Version(least or "0") for v in exact):
+            report.warning(
+                where,
+                f"{text} is older than the image's {name} ({least}), which the rest of "
+                "the image was built with",
+                "Do without the pin",
+            )
+
+
 def _check_properties(model: ServedModel, report: Report) -> None:
+    _check_properties_file(model.folder, report)
     for key, value in model.properties.items():
-        if value != value.strip():
-            report.error(
-                key,
-                f"the value {value!r} keeps its trailing space",
-                "Delete the space",
-            )
-        elif value[:1] in ("'", '"'):
-            report.error(
-                key, f"the quotes are part of the value {value}", "Delete the quotes"
-            )
         name = key.removeprefix("option.")
         known = DJL_OPTIONS + OWN_OPTIONS if name != key else SERVER_KEYS
+        # What is read by nobody can do no harm.
+        say = report.error if name in known else report.warning
+        if value != value.strip():
+            say(key, f"the value {value!r} keeps its trailing space", "Delete it")
+        elif value[:1] in ("'", '"'):
+            say(key, f"the quotes are part of the value {value}", "Delete the quotes")
         if name not in known:
-            remedy = "Check the spelling"
-            if name == key and name in DJL_OPTIONS + OWN_OPTIONS:
-                remedy = f"Write option.{name}"
-            report.warning(key, "is an option that nothing here reads", remedy)
-        if name in NUMBERS and not re.fullmatch(r"-?\d+", value.strip()):
-            report.error(
-                key, f"expected a whole number, found {value!r}", "Correct the value"
-            )
-    if "model_id" in model.options:
+            _report_unknown(key, name, report)
+        if name in NUMBERS:
+            _check_number(key, value, report)
+    least, most = (model.options.get(k, "") for k in ("minWorkers", "maxWorkers"))
+    if least.isdecimal() and most.isdecimal() and int(least) > int(most):
+        report.error(
+            "minWorkers",
+            f"{least} is more than maxWorkers={most}",
+            "Raise maxWorkers, or lower minWorkers",
+        )
+    if "model_id" in model.options and model.entry_point.endswith(".py"):
         report.warning(
             "option.model_id",
-            "with a handler of one's own it can switch on asynchronous mode",
+            "with a handler of one's own it can switch on asynchronous mode, in which "
+            "the endpoint hangs in Creating",
             "Name the base by another option (base_model)",
         )
+
+
+def _check_properties_file(folder: Path, report: Report) -> None:
+    """What is lost when the file is read as a table."""
+    names = [path.name for path in visible(folder) if path.is_file()]
+    here = [name for name in names if name.lower() == "serving.properties"]
+    similar = difflib.get_close_matches("serving.properties", names, 1, 0.8)
+    if not here and similar:
+        report.error(
+            similar[0],
+            "is not read: the server looks for serving.properties",
+            "Rename it",
+        )
+    if not here:
+        return
+    text = (folder / here[0]).read_text("utf-8")
+    if text.startswith("\ufeff"):
+        report.error(
+            here[0],
+            "begins with a byte-order mark, which becomes part of the first key",
+            "Save it as UTF-8 without one",
+        )
+    keys = [next(iter(parse_properties(line)), "") for line in text.splitlines()]
+    for key in sorted({key for key in keys if key and keys.count(key) > 1}):
+        report.warning(key, "is there twice: the last one wins", "Delete one of them")
+
+
+def _report_unknown(key: str, name: str, report: Report) -> None:
+    what = "is an option that nothing here reads"
+    known = DJL_OPTIONS + OWN_OPTIONS
+    if name == key and name in known:
+        remedy = f"Write option.{name}"
+    elif name != key and name in SERVER_KEYS:
+        what = "is read by the server under another name"
+        remedy = f"Write {name}, without `option.`"
+    elif name == "adapters":
+        what = "is no option: adapters are found by their folder"
+        remedy = "Set option.enable_lora=true and put them into adapters/"
+    else:
+        near = difflib.get_close_matches(name, known + SERVER_KEYS, 1, 0.75)
+        remedy = f"Check the spelling: did you mean {near[0]}" if near else "Delete it"
+    report.warning(key, what, remedy)
+
+
+def _check_number(key: str, value: str, report: Report) -> None:
+    if not re.fullmatch(r"-?\d+", value.strip()):
+        report.error(
+            key, f"expected a whole number, found {value!r}", "Correct the value"
+        )
+    elif int(value) < (0 if key in MAY_BE_ZERO else 1):
+        report.error(key, f"{value} is too small", "Write 1 or more")
 
 
 def _check_entry_point(model: ServedModel, report: Report) -> None:
     name = model.entry_point
     path = model.folder / name
+    if name == VLLM_HANDLER:
+        _check_no_code(model, report)
+        return
     if not name.endswith(".py"):
         report.warning(
             "option.entryPoint",
@@ -629,10 +894,100 @@ def _check_entry_point(model: ServedModel, report: Report) -> None:
         return
     _check_imports(tree, path, report)
     _check_handler(tree, model, report)
+    _check_calls(tree, path.name, report)
+
+
+def _check_no_code(model: ServedModel, report: Report) -> None:
+    """An artifact that the image's own handler serves."""
+    if model.options.get("async_mode", "").lower() != "true":
+        report.error(
+            "option.async_mode",
+            f"{model.entry_point} is an asynchronous handler and is not told so",
+            "Write option.async_mode=true",
+        )
+    if "model_id" not in model.options:
+        for name in ("config.json", "tokenizer.json"):
+            if not (model.folder / name).is_file():
+                report.error(
+                    name,
+                    "is missing at the root, where the image's own handler looks",
+                    "Put the merged model beside serving.properties",
+                )
+        if not any(model.folder.glob("*.safetensors")):
+            report.error(
+                "*.safetensors",
+                "there are none at the root, where the image's own handler looks",
+                "Put the merged model beside serving.properties",
+            )
+    folder = model.folder / ADAPTERS_FOLDER
+    adapters = visible(folder) if folder.is_dir() else []
+    if adapters and model.options.get("enable_lora", "").lower() != "true":
+        report.error(
+            "option.enable_lora",
+            f"{ADAPTERS_FOLDER}/ is there and would not be read",
+            "Write option.enable_lora=true",
+        )
+    limit = model.options.get("max_lora_rank", str(LORA_RANK_LIMIT))
+    for adapter in adapters:
+        rank = (_read_json(adapter / "adapter_config.json", report) or {}).get("r", 0)
+        if limit.isdecimal() and rank > int(limit):
+            report.error(
+                "option.max_lora_rank",
+                f"the adapter {adapter.name} has r={rank}, above the limit of {limit}",
+                f"Write option.max_lora_rank={rank}",
+            )
+        _check_adapter_files(adapter, f"{ADAPTERS_FOLDER}/{adapter.name}", report)
+        _check_fit(model.folder, adapter, report)
+
+
+def _check_calls(tree: ast.Module, name: str, report: Report) -> None:
+    """Calls that are wrong where they stand."""
+    for node in _calls(tree.body, into_functions=False):
+        if _called(node) in HEAVY_CALLS:
+            report.warning(
+                name,
+                f"line {node.lineno} calls {_called(node)} while the file is imported, "
+                "which happens three times",
+                "Load in the handler, at the request without content",
+            )
+    for node in _calls(tree.body, into_functions=True):
+        if _called(node) in ("os._exit", "os.abort", "os.kill"):
+            report.warning(
+                name,
+                f"line {node.lineno} calls {_called(node)}: a worker that ends inside "
+                "a request leaves the model FAILED for good",
+                "Return Output().error(…)",
+            )
+
+
+def _calls(body: Sequence[ast.AST], into_functions: bool) -> Iterator[ast.Call]:
+    for node in body:
+        if isinstance(node, ast.Call):
+            yield node
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+        if into_functions or not isinstance(node, functions):
+            yield from _calls(list(ast.iter_child_nodes(node)), into_functions)
+
+
+def _called(node: ast.Call) -> str:
+    """`os._exit` for os._exit(1), `from_pretrained` for a.b.from_pretrained(…)."""
+    function = node.func
+    if not isinstance(function, ast.Attribute):
+        return getattr(function, "id", "")
+    owner = function.value
+    plain = f"{owner.id}.{function.attr}" if isinstance(owner, ast.Name) else ""
+    return plain if plain.startswith("os.") else function.attr
 
 
 def _check_imports(tree: ast.Module, path: Path, report: Report) -> None:
-    beside = {file.stem for file in path.parent.iterdir()}
+    beside = {file.stem for file in visible(path.parent) if _is_module(file)}
+    for module in sorted(beside & {*IN_IMAGE, *sys.stdlib_module_names}):
+        report.error(
+            path.name,
+            f"`import {module}` would find the artifact's own {module}, not the "
+            "package of that name",
+            "Rename the file or folder",
+        )
     for module in _imported(tree):
         if module in sys.stdlib_module_names or module in beside | set(IN_IMAGE):
             continue
@@ -643,6 +998,10 @@ def _check_imports(tree: ast.Module, path: Path, report: Report) -> None:
             what = f"imports `{module}`, which is not in the image"
             remedy = f"Do without, or pack {module} beside {path.name}"
         report.error(path.name, what, remedy)
+
+
+def _is_module(path: Path) -> bool:
+    return path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
@@ -662,6 +1021,8 @@ def _check_handler(tree: ast.Module, model: ServedModel, report: Report) -> None
             name, f"has no function `{handler}`", "Define it, or set option.handler"
         )
         return
+    if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
+        _check_signature(found, name, report)
     is_async = isinstance(found, ast.AsyncFunctionDef)
     try:
         async_mode = model.async_mode
@@ -685,6 +1046,20 @@ def _check_handler(tree: ast.Module, model: ServedModel, report: Report) -> None
         )
 
 
+def _check_signature(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, name: str, report: Report
+) -> None:
+    given = function.args
+    positional = [*given.posonlyargs, *given.args]
+    needed = len(positional) - len(given.defaults)
+    if needed > 1 or not (positional or given.vararg):
+        report.error(
+            name,
+            f"`{function.name}` takes {needed} arguments; the server passes one",
+            f"Write def {function.name}(inputs)",
+        )
+
+
 def _names(node: ast.stmt) -> set[str]:
     """The names that a statement of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -703,6 +1078,14 @@ def _check_parts(model: ServedModel, report: Report) -> None:
         options.get("base_model"),
         options.get("adapter_checkpoint"),
     )
+    if adapter_name and not base_name:
+        report.warning(
+            "option.base_model",
+            "is missing beside option.adapter_checkpoint: the course's entry point "
+            "would not load, and another one was not checked",
+            "Name the folder of the base, or its id on the hub",
+        )
+        adapter_name = None
     base = model.folder / base_name if base_name else None
     adapter = model.folder / adapter_name if adapter_name else None
     if base and not base.is_dir() and base_name.count("/") != 1:
@@ -717,13 +1100,17 @@ def _check_parts(model: ServedModel, report: Report) -> None:
     if base_is_here and not (base / "config.json").is_file():
         report.error(base_name, "has no config.json", "Pack the base's configuration")
     if adapter:
-        for name in ADAPTER_FILES:
-            if not (adapter / name).is_file():
-                report.error(
-                    f"{adapter_name}/{name}",
-                    "is missing, so that the base would answer untuned or not at all",
-                    "Pack what peft's save_pretrained wrote",
-                )
+        _check_adapter_files(adapter, adapter_name, report)
+        settings = _read_json(adapter / "adapter_config.json", report) or {}
+        if settings.get("peft_type", "LORA") != "LORA":
+            report.warning(
+                f"{adapter_name}/adapter_config.json",
+                f"peft_type {settings['peft_type']} is not LORA: vLLM cannot serve it, "
+                "and whether it fits the base was not checked",
+                "Compare its answers before you deploy",
+            )
+    for folder in {model.folder, base, adapter} - {None}:
+        _check_saved(folder, model.folder, report)
     places = [folder for folder in (base, adapter) if folder and folder.is_dir()]
     if base_is_here and not any((p / "tokenizer.json").is_file() for p in places):
         report.error(
@@ -735,19 +1122,81 @@ def _check_parts(model: ServedModel, report: Report) -> None:
         _check_fit(base, adapter, report)
 
 
+def _check_adapter_files(adapter: Path, name: str, report: Report) -> None:
+    for file in ADAPTER_FILES:
+        if not (adapter / file).is_file():
+            report.error(
+                f"{name}/{file}",
+                "is missing, so that the base would answer untuned or not at all",
+                "Pack what peft's save_pretrained wrote",
+            )
+
+
+def _check_saved(folder: Path, root: Path, report: Report) -> None:
+    """What transformers saved: can it be read, by older versions as well."""
+    prefix = folder.relative_to(root).as_posix() + "/"
+    prefix = prefix.removeprefix("./")
+    config = _read_json(folder / "config.json", report, prefix) or {}
+    rope = config.get("rope_parameters")
+    if config.get("model_type") == "gpt_neox" and rope and "rotary_pct" not in config:
+        report.warning(
+            f"{prefix}config.json",
+            "has no rotary_pct, without which transformers 4 computes other logits and "
+            "says nothing",
+            "Write rotary_pct beside rope_parameters (`build` does)",
+        )
+    tokenizer = _read_json(folder / "tokenizer_config.json", report, prefix) or {}
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        report.warning(
+            f"{prefix}tokenizer_config.json",
+            "names TokenizersBackend, a class that transformers 4 does not have",
+            "Write PreTrainedTokenizerFast (`build` does)",
+        )
+    index = _read_json(folder / "model.safetensors.index.json", report, prefix) or {}
+    for name in sorted(set(index.get("weight_map", {}).values())):
+        if not (folder / name).is_file():
+            report.error(
+                f"{prefix}{name}",
+                "is named by model.safetensors.index.json and is not there",
+                "Pack every part of the weights",
+            )
+
+
+def _read_json(path: Path, report: Report, prefix: str = "") -> dict | None:
+    """The object in a file; None if there is no such file, or none in it."""
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        found = f"is no JSON ({error})"
+    else:
+        if isinstance(value, dict):
+            return value
+        found = f"holds a {type(value).__name__} where an object was expected"
+    finding = Finding("error", prefix + path.name, found, "Save it again")
+    if finding not in report.findings:
+        report.findings.append(finding)
+    return None
+
+
 def _check_fit(base: Path, adapter: Path, report: Report) -> None:
     """Compares the shapes of LoRA's matrices with those of the layers they change."""
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
         return
+    path = None
     try:
         layers = {}
         for path in sorted(base.glob("*.safetensors")):
             layers |= safetensors_shapes(path)
+        path = weights
         matrices = safetensors_shapes(weights)
     except (OSError, ValueError) as error:
         report.error(
-            weights.name, f"cannot be read as safetensors ({error})", "Save it again"
+            path.name if path else weights.name,
+            f"cannot be read as safetensors ({error})",
+            "Save it again",
         )
         return
     pattern = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -774,13 +1223,17 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
     """Name and shape of each tensor, read from the file's header alone.
 
     Raises:
-        ValueError: if the file has no such header.
+        ValueError: if the file has no such header, or is shorter than it says.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= path.stat().st_size - 8:
             raise ValueError("no header")
         header = json.loads(file.read(length))
+    ends = [e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"]
+    missing = 8 + length + max(ends, default=0) - path.stat().st_size
+    if missing > 0:
+        raise ValueError(f"{missing} bytes are missing at its end")
     return {
         name: entry["shape"] for name, entry in header.items() if name != "__metadata__"
     }

@@ -71,6 +71,7 @@ PARAMETERS: dict[str, tuple[str, float, float]] = {
     "seed": ("whole number", 0, 2**63 - 1),
     "stop": ("text or a list of texts", 1, MAX_STOPS),
     "return_full_text": ("boolean", 0, 1),
+    "ignore_eos_token": ("boolean", 0, 1),  # answers of fixed length, for measuring
 }
 SAMPLING = ("temperature", "top_p", "top_k")
 FIELDS = ("inputs", "parameters", "adapter", "stream")
@@ -145,6 +146,7 @@ class Decoding:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     return_full_text: bool = False
+    ignore_eos_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -501,8 +503,7 @@ class Service:
         config = GenerationConfig(
             max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
             do_sample=False,  # the sampler has already chosen, row by row
-            pad_token_id=self.pad_id,
-            eos_token_id=self.end_ids or None,
+            pad_token_id=self.pad_id,  # no eos_token_id: `ending` sees to that
         )
         on_base = self.has_adapter and rows[0].adapter == "base"
         plain = self.model.disable_adapter() if on_base else contextlib.nullcontext()
@@ -527,7 +528,8 @@ class Service:
         text = self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        for stop in (*self.end_texts, *row.decoding.stop):
+        ends = () if row.decoding.ignore_eos_token else self.end_texts
+        for stop in (*ends, *row.decoding.stop):
             text = text.partition(stop)[0]
         return text
 
@@ -598,10 +600,13 @@ class _Ending:
         return torch.tensor([late or one for one in self.done], device=input_ids.device)
 
     def _ends(self, row: Row, ids: list[int]) -> bool:
-        if ids[-1] in self.service.end_ids or len(ids) >= row.decoding.max_new_tokens:
+        if len(ids) >= row.decoding.max_new_tokens:
+            return True
+        goes_on = row.decoding.ignore_eos_token
+        if ids[-1] in self.service.end_ids and not goes_on:
             return True
         stops = row.decoding.stop
-        if not self.service.end_key_is_token:
+        if not self.service.end_key_is_token and not goes_on:
             stops = (*stops, END_KEY)
         if not stops:
             return False

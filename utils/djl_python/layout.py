@@ -250,6 +250,27 @@ def check_engine(model: ServedModel) -> None:
         )
 
 
+def check_config(model: ServedModel) -> None:
+    """The image reads a config.json at the root, whatever the handler does with it.
+
+    Raises:
+        LoadError: if it cannot be read, as the server's source words it.
+    """
+    path = model.folder / "config.json"
+    if not path.is_file():
+        return
+    try:
+        text = path.read_text("utf-8")
+        readable = not text.strip() or isinstance(json.loads(text), dict | None)
+    except ValueError:
+        readable = False
+    if not readable:
+        raise LoadError(
+            f"Invalid huggingface model id: {model.options.get('model_id', 'null')} "
+            "(the config.json at the root is no JSON object)"
+        )
+
+
 def unpack(archive: Path, target: Path) -> Path:
     """Unpacks a model.tar.gz into `target`/model, as SageMaker does.
 
