@@ -4,7 +4,7 @@ usage: python tests/interrupted_notebook.py WAY[,WAY…] [CELL…]
 
 The ways to break off: `error` raises at the end of the cell, `interrupt` raises what
 Ctrl-C raises there, `signal` sends Ctrl-C while the cell runs. The cells are given by
-their ids; without any, every cell from the guard on is tried. After each the notebook
+their ids; without any, every cell is tried. After each from the guard on the notebook
 goes on again from the guard, as it tells its reader to. At last it runs to its end.
 
 A small entry point stands in for the model, so that an endpoint is up in a second; the
@@ -32,9 +32,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from utils import artifact
 from utils.billing import TAG
 from utils.course import ROOT
+from utils.local_aws import OfflineAws
 
 NOTEBOOK = ROOT / "notebooks" / "06_djl_deployment.ipynb"
-FIRST = "guard"  # before it nothing is created
+FIRST = "guard"  # before it nothing is created on AWS
 ENTRY_POINT = """
 from djl_python import Input, Output
 
@@ -142,7 +143,12 @@ class Notebook:
 
 
 def what_is_left() -> list[str]:
-    """What the account holds, freshly listed, and the processes of endpoints."""
+    """What the account holds, freshly listed, and the processes that serve."""
+    return (what_aws_holds() if OfflineAws.current else []) + processes()
+
+
+def what_aws_holds() -> list[str]:
+    """Endpoints, configurations, models and uploads of whatever run."""
     import boto3
 
     client = boto3.client("sagemaker")
@@ -163,6 +169,11 @@ def what_is_left() -> list[str]:
     for bucket in s3.list_buckets()["Buckets"]:
         for item in s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", []):
             left.append(f"S3 object {item['Key']}")
+    return left
+
+
+def processes() -> list[str]:
+    """Those below this one that have not ended after a while."""
     deadline = time.monotonic() + 5
     while workers := [
         process
@@ -170,10 +181,9 @@ def what_is_left() -> list[str]:
         if process.status() != psutil.STATUS_ZOMBIE
     ]:
         if time.monotonic() > deadline:
-            left += [f"process {worker.pid}" for worker in workers]
-            break
+            return [f"process {worker.pid}" for worker in workers]
         time.sleep(0.05)
-    return left
+    return []
 
 
 def main() -> None:
@@ -182,14 +192,24 @@ def main() -> None:
     entry_point.write_text(ENTRY_POINT)
     reuse_artifact(entry_point)
     notebook = Notebook()
-    notebook.run(None, FIRST)
     ids = list(notebook.cells)
+    guard = ids.index(FIRST)
     left = {}
-    for name in cells or ids[ids.index(FIRST) :]:
+
+    def break_off(name: str) -> None:
         for way in ways.split(","):
-            notebook.run(FIRST, name) if name != FIRST else None
+            if ids.index(name) > guard:
+                notebook.run(FIRST, name)
             notebook.break_off(name, way)
             left[f"{name}, {way}"] = what_is_left()
+
+    for name, after in zip(ids[:guard], ids[1:], strict=False):
+        notebook.run(name, after)
+        if not cells:
+            break_off(name)  # not before: half an import cannot be done again
+            notebook.run(name, after)
+    for name in cells or ids[guard:]:
+        break_off(name)
     calls, tagged = record_calls()
     notebook.run("connect", None)
     left["the end"] = what_is_left()

@@ -1,10 +1,14 @@
 """The ledger of what bills: everything is recorded, and nothing else is deleted."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import time
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
@@ -111,6 +115,35 @@ def test_what_cannot_be_deleted_is_named(aws, monkeypatch):
     assert models(aws) == set()
 
 
+class Refused(io.BytesIO):
+    """The body of AWS's answer to a call that a policy does not allow."""
+
+    def __init__(self):
+        super().__init__(b'{"__type": "AccessDeniedException", "message": "no right"}')
+
+    def stream(self, **_):
+        yield self.read()
+
+
+def test_a_missing_right_is_told_at_once(aws):
+    """It is not taken for an endpoint in transition, which is waited for."""
+
+    def refuse(request, **_):
+        return AWSResponse(request.url, 403, {}, Refused())
+
+    event = "before-send.sagemaker.DeleteModel"
+    guard = BillingGuard(aws, silent)
+    create_model(aws.session, aws, guard.name("a"))
+    aws.session.events.register(event, refuse)
+    asked = time.monotonic()
+    with pytest.raises(DeploymentError, match="AccessDenied.*Delete them in the AWS"):
+        guard.teardown()
+    assert time.monotonic() - asked < billing.DELETE_TIMEOUT / 10
+    aws.session.events.unregister(event, refuse)
+    guard.close()
+    assert models(aws) == set()
+
+
 def test_a_failing_cell_deletes_everything(aws):
     class Result:
         success = False
@@ -154,9 +187,9 @@ def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws):
     logs = aws.session.client("logs")
     with BillingGuard(aws, silent) as guard:
         name = guard.name("a")
-        create_model(aws.session, aws, name)
-        guard._noter("endpoint", "EndpointName")({"EndpointName": name})
-        logs.create_log_group(logGroupName=f"/aws/sagemaker/Endpoints/{name}")
+        create_endpoint(aws.session, aws, name)
+        with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+            logs.create_log_group(logGroupName=f"/aws/sagemaker/Endpoints/{name}")
         guard._after_cell(Failed)
         left = [f"log group /aws/sagemaker/Endpoints/{name}"]
         assert guard.remaining() == left
@@ -286,8 +319,6 @@ def clock(monkeypatch):
             return self.now
 
         def __getattr__(self, name):
-            import time
-
             return getattr(time, name)
 
     clock = Clock()

@@ -15,7 +15,7 @@ import nbformat
 import psutil
 import pytest
 from datasets import Dataset, DatasetDict
-from interrupted_notebook import FIRST, NOTEBOOK
+from interrupted_notebook import NOTEBOOK
 from tiny_artifact import QUESTIONS, save_adapter, save_base
 
 from utils.billing import POLICY
@@ -41,9 +41,8 @@ ACTIONS = {
     ("s3", "UploadPart"): "s3:PutObject",
     ("s3", "CompleteMultipartUpload"): "s3:PutObject",
     ("sagemaker-runtime", "InvokeEndpoint"): "sagemaker:InvokeEndpoint",
-    # The API reference of this operation names InvokeEndpoint as the right it needs.
     ("sagemaker-runtime", "InvokeEndpointWithResponseStream"): (
-        "sagemaker:InvokeEndpoint"
+        "sagemaker:InvokeEndpointWithResponseStream"
     ),
 }
 
@@ -98,8 +97,7 @@ def test_broken_off_at_any_cell_it_leaves_nothing(environment, way):
     left = break_off(environment, way, timeout=2400)["left"]
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     ids = [cell.id for cell in cells if cell.cell_type == "code"]
-    tried = ids[ids.index(FIRST) :]
-    assert list(left) == [*(f"{name}, {way}" for name in tried), "the end"]
+    assert list(left) == [*(f"{name}, {way}" for name in ids), "the end"]
     assert {case: found for case, found in left.items() if found} == {}
 
 

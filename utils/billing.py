@@ -343,8 +343,9 @@ class BillingGuard:
             entry.confirmed = True
             try:
                 getattr(client, f"delete_{_suffix(operation)}")(**{key: entry.name})
-            except ClientError:
-                if time.monotonic() > deadline:
+            except ClientError as error:
+                # One in transition is refused for a while; a missing right for ever.
+                if not _refused_as_invalid(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(FIRST_POLL)
                 continue
@@ -389,7 +390,7 @@ class BillingGuard:
             arn = describe(**{key: entry.name})[f"{operation}Arn"]
             tags = client.list_tags(ResourceArn=arn)["Tags"]
         except ClientError as error:
-            if error.response["Error"]["Code"].startswith("Validation"):
+            if _refused_as_invalid(error):
                 return False  # there is no such thing (any more)
             raise
         return self._tag in tags
@@ -588,10 +589,15 @@ def _runs(client: Any, operation: str, key: str, name: str) -> list[str]:
         arn = describe(**{key: name})[f"{operation}Arn"]
         tags = client.list_tags(ResourceArn=arn)["Tags"]
     except ClientError as error:
-        if error.response["Error"]["Code"].startswith("Validation"):
+        if _refused_as_invalid(error):
             return []
         raise
     return [tag["Value"] for tag in tags if tag["Key"] == TAG]
+
+
+def _refused_as_invalid(error: Any) -> bool:
+    """SageMaker says so of what does not exist, or is in transition."""
+    return error.response["Error"]["Code"].startswith("Validation")
 
 
 def iam_policy(aws: Aws) -> str:

@@ -62,7 +62,7 @@ TIMED_OUT = (
     "issue, and try again."
 )
 LOG_LINES = 200
-JOIN_TIMEOUT = 5  # seconds
+JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time to write the log
 TRIES_OF_A_HANGING_WORKER = 3
 
 # What could lead a client elsewhere, or to other credentials, is taken away.
