@@ -796,6 +796,26 @@ def test_deleting_while_creating_leaves_nothing(aws, guard):
     assert container.process.pid == server.pid  # nothing was started in its place
 
 
+def test_container_that_is_killed_while_loading_is_failed(aws, guard):
+    slow = ECHO.replace("return None", "__import__('time').sleep(60)")
+    endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
+    own = OfflineAws.running().endpoints[endpoint.endpoint_name]
+    server, worker = wait_for_worker(own.variants[0].container, 60)
+    server.kill()
+    with pytest.raises(DeploymentError, match="ended before it was ready, .*-9"):
+        wait_until_in_service(aws, endpoint, say=lambda _: None)
+    assert gone_within(worker.pid, 10)
+
+
+def test_container_that_takes_too_long_is_ended(tmp_path):
+    slow = ECHO.replace("return None", "__import__('time').sleep(60)")
+    (tmp_path / "model.py").write_text(slow)
+    container = local_aws.Container(str(tmp_path), {})
+    assert container.start(3) == "the container was not ready after 3 s"
+    container.stop()
+    assert container.process.returncode is not None
+
+
 def wait_for_worker(container, seconds=20):
     """The container's own process and the worker below it, once both are there."""
     deadline = time.monotonic() + seconds

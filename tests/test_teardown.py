@@ -81,13 +81,13 @@ def break_off(environment, ways, *cells, timeout):
 
 @pytest.fixture(scope="module")
 def sample(environment):
-    """Broken off in three ways at the cells that create, and once to the end."""
-    cells = ("upload-run", "create-model", "create-endpoint")
+    """Broken off in two ways at the cells that create, and once to the end."""
+    cells = ("serve-here-run", "upload-run", "create-model", "create-endpoint")
     return break_off(environment, "error,signal", *cells, timeout=400)
 
 
 def test_a_broken_off_notebook_leaves_nothing(sample):
-    assert len(sample["left"]) == 7
+    assert len(sample["left"]) == 9
     assert {case: left for case, left in sample["left"].items() if left} == {}
 
 

@@ -678,11 +678,17 @@ class Container:
             target=self._read_log, args=(process.stderr,), daemon=True
         ).start()
         timer = threading.Timer(timeout, process.kill)
+        started = time.monotonic()
         timer.start()
         try:
             line = process.stdout.readline()
         finally:
             timer.cancel()
+        if not line and time.monotonic() - started < timeout:
+            return (
+                "the container's process ended before it was ready, with code "
+                f"{process.wait()}; -9 is most often a lack of memory"
+            )
         if not line:
             return f"the container was not ready after {timeout:.0f} s"
         status = json.loads(line)
