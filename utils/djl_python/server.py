@@ -26,9 +26,9 @@ from .layout import (
     HangError,
     LoadError,
     ServedModel,
-    check_config,
     check_engine,
     find_models,
+    read_description,
 )
 
 log = logging.getLogger("djl_serving")
@@ -318,7 +318,7 @@ class ModelRunner:
             LoadError: if the model does not load.
         """
         check_engine(self.model)
-        check_config(self.model)
+        read_description(self.model.folder)
         self._queue_size = self.model.job_queue_size
         self._batch_size = self.model.batch_size
         self._batch_delay = self.model.max_batch_delay
