@@ -31,9 +31,13 @@ NOT_CALLED_HERE = {
     "logs:FilterLogEvents": "only when an endpoint fails",
     "sagemaker:UpdateEndpoint": "section 11 tells of it",
 }
-# Calls whose action has another name; None for those that need no right.
+# Calls whose action has another name; None for those that need no right here.
 ACTIONS = {
     ("sts", "GetCallerIdentity"): None,
+    # SageMaker itself writes the log, under the endpoint's own role.
+    ("logs", "CreateLogGroup"): None,
+    ("logs", "CreateLogStream"): None,
+    ("logs", "PutLogEvents"): None,
     ("s3", "HeadObject"): "s3:GetObject",
     ("s3", "HeadBucket"): "s3:ListBucket",
     ("s3", "ListObjectsV2"): "s3:ListBucket",

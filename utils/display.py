@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from utils.evaluation import Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
+LABEL_WIDTH = 9  # characters; a bar's name may take several lines
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
 
 # Translucent colours lie on a light ground as well as on a dark one.
@@ -246,10 +247,14 @@ def plot_timings(timings: Mapping[str, Any]) -> None:
     left.legend(frameon=False)
     rates = [timing.per_second for timing in timings.values()]
     bars = right.bar(list(places), rates, 0.5, color=GREY)
-    right.bar_label(bars, labels=[f"{rate:.0f}" for rate in rates])
+    right.bar_label(
+        bars, labels=[f"{rate:.{0 if rate >= 10 else 1}f}" for rate in rates]
+    )
     right.set_ylabel("answers a second")
     for axes in (left, right):
-        axes.set_xticks(list(places), list(timings))
+        axes.set_xticks(
+            list(places), [textwrap.fill(name, LABEL_WIDTH) for name in timings]
+        )
     named = ", ".join(timings)
     _show(figure, f"Latency (p50 and p95) and throughput: {named}")
 
