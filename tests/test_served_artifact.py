@@ -337,6 +337,9 @@ def test_merged_model_without_code_answers_the_same(
     files = {path.name for path in (tmp_path / "merged").iterdir()}
     assert "serving.properties" in files
     assert not [name for name in files if name.endswith(".py") or "adapter" in name]
+    # What stands in serving.properties is what the image would assume anyway.
+    (tmp_path / "merged" / "serving.properties").rename(tmp_path / "properties")
+    assert artifact.validate(tmp_path / "merged", load=False).findings == []
     with Server(tmp_path / "merged") as server:
         for text, expected in zip(QUESTIONS, in_process[0], strict=True):
             prompt = INFERENCE_PROMPT.format(instruction=text)

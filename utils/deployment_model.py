@@ -397,11 +397,6 @@ class Service:
             )
         if sampling:
             chosen["do_sample"] = True
-        if "seed" in chosen and not chosen.get("do_sample"):
-            raise BadRequest(
-                "parameters.seed",
-                "has no effect without sampling: name a temperature, or leave it out",
-            )
         if "max_new_tokens" in chosen:
             chosen["chosen_budget"] = True
         return replace(decoding, **chosen)
