@@ -245,6 +245,7 @@ def plot_timings(timings: Mapping[str, Any]) -> None:
         left.bar([p + shift for p in places], heights, 0.4, color=colour, label=name)
     left.set_ylabel("seconds until the answer")
     left.legend(frameon=False)
+    left.margins(y=0.35)  # room for the legend above the bars
     rates = [timing.per_second for timing in timings.values()]
     bars = right.bar(list(places), rates, 0.5, color=GREY)
     right.bar_label(
