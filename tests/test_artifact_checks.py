@@ -491,6 +491,18 @@ def test_adapter_on_the_wrong_base_would_not_load_either(built, copied):
     assert "size mismatch" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("text", "ok"),
+    [("engine=Python\n", True), ("batch_size=4\n", False), (r"a=\uzz", False)],
+)
+def test_misnamed_properties_are_a_loss_or_not(tmp_path, text, ok):
+    put("model.py", "def handle(inputs):\n    return None\n")(tmp_path)
+    put("serving.propertys", text)(tmp_path)
+    report = artifact.validate(tmp_path, load=False)
+    assert report.ok is ok
+    assert "serving.propertys: is not read" in str(report)
+
+
 def test_entry_point_by_its_module_name(copied):
     line("=model.py", "=model")(copied)
     assert artifact.validate(copied).findings == []

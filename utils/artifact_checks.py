@@ -512,10 +512,12 @@ def _check_properties_file(folder: Path, report: Report) -> None:
     if not path.is_file():
         names = {file.name.lower(): file for file in visible(folder) if file.is_file()}
         for similar in difflib.get_close_matches(path.name, names, 1, 0.8):
-            found = parse_properties(names[similar].read_text("latin-1"))
+            text = names[similar].read_text("latin-1")
             # Lines that say what is assumed anyway are no loss.
-            lost = found.items() - ASSUMED.items()
-            say = report.error if lost else report.warning
+            say = report.error
+            with contextlib.suppress(LoadError):
+                if parse_properties(text).items() <= ASSUMED.items():
+                    say = report.warning
             say(
                 names[similar].name,
                 "is not read: the server looks for serving.properties",
