@@ -87,7 +87,7 @@ def break_off(environment, ways, *cells, timeout):
 def sample(environment):
     """Broken off in two ways at the cells that create, and once to the end."""
     cells = ("serve-here-run", "upload-run", "create-model", "create-endpoint")
-    return break_off(environment, "error,signal", *cells, timeout=400)
+    return break_off(environment, "error,signal", *cells, timeout=1200)
 
 
 def test_a_broken_off_notebook_leaves_nothing(sample):

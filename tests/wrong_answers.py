@@ -132,11 +132,11 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "check_forgotten_endpoint": [
-        ("cost = 14 * guard.prices.of('ml.g5.xlarge').usd", "Sunday are billed too"),
-        ("cost = 48 * guard.prices.of('ml.g5.xlarge').usd", "Friday evening"),
+        ("cost = 14 * price", "Sunday are billed too"),
+        ("cost = 48 * price", "Friday evening"),
         ("cost = 62", "each has a price"),
         ("cost = 0.003", "not the questions are billed"),
-        ("cost = 50 * guard.prices.of('ml.g5.xlarge').usd", "would be 50.0 hours"),
+        ("cost = 50 * price", "would be 50.0 hours"),
         ("cost = 'much'", "expected|a number|an amount"),
     ],
     "check_payload": [
