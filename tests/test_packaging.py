@@ -92,7 +92,7 @@ def test_every_import_is_declared() -> None:
         if "data" in path.relative_to(ROOT).parts[1:]:
             continue
         siblings = path.parent.iterdir()
-            local = {one.stem for one in siblings if one.is_dir() or one.suffix == ".py"}
+        local = {one.stem for one in siblings if one.is_dir() or one.suffix == ".py"}
         for name in imported(code_of(path)) - FIRST_PARTY - CONTAINER_ONLY - local:
             if name in sys.stdlib_module_names:
                 continue
