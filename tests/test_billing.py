@@ -235,6 +235,10 @@ def by_hand(aws):
     s3, logs = session.client("s3"), session.client("logs")
     s3.put_object(Bucket=aws.bucket, Key="by-hand", Body=b"mine")
     group = "/aws/sagemaker/Endpoints/course-by-hand"
+    deadline = time.monotonic() + 60  # the log is written once the endpoint has failed
+    while not logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     yield session
     assert everything(session) == {"course-by-hand"}
     assert names(session, "endpoint") == {"course-by-hand"}

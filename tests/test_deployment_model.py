@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -141,6 +142,21 @@ def test_without_adapter_the_base_answers(built, in_process):
     module.handle(options)
     answers = reply(module.handle(request({"inputs": QUESTIONS})))
     assert [one["generated_text"] for one in answers] == in_process[1]
+
+
+def test_what_a_checkpoint_says_on_generation_changes_nothing(
+    built, in_process, tmp_path
+):
+    artifact_folder = tmp_path / "artifact"
+    shutil.copytree(built / "artifact", artifact_folder)
+    everything_ends = list(range(len(tiny_tokenizer())))
+    planted = {"eos_token_id": everything_ends, "repetition_penalty": 1.9}
+    config = artifact_folder / "base" / "generation_config.json"
+    config.write_text(json.dumps(planted))
+    module = import_entry_point()
+    module.handle(warm_up_input(artifact_folder))
+    answers = reply(module.handle(request({"inputs": QUESTIONS})))
+    assert [one["generated_text"] for one in answers] == in_process[0]
 
 
 def test_missing_adapter_folder_is_logged_and_the_base_answers(

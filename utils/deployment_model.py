@@ -224,7 +224,7 @@ class Service:
         adapter: Path | None,
         dtype: torch.dtype | None,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         version = {"revision": revision} if revision else {}
         has_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
@@ -235,6 +235,9 @@ class Service:
         if dtype is None:
             dtype = _usual_dtype(self.device)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **version)
+        # What a checkpoint brings must not change answers: `generate` would take from
+        # it whatever the configuration of a call leaves open.
+        model.generation_config = GenerationConfig()
         self.has_adapter = adapter is not None
         if adapter is not None:
             from peft import PeftModel
@@ -494,7 +497,6 @@ class Service:
         mask = [[0] * p + [1] * len(r.ids) for p, r in zip(padding, rows, strict=True)]
         ending = _Ending(self, rows, length, deadline, watch)
         sampler = _Sampler(rows, padding)
-        # A configuration of our own: what a checkpoint brings must not change answers.
         config = GenerationConfig(
             max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
             do_sample=False,  # the sampler has already chosen, row by row
