@@ -60,6 +60,7 @@ def test_artifact_that_does_not_load_says_why(folder):
 def test_times_of_each_request_and_of_all():
     def ask(payload):
         time.sleep(0.05)
+        return payload["inputs"]
 
     texts = [{"inputs": "a"}, {"inputs": ["b", "c", "d"]}, {"inputs": "e"}]
     alone = measure(ask, texts)
@@ -68,6 +69,7 @@ def test_times_of_each_request_and_of_all():
     assert len(alone.seconds) == 3 and min(alone.seconds) >= 0.05
     assert alone.total >= 0.15 > together.total
     assert together.per_second > alone.per_second
+    assert alone.replies == together.replies == ("a", ["b", "c", "d"], "e")
 
 
 def test_percentiles():

@@ -75,14 +75,16 @@ class Timing:
     """How long answers took.
 
     Attributes:
-        seconds: of each request, in the order in which they were answered.
+        seconds: of each request, in their order.
         total: seconds from the first request to the last answer.
         answers: how many texts were answered; a request may ask for several.
+        replies: to the requests, in their order.
     """
 
     seconds: tuple[float, ...]
     total: float
     answers: int
+    replies: tuple[Any, ...] = ()
 
     @property
     def p50(self) -> float:
@@ -119,17 +121,17 @@ def measure(
             f"found {len(payloads)} requests, {at_once} at once: give at least one"
         )
 
-    def timed(payload: Any) -> float:
+    def timed(payload: Any) -> tuple[float, Any]:
         asked = time.perf_counter()
-        ask(payload)
-        return time.perf_counter() - asked
+        reply = ask(payload)
+        return time.perf_counter() - asked, reply
 
     started = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
-        seconds = tuple(pool.map(timed, payloads))
+        seconds, replies = zip(*pool.map(timed, payloads), strict=True)
     inputs = [payload["inputs"] for payload in payloads]
     answers = sum(1 if isinstance(text, str) else len(text) for text in inputs)
-    return Timing(seconds, time.perf_counter() - started, answers)
+    return Timing(seconds, time.perf_counter() - started, answers, replies)
 
 
 def timing_table(timings: dict[str, Timing]) -> str:
