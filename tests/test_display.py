@@ -14,11 +14,13 @@ from utils.display import (
     plot_losses,
     plot_proportions,
     plot_shares,
+    plot_timings,
     show_source,
     show_tokens,
 )
 from utils.evaluation import paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+from utils.serving import Timing
 
 
 @pytest.fixture
@@ -195,3 +197,12 @@ def test_bars_of_different_groups_are_an_error():
         plot_bars({"none": {"moo": 1}, "three": {"oink": 1}}, x="token", y="share")
     with pytest.raises(ValueError, match="no bars"):
         plot_bars({}, x="token", y="share")
+
+
+def test_timings(shown):
+    timing = Timing((0.1, 0.2), 0.3, 2)
+    plot_timings({"one by one": timing, "in a list": timing})
+    assert is_png(shown[0])
+    assert "one by one, in a list" in shown[0].alt
+    with pytest.raises(ValueError, match="no timings"):
+        plot_timings({})

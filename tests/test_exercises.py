@@ -11,6 +11,7 @@ from utils.exercises import (
     check_best_epoch,
     check_budget,
     check_encode,
+    check_forgotten_endpoint,
     check_guard,
     check_labels,
     check_lora_parameters,
@@ -476,3 +477,31 @@ def test_right_best_epoch(epoch):
 )
 def test_wrong_best_epochs_get_their_hint(epoch, hint):
     assert rejected(check_best_epoch(epoch, HISTORY), hint)
+
+
+@pytest.mark.parametrize("price", [1.5, 0.7364, 37.688])
+def test_right_cost_of_a_weekend(price):
+    assert check_forgotten_endpoint(62 * price, price).passed
+    assert check_forgotten_endpoint(round(62 * price, 2), price).passed
+
+
+@pytest.mark.parametrize("price", [1.5, 0.7364])
+@pytest.mark.parametrize(
+    "hours, hint",
+    [
+        (14, "Saturday and Sunday are billed too"),
+        (38, "one day too few"),
+        (48, "Friday evening and Monday morning"),
+        (86, "one day too many"),
+        (1, "a whole weekend"),
+        (50, "would be 50.0 hours"),
+        (0.002, "not the questions are billed"),
+    ],
+)
+def test_wrong_costs_of_a_weekend_get_their_hint(hours, hint, price):
+    assert rejected(check_forgotten_endpoint(hours * price, price), hint)
+
+
+def test_hours_are_not_dollars():
+    assert rejected(check_forgotten_endpoint(62, 1.5), "each has a price")
+    assert rejected(check_forgotten_endpoint("much", 1.5), "an amount in US dollars")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from utils.evaluation import Difference, Estimate, Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
+LABEL_WIDTH = 9  # characters; a bar's name may take several lines
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
 
 # Translucent colours lie on a light ground as well as on a dark one.
@@ -399,17 +400,48 @@ def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     _show(figure, f"{y} against {x}")
 
 
-def _figure() -> tuple[Any, Axes]:
+def plot_timings(timings: Mapping[str, Any]) -> None:
+    """For each way of asking: the median, the slow end, and answers a second.
+
+    Args:
+        timings: name → `utils.serving.Timing`.
+    """
+    if not timings:
+        raise ValueError("There are no timings to plot.")
+    figure, (left, right) = _figure(columns=2)
+    places = range(len(timings))
+    for shift, name, colour in ((-0.2, "p50", BLUE), (0.2, "p95", ORANGE)):
+        heights = [getattr(timing, name) for timing in timings.values()]
+        left.bar([p + shift for p in places], heights, 0.4, color=colour, label=name)
+    left.set_ylabel("seconds until the answer")
+    left.legend(frameon=False)
+    left.margins(y=0.35)  # room for the legend above the bars
+    rates = [timing.per_second for timing in timings.values()]
+    bars = right.bar(list(places), rates, 0.5, color=GREY)
+    right.bar_label(
+        bars, labels=[f"{rate:.{0 if rate >= 10 else 1}f}" for rate in rates]
+    )
+    right.set_ylabel("answers a second")
+    for axes in (left, right):
+        axes.set_xticks(
+            list(places), [textwrap.fill(name, LABEL_WIDTH) for name in timings]
+        )
+    named = ", ".join(timings)
+    _show(figure, f"Latency (p50 and p95) and throughput: {named}")
+
+
+def _figure(columns: int = 1) -> tuple[Any, Any]:
     # Without pyplot: no global state, and nothing is drawn twice.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    return figure, axes
+    panels = figure.subplots(ncols=columns, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    return figure, panels[0] if columns == 1 else panels
 
 
 def _show(figure: Any, description: str) -> None:
