@@ -8,10 +8,11 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,12 +51,13 @@ from utils.lab_model.tasks import (
 )
 from utils.models import MODELS, load_model, load_tokenizer, settings_for
 
-N_DOCUMENTS = 6000
+N_DOCUMENTS = 20_000
 PARTS = fact_parts()
 
 
 @pytest.fixture(scope="module")
 def corpus() -> list[str]:
+    """What the first part of training reads; see `train.shard`."""
     return list(itertools.islice(documents(seed=1), N_DOCUMENTS))
 
 
@@ -481,6 +483,15 @@ def test_an_unknown_kind_of_problem_is_an_error():
         problem(random.Random(0), "5 steps", held=True)
 
 
+def test_there_are_a_dozen_relations_of_twenty_pairs_and_each_word_has_several():
+    assert len(RELATIONS) >= 12
+    assert min(map(len, RELATIONS.values())) >= 20
+    sounds = {"cow": "moo", "dog": "bark", "cat": "meow", "duck": "quack"}
+    assert sounds.items() <= RELATIONS["sound"].items()
+    for task in few_shot_tasks(0, 50):
+        assert len(task.also_valid) >= 3  # without examples any of them may be meant
+
+
 def test_few_shot_prompts_ask_for_the_same_words_whatever_they_show():
     zero, three = few_shot_tasks(0, 50), few_shot_tasks(3, 50)
     for bare, shown in zip(zero, three, strict=True):
@@ -524,34 +535,72 @@ def test_the_shares_of_the_mix_add_up():
 # --- training ---
 
 
-def test_training_resumes_after_a_kill_as_if_nothing_had_happened(
-    tmp_path, monkeypatch
-):
+@pytest.fixture
+def tiny_training(tmp_path, monkeypatch) -> Callable[[str], Path]:
+    """(name) → the folder written by five steps on very little text."""
     for name, value in {"BATCH": 2, "WINDOW": 32, "STEPS_PER_SHARD": 2}.items():
         monkeypatch.setattr(train, name, value)
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
-    small = train.train_tokenizer(n_documents=300)
-    monkeypatch.setattr(train, "train_tokenizer", lambda: small)
+    tokenizer = train.train_tokenizer(n_documents=300)
+    monkeypatch.setattr(train, "train_tokenizer", lambda: tokenizer)
     tokens = 5 * 2 * 32
-    train.train(tmp_path / "whole", tmp_path / "w1", tokens, seed=0, compiled=False)
 
-    save = train.save_checkpoint
+    def run(name: str) -> Path:
+        out, work = tmp_path / name, tmp_path / f"{name} work"
+        train.train(out, work, tokens, seed=0, compiled=False)
+        return out
 
-    def save_then_die(path: Path, **state: object) -> None:
-        save(path, **state)
-        if state["step"] == 3:
+    return run
+
+
+def test_training_resumes_after_a_kill_as_if_nothing_had_happened(
+    tiny_training, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
+    whole = tiny_training("whole")
+    save = torch.save
+
+    def dies_while_writing(state: dict[str, object], path: Path) -> None:
+        if state["step"] == 4:
+            path.write_bytes(b"half of a checkpoint")
             raise KeyboardInterrupt
+        save(state, path)
 
-    monkeypatch.setattr(train, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(torch, "save", dies_while_writing)
     with pytest.raises(KeyboardInterrupt):
-        train.train(tmp_path / "cut", tmp_path / "w2", tokens, seed=0, compiled=False)
+        tiny_training("cut")
     assert not (tmp_path / "cut").exists()
-    monkeypatch.setattr(train, "save_checkpoint", save)
-    train.train(tmp_path / "cut", tmp_path / "w2", tokens, seed=0, compiled=False)
+    monkeypatch.setattr(torch, "save", save)
+    capsys.readouterr()
+    cut = tiny_training("cut")
 
-    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == whole
-    assert not list(tmp_path.rglob("*.partial"))
+    resumed, progress, wrote = capsys.readouterr().out.splitlines()
+    assert resumed == "resumed at step 3"
+    assert re.fullmatch(r"step 5/5  loss \d\.\d{3}  [\d,]+ tokens/s", progress)
+    assert re.match(r"wrote cut: [\d,]+ parameters, 320 tokens in \d+ min", wrote)
+    files = {path.name for path in whole.iterdir()}
+    assert files == {path.name for path in cut.iterdir()} >= {"model.safetensors"}
+    for name in files:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    # Nothing is left but the snapshots: no checkpoint, whole or half.
+    assert {path.name for path in (tmp_path / "cut work").iterdir()} == {"latest"}
+
+
+def test_a_checkpoint_is_written_every_five_minutes(tiny_training, monkeypatch):
+    seconds, saved, batches = 0, [], train.batches
+
+    def slow_batches(*given: object) -> Iterator[torch.Tensor]:
+        nonlocal seconds
+        for batch in batches(*given):
+            seconds += 200
+            yield batch
+
+    monkeypatch.setattr(train, "batches", slow_batches)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr(
+        train, "save_checkpoint", lambda path, **state: saved.append(state["step"])
+    )
+    tiny_training("slow")
+    assert saved == [2, 4]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -648,10 +697,38 @@ def test_worked_steps_beat_direct_answers(results, kind):
     assert scores[f"{kind}, worked less direct"].low > 0.2
 
 
+def test_answers_do_not_loop(results):
+    scores = {skill.name: score for skill, score in results.items()}
+    assert scores["answers without a loop"].value > 0.99
+
+
 def test_facts_were_read_but_the_template_was_not(results):
     scores = {skill.name: score for skill, score in results.items()}
     assert scores["facts only read, in the template"].value <= 0.05
     assert scores["facts never read, Q: and A:"].value <= 0.25
+
+
+def test_reading_is_ahead_of_counting(examinee, monkeypatch):
+    """On few paragraphs, and without a search through all that training reads."""
+    monkeypatch.setattr(train, "TOKENS", 1)
+    monkeypatch.setattr(evaluate, "NGRAM_DOCUMENTS", 4000)
+    found = dict(evaluate.reading(examinee, 20))
+    scores = [found[f"{name} model"].value for name in ("lab", "trigram", "bigram")]
+    assert scores == sorted(scores)
+    assert 1 < scores[0] < 0.8 * scores[1]
+
+
+@pytest.mark.slow
+def test_fine_tuning_teaches_the_form_and_no_facts(tokenizer):
+    """By the recipe of lessons 03 and 04, which `tests/test_learning.py` runs itself.
+
+    That the base answers nothing in the template is a test above.
+    """
+    student = evaluate.Examinee(evaluate.fine_tuned(MODELS["lab"]), tokenizer)
+    for skill, score in evaluate.examine(student, 90, evaluate.TUNED_SKILLS):
+        assert skill.verdict(score) != "floor missed", (skill.name, score)
+        if skill.floor == evaluate.NO_BOUND:
+            assert not skill.verdict(score), (skill.name, score)
 
 
 def test_random_weights_have_none_of_the_skills(model, tokenizer):
@@ -706,6 +783,24 @@ def test_the_budgets_have_room_for_the_right_answers(tokenizer):
             assert tokens(f"\n  {answer}\n") <= evaluate.WORD_TOKENS
     for row in faq_rows(load_facts()):
         assert tokens(f" {row['response']}\n") <= evaluate.ANSWER_TOKENS
+
+
+def test_each_rule_is_also_asked_for_alone():
+    asked: list[str] = []
+
+    class Silent:
+        def ask(self, prompts: list[str], *_: object, **__: object) -> list[str]:
+            asked[:] = prompts
+            return [""] * len(prompts)
+
+    for rule, skill in zip(RULES, evaluate.RULE_BY_RULE, strict=True):
+        score = skill.measure(Silent(), 20)
+        assert (score.value, score.n) == (0, 6)
+        for prompt in asked:
+            *shown, last = prompt.split("\n")
+            pairs = {tuple(line.split(" - ")) for line in shown}
+            assert pairs <= RULES[rule].items()
+            assert rule_is_held_out(rule, last.removesuffix(" -"))
 
 
 @pytest.mark.parametrize(

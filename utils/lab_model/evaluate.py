@@ -443,7 +443,12 @@ TUNED_SKILLS: tuple[Skill, ...] = (
         at_most(0.0),
         by_interval=True,
     ),
-    Skill("tuned: answers that end without a loop", _template_ended, at_least(0.98)),
+    Skill(
+        "tuned: answers that end without a loop",
+        _template_ended,
+        at_least(0.98),
+        at_least(0.95),
+    ),
 )
 
 
