@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from scipy.stats import binom
+from torch.nn.functional import normalize
 from transformers import GPTNeoXForCausalLM
 
 from utils.evaluation import Estimate, paired_difference, proportion
@@ -601,6 +603,35 @@ def test_a_checkpoint_is_written_every_five_minutes(tiny_training, monkeypatch):
     )
     tiny_training("slow")
     assert saved == [2, 4]
+
+
+def test_tokens_that_were_never_read_are_told_apart(tiny_training, monkeypatch):
+    part, before = train.part_unread_tokens, []
+
+    def noting(model: object, read: torch.Tensor) -> None:
+        rows = model.get_input_embeddings().weight
+        before.append((read.clone(), rows.detach().clone()))
+        part(model, read)
+        part(model, torch.ones_like(read))  # all were read: nothing to do
+
+    monkeypatch.setattr(train, "part_unread_tokens", noting)
+    out = tiny_training("parted")
+    [(read, rows)] = before
+    settings = replace(settings_for("lab"), source=str(out))
+    parted = load_model(settings).get_input_embeddings().weight.detach()
+    assert torch.allclose(parted[read], rows[read], atol=1e-3)
+    assert parted[read].isfinite().all()
+    spread = (rows[read] - rows[read].mean(0)).norm(dim=1).median()
+    around = (parted[~read] - rows[~read].mean(0)).norm(dim=1)
+    assert torch.allclose(around, spread.expand_as(around), rtol=0.01)
+
+
+def test_the_keys_of_the_template_have_embeddings_of_their_own(model, tokenizer):
+    rows = normalize(model.get_input_embeddings().weight.detach(), dim=1)
+    keys = tokenizer.convert_tokens_to_ids(list(train.MARKERS))
+    alike = rows[keys] @ rows.T
+    alike[range(len(keys)), keys] = 0
+    assert alike.max() < 0.9
 
 
 @pytest.mark.parametrize("wanted", [True, False])
