@@ -1,11 +1,22 @@
 """The ledger of what bills: everything is recorded, and nothing else is deleted."""
 
-import pytest
-from botocore.exceptions import ClientError
+import contextlib
+import dataclasses
+import io
+import json
+import time
 
-from utils.billing import TAG, BillingGuard, DeploymentError
+import boto3
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ClientError
+from botocore.stub import Stubber
+
+from utils import billing, prices
+from utils.billing import TAG, BillingGuard, DeploymentError, iam_policy
 from utils.course import run_config
 from utils.local_aws import OfflineAws, connect
+from utils.prices import PriceError, PriceList, ask_price_list, read_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +75,18 @@ def test_an_error_inside_deletes_everything(aws):
 
 
 def test_what_others_created_is_never_touched(aws):
-    import boto3
-
     other = boto3.Session(region_name=aws.region)
     create_model(other, aws, "by-hand")
     create_model(other, aws, "other-run", Tags=[{"Key": TAG, "Value": "another"}])
+    create_model(other, aws, "course-1-a", Tags=[{"Key": TAG, "Value": "lost"}])
     with BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         with pytest.raises(ClientError, match="already existing"):
             create_model(aws.session, aws, "by-hand")
-    assert models(aws) == {"by-hand", "other-run"}
+    assert models(aws) == {"by-hand", "other-run", "course-1-a"}
     assert guard.remaining() == []
-    assert ("model other-run", "another") in guard.tagged()
-    for name in ("by-hand", "other-run"):
+    assert guard.tagged() == [("model course-1-a", "lost")]
+    for name in ("by-hand", "other-run", "course-1-a"):
         other.client("sagemaker").delete_model(ModelName=name)
 
 
@@ -101,6 +111,35 @@ def test_what_cannot_be_deleted_is_named(aws, monkeypatch):
     with pytest.raises(DeploymentError, match=f"{guard.name('a')}: access denied"):
         guard.teardown()
     monkeypatch.undo()
+    guard.close()
+    assert models(aws) == set()
+
+
+class Refused(io.BytesIO):
+    """The body of AWS's answer to a call that a policy does not allow."""
+
+    def __init__(self):
+        super().__init__(b'{"__type": "AccessDeniedException", "message": "no right"}')
+
+    def stream(self, **_):
+        yield self.read()
+
+
+def test_a_missing_right_is_told_at_once(aws):
+    """It is not taken for an endpoint in transition, which is waited for."""
+
+    def refuse(request, **_):
+        return AWSResponse(request.url, 403, {}, Refused())
+
+    event = "before-send.sagemaker.DeleteModel"
+    guard = BillingGuard(aws, silent)
+    create_model(aws.session, aws, guard.name("a"))
+    aws.session.events.register(event, refuse)
+    asked = time.monotonic()
+    with pytest.raises(DeploymentError, match="AccessDenied.*Delete them in the AWS"):
+        guard.teardown()
+    assert time.monotonic() - asked < billing.DELETE_TIMEOUT / 10
+    aws.session.events.unregister(event, refuse)
     guard.close()
     assert models(aws) == set()
 
@@ -148,12 +187,376 @@ def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws):
     logs = aws.session.client("logs")
     with BillingGuard(aws, silent) as guard:
         name = guard.name("a")
-        create_model(aws.session, aws, name)
-        guard._noter("endpoint", "EndpointName")({"EndpointName": name})
-        logs.create_log_group(logGroupName=f"/aws/sagemaker/Endpoints/{name}")
+        create_endpoint(aws.session, aws, name)
+        with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+            logs.create_log_group(logGroupName=f"/aws/sagemaker/Endpoints/{name}")
         guard._after_cell(Failed)
         left = [f"log group /aws/sagemaker/Endpoints/{name}"]
         assert guard.remaining() == left
         guard.teardown()
         guard.teardown()
         assert guard.remaining() == []
+
+
+def create_endpoint(session, aws, name, instance_type="ml.g5.xlarge", count=1):
+    """A model without an archive, which fails at once, behind an endpoint."""
+    create_model(session, aws, name)
+    create_config(session, name, instance_type, count)
+    session.client("sagemaker").create_endpoint(
+        EndpointName=name, EndpointConfigName=name
+    )
+
+
+def create_config(session, name, instance_type="ml.g5.xlarge", count=1):
+    variant = {"VariantName": "a", "ModelName": name, "InstanceType": instance_type}
+    session.client("sagemaker").create_endpoint_config(
+        EndpointConfigName=name,
+        ProductionVariants=[{**variant, "InitialInstanceCount": count}],
+    )
+
+
+def names(session, kind):
+    client = session.client("sagemaker")
+    listed = getattr(client, f"list_{kind}s")()
+    key = "".join(word.capitalize() for word in kind.split("_"))
+    return {item[f"{key}Name"] for item in listed[f"{key}s"]}
+
+
+def everything(session):
+    kinds = ("endpoint", "endpoint_config", "model")
+    return set().union(*(names(session, kind) for kind in kinds))
+
+
+@pytest.fixture
+def by_hand(aws):
+    """What a learner made without the guard; it must be there at the end."""
+    session = boto3.Session(region_name=aws.region)
+    create_endpoint(session, aws, "course-by-hand")
+    s3, logs = session.client("s3"), session.client("logs")
+    s3.put_object(Bucket=aws.bucket, Key="by-hand", Body=b"mine")
+    group = "/aws/sagemaker/Endpoints/course-by-hand"
+    deadline = time.monotonic() + 60  # the log is written once the endpoint has failed
+    while not logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield session
+    assert everything(session) == {"course-by-hand"}
+    assert names(session, "endpoint") == {"course-by-hand"}
+    assert s3.get_object(Bucket=aws.bucket, Key="by-hand")["Body"].read() == b"mine"
+    found = logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]
+    assert [item["logGroupName"] for item in found] == [group]
+    client = session.client("sagemaker")
+    client.delete_endpoint(EndpointName="course-by-hand")
+    client.delete_endpoint_config(EndpointConfigName="course-by-hand")
+    client.delete_model(ModelName="course-by-hand")
+    logs.delete_log_group(logGroupName=group)
+    s3.delete_object(Bucket=aws.bucket, Key="by-hand")
+
+
+def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand):
+    """A create that fails because the name is taken must not lead to a deletion."""
+    guard = BillingGuard(aws, silent)
+    client = aws.session.client("sagemaker")
+    with pytest.raises(ClientError, match="already existing model"):
+        create_model(aws.session, aws, "course-by-hand")
+    with pytest.raises(ClientError, match="already existing endpoint configuration"):
+        create_config(aws.session, "course-by-hand")
+    with pytest.raises(ClientError, match="already existing endpoint"):
+        client.create_endpoint(
+            EndpointName="course-by-hand", EndpointConfigName="course-by-hand"
+        )
+    aws.session.client("s3").put_object(Bucket=aws.bucket, Key="by-hand", Body=b"run's")
+    by_hand.client("s3").put_object(Bucket=aws.bucket, Key="by-hand", Body=b"mine")
+    assert len(guard.entries) == 5
+    guard.close()
+
+
+def test_two_learners_in_one_account(aws, by_hand):
+    """Each deletes what is its own, in whatever order they end."""
+    anna = BillingGuard(aws, silent)
+    BillingGuard.active = None  # in her process there is no other guard
+    session = boto3.Session(region_name=aws.region)
+    ben = BillingGuard(dataclasses.replace(aws, session=session), silent)
+    for guard in (anna, ben):
+        session, name = guard.aws.session, guard.name("faq")
+        create_endpoint(session, aws, name)
+        session.client("s3").put_object(Bucket=aws.bucket, Key=name, Body=b"x")
+    assert anna.remaining() != ben.remaining()
+    anna.close()
+    assert everything(session) == {ben.name("faq"), "course-by-hand"}
+    assert names(session, "endpoint") == {ben.name("faq"), "course-by-hand"}
+    listed = session.client("s3").list_objects_v2(Bucket=aws.bucket)["Contents"]
+    assert {item["Key"] for item in listed} == {ben.name("faq"), "by-hand"}
+    assert {run for _, run in anna.tagged()} == {ben.run}
+    ben.close()
+
+
+def test_what_is_left_is_listed_at_the_end(aws):
+    said = []
+    other = boto3.Session(region_name=aws.region)
+    lost = [{"Key": TAG, "Value": "lost"}]
+    create_model(other, aws, "course-lost-a", Tags=lost)
+    with BillingGuard(aws, said.append) as guard:
+        create_model(aws.session, aws, guard.name("a"))
+        guard.teardown()
+    assert said == [
+        "Still there with the tag course-run:",
+        "  model course-lost-a (another run, lost)",
+    ]
+    other.client("sagemaker").delete_model(ModelName="course-lost-a")
+    said.clear()
+    guard.teardown()
+    assert said == ["Nothing with the tag course-run is left in this account."]
+
+
+# --- what it costs --------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only moves when told to."""
+
+    class Clock:
+        now = 1_800_000_000.0
+
+        def time(self):
+            return self.now
+
+        def __getattr__(self, name):
+            return getattr(time, name)
+
+    clock = Clock()
+    monkeypatch.setattr(billing, "time", clock)
+    return clock
+
+
+def price(item):
+    return next(found.usd for found in read_snapshot() if found.item == item)
+
+
+def test_cost_an_hour_and_in_total(aws, clock):
+    said = []
+    guard = BillingGuard(aws, said.append)
+    create_endpoint(aws.session, aws, guard.name("faq"), count=2)
+    usd = 2 * price("ml.g5.xlarge")
+    rate = f"2 × ml.g5.xlarge, ${usd:.4f} an hour"
+    assert said == [f"On AWS this bills from now on: {rate}."]
+    assert rate in guard._repr_markdown_()
+    clock.now += 1800
+    bill = guard.bill()
+    assert bill.total == pytest.approx(usd / 2)
+    assert "would have cost" in str(bill)
+    shown = bill._repr_markdown_()
+    assert f"2 × ml.g5.xlarge | 0.5000 | ${usd:.4f} | ${usd / 2:.4f} |" in shown
+    assert "read 2026-11-21 in aws-samples" in shown
+    guard.teardown()
+    clock.now += 7200  # nothing is billed after the deletion
+    assert guard.bill().total == pytest.approx(usd / 2)
+    guard.close()
+
+
+def test_update_bills_old_and_new_until_it_is_over(aws, clock):
+    with BillingGuard(aws, silent) as guard:
+        entry = guard._noter("endpoint", "EndpointName")
+        for name, machine in (("old", "ml.g5.xlarge"), ("new", "ml.g4dn.xlarge")):
+            guard._configurations[name] = ((machine, 1),)
+        entry({"EndpointName": "e", "EndpointConfigName": "old"})
+        clock.now += 3600
+        guard._note_update({"EndpointName": "e", "EndpointConfigName": "new"})
+        seen = {"EndpointName": "e", "EndpointConfigName": "old"}
+        guard._see_end_of_update({**seen, "EndpointStatus": "Updating"})
+        clock.now += 3600
+        seen["EndpointConfigName"] = "new"
+        for _ in range(2):
+            guard._see_end_of_update({**seen, "EndpointStatus": "InService"})
+        clock.now += 3600
+        expected = 2 * price("ml.g5.xlarge") + 2 * price("ml.g4dn.xlarge")
+        assert guard.bill().total == pytest.approx(expected)
+
+
+def test_price_that_is_not_known_is_said_to_be_unknown(aws):
+    with BillingGuard(aws, silent) as guard:
+        create_endpoint(aws.session, aws, guard.name("faq"), "ml.p5.48xlarge")
+        assert "price not known" in guard._repr_markdown_()
+        bill = guard.bill()
+        assert bill.total == 0
+        assert "without 1 × ml.p5.48xlarge: no price known" in str(bill)
+    elsewhere = dataclasses.replace(aws, region="eu-west-1")
+    assert PriceList(elsewhere).of("ml.g5.xlarge") is None
+
+
+def test_uploads_cost_by_size(aws, clock):
+    with BillingGuard(aws, silent) as guard:
+        body = bytes(2_000_000)
+        aws.session.client("s3").put_object(Bucket=aws.bucket, Key="k", Body=body)
+        clock.now += 730 * 3600
+        cost = guard.bill().total
+        assert cost == pytest.approx(0.002 * price("S3 Standard"))
+        guard.teardown()
+        assert guard.bill().total == pytest.approx(cost)
+
+
+def test_snapshot_says_of_each_price_when_and_where_it_was_read():
+    found = read_snapshot()
+    assert {"ml.g5.xlarge", "ml.g4dn.xlarge", "S3 Standard"} <= {p.item for p in found}
+    assert len({(one.item, one.region) for one in found}) == len(found)
+    for one in found:
+        assert one.read_on.startswith("20") and len(one.source) > 20
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("ml.g5.xlarge,us-east-1,cheap,hour,2026-01-01,here", "line 2: .*'cheap'"),
+        ("ml.g5.xlarge,us-east-1,1.4,day,2026-01-01,here", "line 2: .*'day'"),
+        ("ml.g5.xlarge,us-east-1,1.4,hour,,here", "line 2: read_on is missing"),
+        ("ml.g5.xlarge,us-east-1,1.4,hour,2026-01-01", "line 2: source is missing"),
+    ],
+)
+def test_snapshot_that_cannot_be_read(tmp_path, line, complaint):
+    path = tmp_path / "prices.csv"
+    path.write_text("item,region,usd,per,read_on,source\n" + line + "\n")
+    with pytest.raises(PriceError, match=complaint):
+        read_snapshot(path)
+
+
+def product(usd, unit="Hrs", on_demand=True, published="2026-11-02T18:17:12Z"):
+    """One product as pricing:GetProducts sends it: a text that holds JSON."""
+    sku, term, rate = "2ZTBT3DNV5BNWVZ9", "JRTCKXETXF", "6YS6EN2CT7"
+    dimension = {
+        "unit": unit,
+        "endRange": "Inf",
+        "description": f"${usd} per Hosting ml.g5.xlarge hour in US East (N. Virginia)",
+        "appliesTo": [],
+        "rateCode": f"{sku}.{term}.{rate}",
+        "beginRange": "0",
+        "pricePerUnit": {"USD": usd},
+    }
+    terms = {
+        f"{sku}.{term}": {
+            "priceDimensions": {f"{sku}.{term}.{rate}": dimension},
+            "sku": sku,
+            "effectiveDate": "2026-11-01T00:00:00Z",
+            "offerTermCode": term,
+            "termAttributes": {},
+        }
+    }
+    return json.dumps(
+        {
+            "product": {
+                "productFamily": "ML Instance",
+                "attributes": {
+                    "servicecode": "AmazonSageMaker",
+                    "servicename": "Amazon SageMaker",
+                    "regionCode": "us-east-1",
+                    "location": "US East (N. Virginia)",
+                    "locationType": "AWS Region",
+                    "component": "Hosting",
+                    "instanceName": "ml.g5.xlarge",
+                    "instanceType": "ml.g5.xlarge-Hosting",
+                    "usagetype": "USE1-Host:ml.g5.xlarge",
+                    "operation": "RunInstance",
+                },
+                "sku": sku,
+            },
+            "serviceCode": "AmazonSageMaker",
+            "terms": {"OnDemand": terms} if on_demand else {"Reserved": terms},
+            "version": "20261102181712",
+            "publicationDate": published,
+        }
+    )
+
+
+class StubbedSession:
+    """A session whose price list answers with these pages."""
+
+    def __init__(self, *pages):
+        self._client = boto3.Session().client(
+            "pricing",
+            region_name="us-east-1",
+            aws_access_key_id="a",
+            aws_secret_access_key="b",
+        )
+        self.stubber = Stubber(self._client)
+        for number, page in enumerate(pages):
+            if isinstance(page, str):
+                self.stubber.add_client_error("get_products", page)
+                continue
+            answer = {"FormatVersion": "aws_v1", "PriceList": page}
+            if number + 1 < len(pages):
+                answer["NextToken"] = f"page {number + 1}"
+            self.stubber.add_response("get_products", answer)
+        self.asked = []
+        self._client.meta.events.register(
+            "provide-client-params.pricing.GetProducts", self._keep
+        )
+
+    def _keep(self, params, **_):
+        self.asked.append(params)
+
+    def client(self, service, region_name):
+        assert (service, region_name) == ("pricing", prices.PRICE_LIST_REGION)
+        self.stubber.activate()
+        return self._client
+
+
+def test_price_list_of_aws_is_asked_once_and_goes_before_the_snapshot(aws):
+    session = StubbedSession([product("1.5000000000")])
+    real = dataclasses.replace(aws, session=session, real=True)
+    known = PriceList(real)
+    for _ in range(2):
+        found = known.of("ml.g5.xlarge")
+        assert (found.usd, found.per, found.read_on) == (1.5, "hour", "2026-11-02")
+        assert "price list" in found.source
+    asked = session.asked[0]
+    assert len(session.asked) == 1
+    assert asked["ServiceCode"] == "AmazonSageMaker"
+    assert {one["Field"]: one["Value"] for one in asked["Filters"]} == {
+        "instanceName": "ml.g5.xlarge",
+        "component": "Hosting",
+        "regionCode": "us-east-1",
+    }
+    assert known.of("S3 Standard").usd == price("S3 Standard")
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [
+        ([[product("1.4080000000")], [product("1.4080000000")]], 1.408),
+        ([[product("1.4080000000"), product("0.0000000000")]], 1.408),
+        ([[product("1.4080000000"), product("7.0", unit="Quantity")]], 1.408),
+        ([[product("1.4080000000"), product("1.2", on_demand=False)]], 1.408),
+        ([[product("1.4080000000"), product("2.0")]], None),  # which of them?
+        ([[]], None),
+        (["AccessDeniedException"], None),
+    ],
+)
+def test_price_list_gives_one_price_or_none(pages, expected):
+    found = ask_price_list(StubbedSession(*pages), "ml.g5.xlarge", "us-east-1")
+    assert (found and found.usd) == expected
+
+
+def test_where_the_price_list_is_not_allowed_the_snapshot_serves(aws):
+    session = StubbedSession("AccessDeniedException")
+    known = PriceList(dataclasses.replace(aws, session=session, real=True))
+    assert known.of("ml.g5.xlarge").usd == price("ml.g5.xlarge")
+
+
+# --- the policy -----------------------------------------------------------------------
+
+
+def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws):
+    text = iam_policy(aws)
+    assert "${" not in text
+    policy = json.loads(text)
+    assert set(policy) == {"Version", "Statement"}
+    for statement in policy["Statement"]:
+        actions = statement["Action"]
+        actions = [actions] if isinstance(actions, str) else actions
+        assert not any("*" in action for action in actions), statement["Sid"]
+        if statement["Resource"] == "*":
+            reads = ("List", "Describe", "Get")
+            assert all(action.split(":")[1].startswith(reads) for action in actions)
+        if "iam:PassRole" in actions:
+            assert statement["Resource"] == aws.role
+            assert "iam:PassedToService" in json.dumps(statement["Condition"])

@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
-import re
+import os
+import shutil
 import subprocess
 import sys
+import venv
+from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import bench_serving
 from conftest import CALLERS_ENVIRONMENT
 from tiny_artifact import QUESTIONS, build_tiny
 from tiny_models import tiny_tokenizer
@@ -140,6 +144,21 @@ def test_without_adapter_the_base_answers(built, in_process):
     assert [one["generated_text"] for one in answers] == in_process[1]
 
 
+def test_what_a_checkpoint_says_on_generation_changes_nothing(
+    built, in_process, tmp_path
+):
+    artifact_folder = tmp_path / "artifact"
+    shutil.copytree(built / "artifact", artifact_folder)
+    everything_ends = list(range(len(tiny_tokenizer())))
+    planted = {"eos_token_id": everything_ends, "repetition_penalty": 1.9}
+    config = artifact_folder / "base" / "generation_config.json"
+    config.write_text(json.dumps(planted))
+    module = import_entry_point()
+    module.handle(warm_up_input(artifact_folder))
+    answers = reply(module.handle(request({"inputs": QUESTIONS})))
+    assert [one["generated_text"] for one in answers] == in_process[0]
+
+
 def test_missing_adapter_folder_is_logged_and_the_base_answers(
     built, in_process, caplog
 ):
@@ -171,11 +190,12 @@ def test_same_seed_same_answer_alone_or_in_a_batch(model):
 @pytest.mark.parametrize(
     "parameters",
     [
+        {"seed": 3},
         {"top_k": 1, "seed": 3},
         {"top_p": 0.001, "seed": 3},
     ],
 )
-def test_draws_from_one_token_are_greedy(model, in_process, parameters):
+def test_nothing_to_draw_from_is_greedy(model, in_process, parameters):
     body = {"inputs": QUESTION, "parameters": parameters}
     answer = reply(model.handle(request(body)))["generated_text"]
     assert answer == in_process[0][0]
@@ -256,81 +276,125 @@ def test_other_user_text_is_untouched(model, text):
 
 # --- bad requests ---------------------------------------------------------------------
 
-BAD = [
-    (b"", "body: expected a JSON object"),
-    (b"{not json", "body: expected a JSON object"),
-    (b"\xff\xfe", "body: expected a JSON object in UTF-8"),
-    (b"[" * 5000, "body: expected a JSON object"),
-    (b"null", "body: .*found None"),
-    (b"[]", r"body: .*found \[\]"),
-    ({}, "inputs: missing"),
-    ({"input": "x"}, "input: unknown field"),
-    ({"inputs": None}, "inputs: expected text or a list of texts, found None"),
-    ({"inputs": 3}, "inputs: expected text or a list of texts, found 3"),
-    ({"inputs": ""}, "inputs: is empty"),
-    ({"inputs": " \n"}, "inputs: is empty"),
-    ({"inputs": []}, "inputs: expected 1 to 64 texts, found 0"),
-    ({"inputs": ["x"] * 65}, "inputs: expected 1 to 64 texts, found 65"),
-    ({"inputs": ["x", 3]}, r"inputs\[1\]: expected text, found 3"),
-    ({"inputs": ["x", ""]}, r"inputs\[1\]: is empty"),
-    ({"inputs": "x" * 20_001}, "inputs: has 20001 characters"),
-    ({"inputs": "word " * 2000}, "inputs: .* tokens with the template"),
-    (b'{"inputs": "\\ud800"}', "inputs: holds half a surrogate pair"),
-    ({"inputs": "x", "parameters": []}, r"parameters: expected an object, found \[\]"),
-    ({"inputs": "x", "stream": 1}, "stream: expected true or false, found 1"),
-    ({"inputs": ["x"], "stream": True}, "stream: works for one text"),
-    ({"inputs": "x", "adapter": "nosuch"}, "adapter: expected one of base, faq"),
-    ({"inputs": "x", "adapter": 3}, "adapter: expected one of base, faq, found 3"),
+# (field, reason, what stands in the body beside {"inputs": "x"} or the body itself)
+LONE = '{"inputs": "\\ud800"}'
+BAD_REQUESTS = [
+    ("body", "is empty", b""),
+    ("body", "expected a JSON object in UTF-8 (Expecting prop", b"{not json"),
+    ("body", "expected a JSON object in UTF-8 (Unterminated str", b'{"inputs": "x'),
+    ("body", "expected a JSON object in UTF-8 (Extra data", b'{"inputs": "x"} {}'),
+    ("body", "expected a JSON object in UTF-8 (Exceeds the limit", b"9" * 5000),
+    ("body", "is not UTF-8 (byte 1)", b'"\xff"'),
+    ("body", "is nested too deeply", b"[" * 100_000),
+    ("body", "found null", b"null"),
+    ("body", "found []", b"[]"),
+    ("body", "found 'text'", b'"text"'),
+    ("input", "unknown field", {"input": "y"}),
+    ("inputs", "missing", {"inputs": ...}),
+    ("inputs", "is there twice", b'{"inputs": "x", "inputs": "y"}'),
+    ("inputs", "expected text or a list of texts, found null", {"inputs": None}),
+    ("inputs", "expected text or a list of texts, found 3", {"inputs": 3}),
+    ("inputs", 'expected text or a list of texts, found {"a"', {"inputs": {"a": 1}}),
+    ("inputs", "is empty", {"inputs": " \n"}),
+    ("inputs", "expected 1 to 64 texts, found 0", {"inputs": []}),
+    ("inputs", "expected 1 to 64 texts, found 65", {"inputs": ["x"] * 65}),
+    ("inputs", "has 20001 characters", {"inputs": "x" * 20_001}),
+    ("inputs", "tokens with the template", {"inputs": "word " * 2000}),
+    ("inputs", "holds half a surrogate pair at character 0", LONE.encode()),
+    ("inputs[1]", "expected text, found 3", {"inputs": ["x", 3]}),
+    ("inputs[1]", "is empty", {"inputs": ["x", ""]}),
+    ("inputs[2]", "has 20001 characters", {"inputs": ["x", "y", "x" * 20_001]}),
+    ("inputs[2]", "tokens with the template", {"inputs": ["x", "y", "word " * 2000]}),
+    ("parameters", "expected an object, found [", {"parameters": [1]}),
+    ("parameters", "expected an object, found 'hot'", {"parameters": "hot"}),
+    ("adapter", "expected one of base, faq, found 'nosuch'", {"adapter": "nosuch"}),
+    ("adapter", 'expected one of base, faq, found ["faq"]', {"adapter": ["faq"]}),
+    ("stream", "expected true or false, found 1", {"stream": 1}),
+    ("stream", "expected true or false, found 'yes'", {"stream": "yes"}),
+    ("stream", "works for one text", {"inputs": ["x"], "stream": True}),
 ]
 BAD_PARAMETERS = [
-    ({"max_tokens": 3}, "max_tokens: unknown parameter; known are max_new_tokens"),
-    ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number from 1 to"),
-    ({"max_new_tokens": -1}, "max_new_tokens: .*found -1"),
-    ({"max_new_tokens": 2.5}, "max_new_tokens: .*found 2.5"),
-    ({"max_new_tokens": "9"}, "max_new_tokens: .*found '9'"),
-    ({"max_new_tokens": True}, "max_new_tokens: .*found True"),
-    ({"max_new_tokens": 10**30}, "max_new_tokens: .*found 1000000"),
-    ({"temperature": 0}, "temperature: expected a number from 0.01 to 10, found 0"),
-    ({"temperature": float("nan")}, "temperature: .*found nan"),
-    ({"temperature": float("inf")}, "temperature: .*found inf"),
-    ({"temperature": "hot"}, "temperature: .*found 'hot'"),
-    ({"temperature": 1, "do_sample": False}, "temperature: has no effect"),
-    ({"top_p": 1.1}, "top_p: .*found 1.1"),
-    ({"top_p": [0.9]}, r"top_p: .*found \[0.9\]"),
-    ({"top_k": 0}, "top_k: .*found 0"),
-    ({"top_k": 1.0}, "top_k: .*found 1.0"),
-    ({"repetition_penalty": 0}, "repetition_penalty: .*found 0"),
-    ({"do_sample": "yes"}, "do_sample: expected true or false, found 'yes'"),
-    ({"seed": -1}, "seed: .*found -1"),
-    ({"seed": 2**63}, "seed: .*found 9223372036854775808"),
-    ({"seed": 3}, "seed: has no effect without sampling"),
-    ({"seed": 3, "do_sample": False}, "seed: has no effect without sampling"),
-    ({"stop": []}, r"stop: expected a text or a list of 1 to 8 texts, found \[\]"),
-    ({"stop": ["x"] * 9}, "stop: expected a text or a list"),
-    ({"stop": [3]}, "stop: expected text, found 3"),
-    ({"stop": ""}, "stop: is empty"),
-    ({"stop": "x" * 101}, "stop: has 101 characters"),
-    ({"return_full_text": 1}, "return_full_text: expected true or false, found 1"),
-]
-ALL_BAD = BAD + [
-    ({"inputs": "x", "parameters": given}, f"parameters.{hint}")
-    for given, hint in BAD_PARAMETERS
+    ("max_tokens", "unknown parameter; known are max_new_tokens", 3),
+    ("max_new_tokens", "found 0, which is too small", 0),
+    ("max_new_tokens", "which is too large", 10**30),
+    ("max_new_tokens", "found 2.5, which is written as a fraction", 2.5),
+    ("max_new_tokens", "found '9'", "9"),
+    ("max_new_tokens", "found true, which is no number", True),
+    ("temperature", "found 0, which is too small", 0),
+    ("temperature", "found 11, which is too large", 11),
+    ("temperature", "found NaN, which is no number", float("nan")),
+    ("temperature", "found Infinity, which is not finite", float("inf")),
+    ("temperature", "found 'hot'", "hot"),
+    ("temperature", "found an object", {"celsius": 3}),
+    ("temperature", "has no effect with do_sample=false", ("do_sample", False, 1.0)),
+    ("top_p", "found 1.1, which is too large", 1.1),
+    ("top_p", "found -0.5, which is too small", -0.5),
+    ("top_p", "found a list of 1", [0.9]),
+    ("top_p", "has no effect with do_sample=false", ("do_sample", False, 0.5)),
+    ("top_k", "found 0, which is too small", 0),
+    ("top_k", "found 1.0, which is written as a fraction", 1.0),
+    ("top_k", "found false, which is no number", False),
+    ("repetition_penalty", "found 0, which is too small", 0),
+    ("repetition_penalty", "found 100, which is too large", 100),
+    ("do_sample", "expected true or false, found 'yes'", "yes"),
+    ("seed", "found -1, which is too small", -1),
+    ("seed", "which is too large", 2**63),
+    ("stop", "expected a text or a list of 1 to 8 texts, found []", []),
+    ("stop", 'expected a text or a list of 1 to 8 texts, found ["x"', ["x"] * 9),
+    ("stop", "expected text, found 3", [3]),
+    ("stop", "is empty", ""),
+    ("stop", "has 101 characters", "x" * 101),
+    ("stop", "holds half a surrogate pair at character 1", "a\ud800"),
+    ("return_full_text", "expected true or false, found 1", 1),
 ]
 
 
-@pytest.mark.parametrize(("body", "hint"), ALL_BAD)
-def test_bad_request_names_the_field(model, body, hint):
+def _bodies():
+    """(field, reason, body) of every bad request."""
+    for field, reason, body in BAD_REQUESTS:
+        if isinstance(body, dict):
+            body = {"inputs": "x"} | body
+            body = {key: value for key, value in body.items() if value is not ...}
+            body = json.dumps(body).encode()
+        yield field, reason, body
+    for name, reason, value in BAD_PARAMETERS:
+        parameters = {name: value}
+        if isinstance(value, tuple):
+            other, other_value, value = value
+            parameters = {other: other_value, name: value}
+        body = {"inputs": "x", "parameters": parameters}
+        yield f"parameters.{name}", reason, json.dumps(body).encode()
+
+
+ALL_BAD = list(_bodies())
+
+
+@pytest.mark.parametrize(
+    ("field", "reason", "body"), ALL_BAD, ids=[f"{f}: {r}" for f, r, _ in ALL_BAD]
+)
+def test_bad_request_names_the_field(model, field, reason, body):
     output = model.handle(request(body))
     assert (output.code, output.message) == (400, "Bad Request")
     error = reply(output)
     assert error["code"] == 400
-    assert re.match(hint, error["error"]), error["error"]
+    assert error["error"].startswith(f"{field}: "), error["error"]
+    assert reason in error["error"], error["error"]
+
+
+def test_bad_requests_are_all_different(model):
+    assert len(ALL_BAD) >= 40
+    assert len({field for field, _, _ in ALL_BAD}) >= 12
+    assert len({(field, reason) for field, reason, _ in ALL_BAD}) == len(ALL_BAD)
+    messages = [reply(model.handle(request(body)))["error"] for *_, body in ALL_BAD]
+    assert len(set(messages)) == len(messages)
+    # Also where what was found is left out: it is the reason that differs.
+    assert all(len(message) < 300 for message in messages)
 
 
 def test_a_bad_item_does_not_touch_its_neighbours(model, in_process):
     bodies = [
         {"inputs": QUESTION},
-        *(body for body, _ in ALL_BAD),
+        *(body for *_, body in ALL_BAD),
         {"inputs": QUESTION},
     ]
     output = model.handle(batch(bodies))
@@ -346,16 +410,66 @@ def test_an_item_that_fails_later_does_not_touch_its_neighbours(
 ):
     plain = model.Service._continue
 
-    def broken(self, rows, watch=None):
+    def broken(self, rows, deadline, watch=None):
         if any("poison" in row.text for row in rows):
             raise RuntimeError("index out of range")
-        return plain(self, rows, watch)
+        return plain(self, rows, deadline, watch)
 
     monkeypatch.setattr(model.Service, "_continue", broken)
     output = model.handle(batch([{"inputs": "poison"}, {"inputs": QUESTION}]))
     bad, good = (json.loads(value) for value in output.content.values)
     assert bad == {"code": 424, "error": "index out of range"}
     assert good == {"generated_text": in_process[0][0]}
+
+
+def test_client_cannot_load_the_model_anew(model, in_process):
+    """An empty form has no content, as the warm-up has none; headers are properties."""
+    empty = Input()
+    empty.properties = {
+        "base_model": "someone/else",
+        "model_dir": "/",
+        "batch_size": "2",
+    }
+    before = model.service
+    model.handle(empty)
+    del empty.properties["batch_size"]
+    output = model.handle(empty)
+    assert (output.code, reply(output)["error"][:14]) == (400, "body: is empty")
+    assert model.service is before
+
+
+@pytest.mark.parametrize("size", ["2", "1000000000", "-1", "0", "x", "", "²"])
+def test_header_named_batch_size_makes_no_batch(model, in_process, size):
+    one = request({"inputs": QUESTION})
+    one.properties["batch_size"] = size
+    assert reply(model.handle(one)) == {"generated_text": in_process[0][0]}
+
+
+def test_item_without_content_does_not_touch_its_neighbour(model, in_process):
+    two = batch([{"inputs": QUESTION}])
+    two.properties["batch_size"] = "2"
+    good, bad = (json.loads(value) for value in model.handle(two).content.values)
+    assert good == {"generated_text": in_process[0][0]}
+    assert bad["error"].startswith("body: is empty")
+
+
+def test_answers_that_take_too_long_are_given_up(model, in_process, monkeypatch):
+    """A call that outlasts predict_timeout would cost the server its model."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(model.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(model.service, "seconds", 8)
+    long = {"inputs": QUESTION, "parameters": {"max_new_tokens": 100}}
+    output = model.handle(request(long))
+    assert output.code == 503
+    assert "not complete after 8 s" in reply(output)["error"]
+    short = {"inputs": QUESTION, "parameters": {"max_new_tokens": 2}}
+    output = model.handle(batch([long, short]))
+    late, answered = (json.loads(value) for value in output.content.values)
+    assert late["code"] == 503 and "max_new_tokens" in late["error"]
+    assert in_process[0][0].startswith(answered["generated_text"])
+    output = model.handle(request({**long, "stream": True}))
+    with pytest.raises(TimeoutError, match="not complete"):
+        list(output.stream_content)
 
 
 def test_long_inputs_get_what_room_there_is(model):
@@ -404,32 +518,120 @@ def test_packed_entry_point_imports_only_what_the_image_has(built):
     assert artifact.validate(built / "artifact", load=False).findings == []
 
 
-@pytest.mark.slow
-def test_older_libraries_compute_the_same(built, tmp_path, in_process):
-    """transformers 4.57.6 and peft 0.19.1, as the serving image may hold them."""
-    target = tmp_path / "older"
-    packages = ["transformers==4.57.6", "peft==0.19.1"]
-    needed = ["huggingface_hub==0.36.0", "tokenizers==0.22.1"]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+# --- the versions that the serving image may hold -------------------------------------
+
+OLDER = ["transformers==4.57.6", "peft==0.19.1"]
+# What those need in another version than the one installed here.
+OLDER_STILL = ["huggingface_hub==0.36.0", "tokenizers==0.22.1"]
+PROBE = """
+import json, sys
+import peft, torch, transformers
+sys.path += sys.argv[3:]
+import test_deployment_model as tests
+
+versions = transformers.__version__, peft.__version__
+folder = tests.Path(sys.argv[1])
+torch.save([versions, *tests.probe(folder)], sys.argv[2])
+"""
+
+
+def probe(folder):
+    """Answers of an artifact, and logits of the model with and without the adapter."""
+    module = import_entry_point()
+    module.handle(warm_up_input(folder))
+    service = module.service
+    replies = reply(module.handle(request({"inputs": QUESTIONS})))
+    logits = []
+    for text in QUESTIONS[:4]:
+        (row,) = service.prepare(service.read(request({"inputs": text})))
+        ids = torch.tensor([row.ids])
+        with torch.inference_mode():
+            logits.append(service.model(input_ids=ids).logits)
+            with service.model.disable_adapter():
+                logits.append(service.model(input_ids=ids).logits)
+    return [one["generated_text"] for one in replies], logits
+
+
+@pytest.fixture(scope="module")
+def older_python(tmp_path_factory):
+    """A second environment with the older libraries; PyTorch and the rest are ours."""
+    folder = tmp_path_factory.mktemp("older") / "venv"
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run(
-        [*install, "--target", target, *packages, *needed],
-        env=CALLERS_ENVIRONMENT,
+        [*pip, "--no-deps", *OLDER, *OLDER_STILL], env=CALLERS_ENVIRONMENT, check=True
+    )
+    # Only now: pip must not take what it sees there for installed.
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "the_rest.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    return python
+
+
+def probe_older(python, folder, results):
+    """What `probe` returns in the second environment."""
+    paths = [str(ROOT), str(ROOT / "tests")]
+    subprocess.run(
+        [python, "-c", PROBE, str(folder), str(results), *paths],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         check=True,
     )
-    code = f"""
-import json, sys
-sys.path.insert(0, {str(target)!r})
-import transformers, peft
-assert (transformers.__version__, peft.__version__) == ("4.57.6", "0.19.1")
-sys.path.append({str(ROOT)!r})
-sys.path.append({str(ROOT / "tests")!r})
-import test_deployment_model as tests
-module = tests.import_entry_point()
-module.handle(tests.warm_up_input({str(built / "artifact")!r}))
-replies = tests.reply(module.handle(tests.request({{"inputs": tests.QUESTIONS}})))
-print(json.dumps([one["generated_text"] for one in replies]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    versions, answers, logits = torch.load(results)
+    assert tuple(versions) == ("4.57.6", "0.19.1")
+    return answers, logits
+
+
+def largest_difference(some, others):
+    return max((a - b).abs().max().item() for a, b in zip(some, others, strict=True))
+
+
+@pytest.mark.slow
+def test_older_libraries_compute_the_same(built, older_python, tmp_path, in_process):
+    answers, logits = probe_older(older_python, built / "artifact", tmp_path / "got")
+    assert answers == in_process[0]
+    assert largest_difference(logits, probe(built / "artifact")[1]) < 1e-4
+
+
+@pytest.mark.slow
+def test_older_libraries_compute_the_same_with_the_lab_model(older_python, tmp_path):
+    """Its rotary share is not the one that older versions fall back to."""
+    folder = bench_serving.build(tmp_path)
+    wanted_answers, wanted = probe(folder)
+    answers, logits = probe_older(older_python, folder, tmp_path / "got")
+    assert answers == wanted_answers
+    assert largest_difference(logits, wanted) < 1e-3
+    # That the comparison sees the trap: without the line that `build` adds, it fails.
+    config = folder / "base" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["rotary_pct"]
+    config.write_text(json.dumps(settings))
+    _, logits = probe_older(older_python, folder, tmp_path / "got")
+    assert largest_difference(logits, wanted) > 0.1
+
+
+@pytest.mark.slow
+def test_older_libraries_read_the_merged_model(built, older_python, tmp_path):
+    artifact.build_without_code(
+        built / "saved_base",
+        built / "saved_adapter",
+        tmp_path / "merged",
+        tmp_path / "merged.tar.gz",
     )
-    assert json.loads(done.stdout.splitlines()[-1]) == in_process[0]
+    code = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+    logits = model(**tokenizer(sys.argv[3], return_tensors="pt")).logits
+torch.save(logits, sys.argv[2])
+"""
+    found = []
+    for python in (older_python, sys.executable):
+        results = tmp_path / "logits"
+        subprocess.run(
+            [python, "-c", code, str(tmp_path / "merged"), str(results), QUESTION],
+            check=True,
+        )
+        found.append(torch.load(results))
+    assert largest_difference(found[:1], found[1:]) < 1e-4

@@ -3,6 +3,7 @@ import re
 
 import pandas
 import pytest
+from matplotlib.axes import Axes
 from tiny_models import tiny_tokenizer
 
 from utils import display, helpers
@@ -18,12 +19,14 @@ from utils.display import (
     plot_questions_needed,
     plot_runs,
     plot_shares,
+    plot_timings,
     show_losses,
     show_source,
     show_tokens,
 )
 from utils.evaluation import paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+from utils.serving import Timing
 
 
 @pytest.fixture
@@ -162,8 +165,12 @@ def test_shares_are_plotted(shown):
 def test_curves_are_plotted(shown, keys):
     few = {key: proportion([True, False, False]) for key in keys}
     many = {key: proportion([True, True, True]) for key in keys}
-    plot_curves({"at once": few, "worked": many}, x="steps", y="right answers")
+    more = {key: paired_difference([True], [False]) for key in keys[1:]}
+    curves = {"at once": few, "worked": many}
+    plot_curves(curves, x="steps", y="right answers")
+    plot_curves(curves, x="steps", y="right answers", difference=more)
     assert is_png(shown[0])
+    assert is_png(shown[1])
     assert shown[0].alt.endswith("with 95% intervals, for: at once, worked")
 
 
@@ -181,11 +188,32 @@ def test_bars_are_plotted(shown):
     assert shown[0].alt == "probability against token, as bars, for: none, three"
 
 
+def test_bars_show_the_interval_of_an_estimate(shown, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "bar_label", lambda *_, labels, **__: drawn.extend(labels)
+    )
+    lengths = {1: paired_difference([30, 34, 38, 42], [0] * 4), 2: 50}
+    plot_bars({"worked": lengths}, x="steps", y="tokens")
+    assert re.fullmatch(r"36\n3\d to [34]\d", drawn[0])
+    assert drawn[1] == "50"
+    assert is_png(shown[0])
+
+
 def test_bars_of_different_groups_are_an_error():
     with pytest.raises(ValueError, match=r"'three' has the groups \['oink'\]"):
         plot_bars({"none": {"moo": 1}, "three": {"oink": 1}}, x="token", y="share")
     with pytest.raises(ValueError, match="no bars"):
         plot_bars({}, x="token", y="share")
+
+
+def test_timings(shown):
+    timing = Timing((0.1, 0.2), 0.3, 2)
+    plot_timings({"one by one": timing, "in a list": timing})
+    assert is_png(shown[0])
+    assert "one by one, in a list" in shown[0].alt
+    with pytest.raises(ValueError, match="no timings"):
+        plot_timings({})
 
 
 # 05_evaluation

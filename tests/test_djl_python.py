@@ -15,7 +15,13 @@ import psutil
 import pytest
 
 from utils.djl_python import Input, Output, PairList
-from utils.djl_python.layout import LoadError, find_models, parse_properties
+from utils.djl_python.layout import (
+    LoadError,
+    ServedModel,
+    find_models,
+    parse_properties,
+    read_properties,
+)
 from utils.djl_python.server import Server
 
 RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
@@ -253,6 +259,68 @@ def test_java_properties(text, expected):
     assert parse_properties(text) == expected
 
 
+CAUSAL = '{"architectures": ["GPTNeoXForCausalLM"]}'
+REMOTE = '{"auto_map": {"AutoModelForCausalLM": "model.Mine"}}'
+
+
+@pytest.mark.parametrize(
+    ("description", "properties", "expected"),
+    [
+        (CAUSAL, {}, True),
+        (REMOTE, {}, True),
+        ('{"architectures": ["BertModel"]}', {}, False),
+        ("", {}, False),
+        (CAUSAL, {"option.async_mode": "false"}, True),
+        (CAUSAL, {"option.rolling_batch": "auto"}, True),
+        (CAUSAL, {"option.rolling_batch": "disable"}, False),
+        (CAUSAL, {"option.rolling_batch": "vllm"}, False),
+        (CAUSAL, {"batch_size": "2"}, False),
+        (CAUSAL, {"option.batch_size": "2"}, True),
+        (CAUSAL, {"batch_size": "2", "option.async_mode": "True"}, True),
+        ("{}", {"option.async_mode": "true "}, False),
+    ],
+)
+def test_what_switches_on_asynchronous_mode(
+    tmp_path, description, properties, expected
+):
+    (tmp_path / "config.json").write_text(description)
+    assert ServedModel("model", tmp_path, properties).async_mode is expected
+
+
+@pytest.mark.parametrize("value", ["8 ", "eight", "", "8.0", "1_000", "2147483648"])
+def test_numbers_are_read_as_java_reads_them(tmp_path, value):
+    for key in ("batch_size", "max_batch_delay", "job_queue_size"):
+        model = ServedModel("model", tmp_path, {key: value})
+        with pytest.raises(LoadError, match=f"{key}=.*NumberFormatException"):
+            getattr(model, key)
+    model = ServedModel("model", tmp_path, {"option.predict_timeout": value})
+    assert model.predict_timeout == 240
+    assert ServedModel("model", tmp_path, {"batch_size": "+8"}).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("files", "properties", "expected"),
+    [
+        (["model.py", "config.json"], {}, "model.py"),
+        (["config.json"], {}, "djl_python.lmi_vllm.vllm_async_service"),
+        ([], {"option.model_id": "owner/name"}, "djl_python.huggingface"),
+        (["model.py"], {"option.entryPoint": "serve.py"}, "serve.py"),
+    ],
+)
+def test_entry_point_where_none_is_named(tmp_path, files, properties, expected):
+    for name in files:
+        (tmp_path / name).write_text(CAUSAL)
+    model = ServedModel("model", tmp_path, properties)
+    assert (model.engine, model.entry_point) == ("Python", expected)
+
+
+def test_properties_file_is_latin_1_and_has_one_name_only(tmp_path):
+    (tmp_path / "Serving.Properties").write_text("a=1")
+    assert read_properties(tmp_path) == {}
+    (tmp_path / "serving.properties").write_text("a=é", encoding="utf-8")
+    assert read_properties(tmp_path) == {"a": "Ã©"}
+
+
 def test_broken_unicode_escape_is_an_error():
     with pytest.raises(LoadError, match=r"\\uzz"):
         parse_properties(r"a=\uzzzz")
@@ -262,6 +330,13 @@ def test_broken_unicode_escape_is_an_error():
 def test_a_number_that_is_none_ends_the_server(tmp_path, name):
     store = write_store(tmp_path, {"model.py": ECHO, "serving.properties": f"{name}=x"})
     with pytest.raises(LoadError, match=f"{name}='x'"):
+        Server(store).load()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_configuration_at_the_root_that_is_none_ends_the_server(tmp_path, text):
+    store = write_store(tmp_path, {"model.py": ECHO, "config.json": text})
+    with pytest.raises(LoadError, match="Invalid huggingface model id: null"):
         Server(store).load()
 
 

@@ -10,7 +10,9 @@ from utils.exercises import (
     check_adaptation,
     check_attention_weights,
     check_best_epoch,
+    check_budget,
     check_encode,
+    check_forgotten_endpoint,
     check_guard,
     check_held_out_loss,
     check_labels,
@@ -19,6 +21,7 @@ from utils.exercises import (
     check_questions,
     check_record,
     check_replay_rows,
+    check_steering_prompt,
     check_survivors,
     check_token_f1,
     check_votes,
@@ -74,6 +77,48 @@ def test_a_fault_in_a_check_itself_is_not_hidden():
 
 
 # 02
+
+
+def test_a_right_steering_prompt():
+    verdict = check_steering_prompt("horse - stable\nduck -", lambda prompt: "pond")
+    assert verdict.passed
+
+
+@pytest.mark.parametrize(
+    "prompt, hint",
+    [
+        ("horse - stable\nduck - ", "ends in white space"),
+        ("duck -", "below an example"),
+        ("cow - barn\nhorse - stable\nduck -", "2 lines above the question"),
+        ("duck - pond\nduck -", "gives the answer away"),
+        ("dragon - cave\nduck -", "an animal of the lists"),
+        ("cow - moo\nduck -", "'moo' is the sound of cow"),
+        ("cow - garage\nduck -", "try 'barn'"),
+        ("horse - stable\nduck -", "this model answers 'quack'"),
+        (["duck -"], "expected a prompt"),
+    ],
+)
+def test_wrong_steering_prompts_get_their_hint(prompt, hint):
+    assert rejected(check_steering_prompt(prompt, lambda prompt: "quack"), hint)
+
+
+@pytest.mark.parametrize("budget", [60, 60.0, 119, torch.tensor(60)])
+def test_right_budgets(budget):
+    assert check_budget(budget, [40, 50, 60]).passed
+
+
+@pytest.mark.parametrize(
+    "budget, hint",
+    [
+        (50, "the average length, and 1 of 3"),
+        (8, "3 of 3 solutions are cut off"),
+        (121, "does not stop by itself"),
+        (60.5, "round up"),
+        ("60", "expected a whole number"),
+    ],
+)
+def test_wrong_budgets_get_their_hint(budget, hint):
+    assert rejected(check_budget(budget, [40, 50, 60]), hint)
 
 
 def test_a_right_guard():
@@ -459,6 +504,34 @@ def test_right_best_epoch(epoch):
 )
 def test_wrong_best_epochs_get_their_hint(epoch, hint):
     assert rejected(check_best_epoch(epoch, HISTORY), hint)
+
+
+@pytest.mark.parametrize("price", [1.5, 0.7364, 37.688])
+def test_right_cost_of_a_weekend(price):
+    assert check_forgotten_endpoint(62 * price, price).passed
+    assert check_forgotten_endpoint(round(62 * price, 2), price).passed
+
+
+@pytest.mark.parametrize("price", [1.5, 0.7364])
+@pytest.mark.parametrize(
+    "hours, hint",
+    [
+        (14, "Saturday and Sunday are billed too"),
+        (38, "one day too few"),
+        (48, "Friday evening and Monday morning"),
+        (86, "one day too many"),
+        (1, "a whole weekend"),
+        (50, "would be 50.0 hours"),
+        (0.002, "not the questions are billed"),
+    ],
+)
+def test_wrong_costs_of_a_weekend_get_their_hint(hours, hint, price):
+    assert rejected(check_forgotten_endpoint(hours * price, price), hint)
+
+
+def test_hours_are_not_dollars():
+    assert rejected(check_forgotten_endpoint(62, 1.5), "each has a price")
+    assert rejected(check_forgotten_endpoint("much", 1.5), "an amount in US dollars")
 
 
 # 05_evaluation

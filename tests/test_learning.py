@@ -6,11 +6,8 @@ claimed where nothing was learned.
 """
 
 import ast
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
+from lessons import run_lessons
 from peft import PeftModel
 from test_claims import FEW, claims_made
 
@@ -42,28 +40,16 @@ def shuffle_answers(file: Path) -> Path:
     return file
 
 
-def run_lessons(build: Path, data: Path) -> Path:
-    """Execute lessons 03 and 04; returns the folder they wrote to."""
-    done = subprocess.run(
-        [sys.executable, "-m", "utils.run", "03", "04"],
-        env={**os.environ, "COURSE_BUILD": str(build), "COURSE_DATA": str(data)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return build
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_lessons(tmp_path_factory.mktemp("trained") / "build", SHIPPED_DATA)
+    return run_lessons(tmp_path_factory.mktemp("trained") / "build", "03", "04")
 
 
 @pytest.fixture(scope="module")
 def shuffled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shuffled")
-    return run_lessons(folder / "build", shuffle_answers(folder / "faqs.csv"))
+    data = str(shuffle_answers(folder / "faqs.csv"))
+    return run_lessons(folder / "build", "03", "04", COURSE_DATA=data)
 
 
 Score = Callable[[Path | None, str], list[bool]]

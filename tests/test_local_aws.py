@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 import time
 import urllib.parse
 from pathlib import Path
@@ -26,7 +28,15 @@ from utils.models import ModelSettings, generate, load_model, load_tokenizer
 
 ECHO = """
 import os
+import time
 from djl_python import Input, Output
+
+def count(breaks=False):
+    for number in range(3):
+        yield f"{number} of 3 \\u00e9\\n"
+        time.sleep(0.3)
+        if breaks:
+            os._exit(1)
 
 def handle(inputs: Input):
     if inputs.is_empty():
@@ -38,6 +48,12 @@ def handle(inputs: Input):
         body = os.getpid()
     if body == "mine":
         body = os.environ.get("MINE")
+    if body == "slow":
+        time.sleep(1.5)
+    if body == "count":
+        return Output().add_stream_content(count(), lambda item: item)
+    if body == "break":
+        return Output().add_stream_content(count(breaks=True), lambda item: item)
     return Output().add_property("content-type", "application/json").add_as_json(body)
 """
 
@@ -133,12 +149,21 @@ def echo(aws):
 
 
 def test_every_client_talks_to_this_machine(aws):
+    """Those of all services that the course names, from whatever session."""
     from sagemaker.core.utils.utils import SageMakerClient
 
+    sources = [*ROOT.glob("utils/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+    named = re.compile(r'\.client\(\s*\\?"([a-z0-9-]+)')
+    services = {
+        service
+        for path in sources
+        for service in named.findall(path.read_text(encoding="utf-8"))
+    }
+    assert {"s3", "sagemaker", "sagemaker-runtime", "logs", "pricing"} <= services
     clients = [
         session.client(service)
         for session in (aws.session, boto3.Session(), boto3)
-        for service in ("s3", "sts", "iam", "sagemaker", "sagemaker-runtime", "logs")
+        for service in services | {"sts", "iam", "ecr", "cloudwatch", "service-quotas"}
     ]
     sdk = SageMakerClient(session=aws.session, region_name=aws.region)
     clients += [sdk.sagemaker_client, sdk.sagemaker_runtime_client]
@@ -190,6 +215,112 @@ def test_real_credentials_in_the_environment_are_not_used(tmp_path):
     environment = {**os.environ, **REAL_LOOKING, "AWS_CONFIG_FILE": str(profile)}
     done = run_python(code, environment)
     assert done.stdout == "done\n", done.stderr
+
+
+DEPLOY = """
+import json, tarfile, io
+from utils.billing import BillingGuard, wait_until_in_service
+from utils.course import connect_aws, run_config
+aws = connect_aws(run_config({}))
+source = MODEL
+data = io.BytesIO()
+with tarfile.open(fileobj=data, mode="w:gz") as tar:
+    member = tarfile.TarInfo("model.py")
+    member.size = len(source)
+    tar.addfile(member, io.BytesIO(source))
+from sagemaker.core import image_uris
+from sagemaker.core.resources import Endpoint, EndpointConfig, Model
+from sagemaker.core.shapes import ContainerDefinition, ProductionVariant
+where = {"session": aws.session, "region": aws.region}
+with BillingGuard(aws) as guard:
+    s3 = aws.session.client("s3")
+    s3.put_object(Bucket=aws.bucket, Key="m.tar.gz", Body=data.getvalue())
+    name = guard.name("a")
+    image = image_uris.retrieve("djl-lmi", region=aws.region, version="0.36.0")
+    Model.create(
+        model_name=name,
+        execution_role_arn=aws.role,
+        primary_container=ContainerDefinition(
+            image=image, model_data_url=f"s3://{aws.bucket}/m.tar.gz"
+        ),
+        **where,
+    )
+    EndpointConfig.create(
+        endpoint_config_name=name,
+        production_variants=[
+            ProductionVariant(
+                variant_name="a", model_name=name, instance_type="ml.g5.xlarge",
+                initial_instance_count=1,
+            )
+        ],
+        **where,
+    )
+    endpoint = Endpoint.create(endpoint_name=name, endpoint_config_name=name, **where)
+    wait_until_in_service(aws, endpoint)
+    reply = endpoint.invoke(body=b"[1]", content_type="application/json", **where)
+    assert json.loads(reply.body.read()) == [1]
+    runtime = aws.session.client("sagemaker-runtime")
+    stream = runtime.invoke_endpoint_with_response_stream(EndpointName=name, Body=b"1")
+    assert len(list(stream["Body"])) == 1
+print("done")
+"""
+
+# Imported by every Python process that finds it on its path: writes down whatever name
+# is looked up and whatever address is called that is not this machine's.
+WATCH = """
+import os, socket
+
+def note(what):
+    with open(os.environ["WATCH_LOG"], "a") as log:
+        log.write(f"{os.getpid()} {what}\\n")
+
+HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "", None)
+connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+def watched_connect(self, address):
+    if isinstance(address, tuple) and address[0] not in HERE:
+        note(f"connects to {address}")
+        raise OSError("watched")
+    return connect(self, address)
+
+def watched_look_up(host, *rest, **more):
+    if host not in HERE:
+        note(f"looks up {host}")
+        raise OSError("watched")
+    return look_up(host, *rest, **more)
+
+socket.socket.connect = watched_connect
+socket.getaddrinfo = watched_look_up
+note("started") if os.environ.get("WATCH_STARTS") else None
+"""
+
+
+def test_a_whole_deployment_sends_nothing_away(tmp_path):
+    """Not this process, nor one that it starts, with credentials that look real."""
+    log = tmp_path / "log"
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(WATCH))
+    path = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        **REAL_LOOKING,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "WATCH_LOG": str(log),
+        "WATCH_STARTS": "yes",
+    }
+    done = run_python(DEPLOY.replace("MODEL", repr(ECHO.encode())), environment)
+    assert done.stdout.endswith("done\n"), done.stderr
+    lines = log.read_text().splitlines()
+    started = [line for line in lines if line.endswith("started")]
+    assert len(started) >= 3  # this one, the container, its worker
+    assert [line for line in lines if not line.endswith("started")] == []
+
+
+def test_sdk_calls_that_ignore_the_endpoint_variable_are_not_used():
+    """They would ask the real STS, whatever AWS_ENDPOINT_URL says."""
+    forbidden = ("default_bucket(", "get_caller_identity_arn(", "get_execution_role(")
+    for path in [*ROOT.glob("utils/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        assert not [word for word in forbidden if word in text], path.name
 
 
 def run_python(code, environment=None):
@@ -366,6 +497,264 @@ def wait_for(call, seconds=20):
             time.sleep(0.1)
 
 
+def stream(aws, name, body):
+    reply = aws.session.client(
+        "sagemaker-runtime"
+    ).invoke_endpoint_with_response_stream(
+        EndpointName=name, Body=json.dumps(body), ContentType="application/json"
+    )
+    return reply["Body"]
+
+
+def test_stream_comes_in_parts_as_they_are_made(aws, echo):
+    asked = time.monotonic()
+    parts = [
+        (event["PayloadPart"]["Bytes"].decode(), time.monotonic() - asked)
+        for event in stream(aws, echo.endpoint_name, "count")
+    ]
+    assert "".join(text for text, _ in parts) == "0 of 3 é\n1 of 3 é\n2 of 3 é\n"
+    assert len(parts) == 3
+    assert parts[-1][1] - parts[0][1] > 0.5  # the first came before the last was made
+
+
+def test_answer_that_is_no_stream_is_one_part(aws, echo):
+    events = list(stream(aws, echo.endpoint_name, {"a": "é" * 100}))
+    assert json.loads(b"".join(event["PayloadPart"]["Bytes"] for event in events)) == {
+        "a": "é" * 100
+    }
+
+
+def test_stream_says_its_variant_and_the_content_type_of_the_answer(aws, echo):
+    """By boto3: the SageMaker SDK's own call fails on any event stream."""
+    client = aws.session.client("sagemaker-runtime")
+    reply = client.invoke_endpoint_with_response_stream(
+        EndpointName=echo.endpoint_name, Body=b"[1]"
+    )
+    assert reply["InvokedProductionVariant"] == "AllTraffic"
+    assert reply["ContentType"] == "application/json"
+    assert len(list(reply["Body"])) == 1
+
+
+def test_errors_of_a_stream(aws, echo):
+    """Before the first part the usual ones; after it, one within the stream."""
+    from botocore.exceptions import EventStreamError
+
+    client = aws.session.client("sagemaker-runtime")
+    with pytest.raises(ClientError, match=r"Endpoint nosuch of account \d+ not found"):
+        stream(aws, "nosuch", "count")
+    with pytest.raises(client.exceptions.ModelError, match="Received client error"):
+        client.invoke_endpoint_with_response_stream(
+            EndpointName=echo.endpoint_name, Body=b"no json"
+        )
+    seen = []
+    with pytest.raises(EventStreamError, match="StreamBroken|connection was closed"):
+        for event in stream(aws, echo.endpoint_name, "break"):
+            seen.append(event["PayloadPart"]["Bytes"].decode())
+    assert seen == ["0 of 3 é\n"]
+    assert wait_for(lambda: ask(aws, echo.endpoint_name, [1])) == [1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_events_are_encoded_as_botocore_decodes_them(size):
+    from botocore.eventstream import EventStreamBuffer
+
+    headers = {":message-type": "event", "a-name": "größer"}
+    encoded = [local_aws.encode_event(headers, bytes([n]) * size) for n in range(2)]
+    buffer = EventStreamBuffer()
+    whole = b"".join(encoded)
+    for start in range(0, len(whole), 1000):
+        buffer.add_data(whole[start : start + 1000])
+    events = list(buffer)
+    assert [event.payload for event in events] == [bytes([n]) * size for n in range(2)]
+    assert all(event.headers == headers for event in events)
+
+
+def test_invocation_that_takes_too_long_is_a_model_error(aws, echo, monkeypatch):
+    monkeypatch.setattr(local_aws, "INVOKE_TIMEOUT", 0.5)
+    client = aws.session.client("sagemaker-runtime")
+    with pytest.raises(client.exceptions.ModelError, match="timed out") as failure:
+        ask(aws, echo.endpoint_name, "slow")
+    assert failure.value.response["OriginalStatusCode"] == 0
+
+
+# --- replacing what is behind an endpoint ---------------------------------------------
+
+
+def new_config(aws, guard, files, what, variants=None):
+    """Creates model and configuration with this artifact; returns their name."""
+    client = aws.session.client("sagemaker")
+    name = guard.name(what)
+    address = upload(aws, guard, files, f"{what}.tar.gz")
+    client.create_model(
+        ModelName=name,
+        ExecutionRoleArn=aws.role,
+        PrimaryContainer={"Image": "x", "ModelDataUrl": address},
+    )
+    client.create_endpoint_config(
+        EndpointConfigName=name,
+        ProductionVariants=[
+            {
+                "VariantName": variant,
+                "ModelName": name,
+                "InstanceType": "ml.g5.xlarge",
+                "InitialInstanceCount": 1,
+                "InitialVariantWeight": weight,
+            }
+            for variant, weight in (variants or {"AllTraffic": 1}).items()
+        ],
+    )
+    return name
+
+
+def answering(text):
+    return {"model.py": ECHO.replace("body = os.getpid()", f"body = {text!r}")}
+
+
+class Traffic:
+    """Requests without a pause, from four clients; what they got is kept."""
+
+    def __init__(self, aws, name):
+        self.answers, self.errors = [], []
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(aws, name)) for _ in range(4)
+        ]
+
+    def _ask(self, aws, name):
+        while not self._ended.is_set():
+            try:
+                self.answers.append(ask(aws, name, "pid"))
+            except Exception as error:
+                self.errors.append(error)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_update_moves_the_traffic_without_a_failed_request(aws, guard):
+    endpoint = deploy(aws, guard, upload(aws, guard, answering("old")))
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    name, old = endpoint.endpoint_name, endpoint.endpoint_config_name
+    new = new_config(aws, guard, answering("new"), "new")
+    client = aws.session.client("sagemaker")
+    before = OfflineAws.running().endpoints[name].variants
+    with Traffic(aws, name) as traffic:
+        running = threading.Thread(target=ask, args=(aws, name, "slow"))
+        running.start()
+        client.update_endpoint(EndpointName=name, EndpointConfigName=new)
+        found = client.describe_endpoint(EndpointName=name)
+        assert found["EndpointStatus"] == "Updating"
+        assert found["EndpointConfigName"] == old  # until the new one serves
+        with pytest.raises(ClientError, match="Cannot update in-progress endpoint"):
+            client.update_endpoint(EndpointName=name, EndpointConfigName=new)
+        statuses = []
+        wait_until_in_service(aws, endpoint, say=statuses.append)
+        running.join()
+        time.sleep(0.2)
+    assert statuses == ["Updating", "InService"]
+    assert traffic.errors == []
+    assert set(traffic.answers) == {"old", "new"}
+    assert traffic.answers[-1] == "new"
+    found = client.describe_endpoint(EndpointName=name)
+    assert found["EndpointConfigName"] == new
+    assert "FailureReason" not in found
+    assert all(variant.container.process.returncode is not None for variant in before)
+
+
+def test_update_that_fails_rolls_back_with_the_reason(aws, guard):
+    endpoint = deploy(aws, guard, upload(aws, guard, answering("old")))
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    name, old = endpoint.endpoint_name, endpoint.endpoint_config_name
+    bad = new_config(aws, guard, {"model.py": "import nosuch_module"}, "bad")
+    client = aws.session.client("sagemaker")
+    with Traffic(aws, name) as traffic:
+        client.update_endpoint(EndpointName=name, EndpointConfigName=bad)
+        with pytest.raises(DeploymentError, match="nosuch_module") as failure:
+            wait_until_in_service(aws, endpoint, say=lambda _: None)
+    assert "the previous configuration" in str(failure.value)
+    assert traffic.errors == []
+    assert set(traffic.answers) == {"old"}
+    found = client.describe_endpoint(EndpointName=name)
+    assert found["EndpointStatus"] == "InService"
+    assert found["EndpointConfigName"] == old
+    assert "nosuch_module" in found["FailureReason"]
+    assert ask(aws, name, "pid") == "old"
+    # A further update that succeeds takes the reason away.
+    good = new_config(aws, guard, answering("new"), "good")
+    client.update_endpoint(EndpointName=name, EndpointConfigName=good)
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    assert ask(aws, name, "pid") == "new"
+
+
+def test_failed_endpoint_cannot_be_updated(aws, guard):
+    endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": "import nosuch"}))
+    with pytest.raises(DeploymentError):
+        wait_until_in_service(aws, endpoint, say=lambda _: None)
+    client = aws.session.client("sagemaker")
+    with pytest.raises(ClientError, match="Cannot update failed endpoint"):
+        client.update_endpoint(
+            EndpointName=endpoint.endpoint_name,
+            EndpointConfigName=endpoint.endpoint_config_name,
+        )
+    with pytest.raises(ClientError, match="Could not find endpoint"):
+        client.update_endpoint(EndpointName="nosuch", EndpointConfigName="nosuch")
+
+
+def test_deleting_while_updating_leaves_nothing(aws, guard):
+    endpoint = deploy(aws, guard, upload(aws, guard, answering("old")))
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    slow = ECHO.replace("return None", "time.sleep(30)")
+    new = new_config(aws, guard, {"model.py": slow}, "new")
+    own = OfflineAws.running().endpoints[endpoint.endpoint_name]
+    client = aws.session.client("sagemaker")
+    client.update_endpoint(EndpointName=endpoint.endpoint_name, EndpointConfigName=new)
+    containers = [variant.container for variant in (*own.variants, *own._coming)]
+    assert len(containers) == 2
+    below = [one for container in containers for one in wait_for_worker(container)]
+    endpoint.delete()
+    assert all(gone_within(process.pid, 5) for process in below)
+    assert not any(thread.is_alive() for thread in own._threads)
+
+
+def test_weights_can_be_changed_and_are_kept_by_an_update(aws, guard):
+    address = upload(aws, guard, {"model.py": ECHO})
+    endpoint = deploy(aws, guard, address, variants={"a": 1, "b": 1})
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    client = aws.session.client("sagemaker")
+    runtime = aws.session.client("sagemaker-runtime")
+    name = endpoint.endpoint_name
+
+    def served():
+        return {
+            runtime.invoke_endpoint(EndpointName=name, Body=b"1")[
+                "InvokedProductionVariant"
+            ]
+            for _ in range(20)
+        }
+
+    client.update_endpoint_weights_and_capacities(
+        EndpointName=name,
+        DesiredWeightsAndCapacities=[
+            {"VariantName": "a", "DesiredWeight": 0},
+            {"VariantName": "b", "DesiredWeight": 1},
+        ],
+    )
+    assert served() == {"b"}
+    new = new_config(aws, guard, {"model.py": ECHO}, "new", {"a": 1, "b": 0})
+    client.update_endpoint(
+        EndpointName=name, EndpointConfigName=new, RetainAllVariantProperties=True
+    )
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    assert served() == {"b"}
+
+
 def test_variants_share_the_traffic(aws, guard):
     address = upload(aws, guard, {"model.py": ECHO})
     endpoint = deploy(aws, guard, address, variants={"old": 3, "new": 1})
@@ -407,6 +796,26 @@ def test_deleting_while_creating_leaves_nothing(aws, guard):
     assert container.process.pid == server.pid  # nothing was started in its place
 
 
+def test_container_that_is_killed_while_loading_is_failed(aws, guard):
+    slow = ECHO.replace("return None", "__import__('time').sleep(60)")
+    endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
+    own = OfflineAws.running().endpoints[endpoint.endpoint_name]
+    server, worker = wait_for_worker(own.variants[0].container, 60)
+    server.kill()
+    with pytest.raises(DeploymentError, match="ended before it was ready, .*-9"):
+        wait_until_in_service(aws, endpoint, say=lambda _: None)
+    assert gone_within(worker.pid, 10)
+
+
+def test_container_that_takes_too_long_is_ended(tmp_path):
+    slow = ECHO.replace("return None", "__import__('time').sleep(60)")
+    (tmp_path / "model.py").write_text(slow)
+    container = local_aws.Container(str(tmp_path), {})
+    assert container.start(3) == "the container was not ready after 3 s"
+    container.stop()
+    assert container.process.returncode is not None
+
+
 def wait_for_worker(container, seconds=20):
     """The container's own process and the worker below it, once both are there."""
     deadline = time.monotonic() + seconds
@@ -430,8 +839,7 @@ def test_deleting_at_once_leaves_nothing(aws, guard, pause):
     if container.process is not None:
         below = psutil.Process(container.process.pid).children(True)
     endpoint.delete()
-    own._thread.join(5)
-    assert not own._thread.is_alive()
+    assert not any(thread.is_alive() for thread in own._threads)
     assert container.process is None or container.process.returncode is not None
     assert all(gone_within(process.pid, 5) for process in below)
 

@@ -198,7 +198,8 @@ def test_code_is_the_same_for_local_and_real_aws(path: Path) -> None:
                     for inner in ast.walk(node)
                     if isinstance(inner, ast.Attribute)
                 }
-                assert "aws" not in attributes, f"{cell.id} branches on config.aws"
+                found = attributes & {"aws", "real"}
+                assert not found, f"{cell.id} branches on {found}"
 
 
 @each_notebook

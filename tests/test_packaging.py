@@ -91,7 +91,8 @@ def test_every_import_is_declared() -> None:
     for path in SOURCES:
         if "data" in path.relative_to(ROOT).parts[1:]:
             continue
-        local = {sibling.stem for sibling in path.parent.glob("*.py")}
+        siblings = path.parent.iterdir()
+        local = {one.stem for one in siblings if one.is_dir() or one.suffix == ".py"}
         for name in imported(code_of(path)) - FIRST_PARTY - CONTAINER_ONLY - local:
             if name in sys.stdlib_module_names:
                 continue

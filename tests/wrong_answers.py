@@ -306,6 +306,14 @@ WRONG_ANSWERS: dict[str, list[tuple[str, str]]] = {
             "option.async_mode=true switches on",
         ),
     ],
+    "check_forgotten_endpoint": [
+        ("cost = 14 * price", "Sunday are billed too"),
+        ("cost = 48 * price", "Friday evening"),
+        ("cost = 62", "each has a price"),
+        ("cost = 0.003", "not the questions are billed"),
+        ("cost = 50 * price", "would be 50.0 hours"),
+        ("cost = 'much'", "expected|a number|an amount"),
+    ],
     "check_payload": [
         (
             'payload = {"inputs": question, "parameters": {"max_tokens": 20}}',

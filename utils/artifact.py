@@ -1,7 +1,7 @@
-"""Builds the artifact that a DJL endpoint serves, and checks it before it costs money.
+"""Builds the artifact that a DJL endpoint serves.
 
-`build` writes a folder and packs it as `model.tar.gz`; `validate` knows the traps that
-end in "did not pass the ping health check" and says for each what to do. From the
+`build` and `build_without_code` write a folder and pack it as `model.tar.gz`;
+`validate` (in `utils.artifact_checks`) says what would go wrong with one. From the
 command line: `python -m utils.artifact check build/model.tar.gz`.
 """
 
@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import gzip
 import json
-import re
 import shutil
 import sys
 import tarfile
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from utils.course import CourseError
-from utils.djl_python.layout import (
-    ENGINES,
-    LoadError,
-    ServedModel,
-    find_models,
-    unpack,
-    visible,
+from utils.artifact_checks import (
+    ADAPTER_FILES,
+    ADAPTERS_FOLDER,
+    ArtifactError,
+    Finding,
+    Report,
+    validate,
 )
+from utils.djl_python.layout import VLLM_HANDLER
+
+__all__ = [
+    "ArtifactError",
+    "Finding",
+    "Report",
+    "build",
+    "build_without_code",
+    "validate",
+]
 
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,116 +52,6 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-FILE_LIMIT = 20 * 2**30  # bytes; larger models are better named by an S3 prefix
-
-SERVER_KEYS = [
-    "engine",
-    "batch_size",
-    "max_batch_delay",
-    "max_idle_time",
-    "job_queue_size",
-    "minWorkers",
-    "maxWorkers",
-    "load_on_devices",
-    "gpu.minWorkers",
-    "gpu.maxWorkers",
-    "reserved_memory_mb",
-]
-DJL_OPTIONS = [
-    "entryPoint",
-    "handler",
-    "model_id",
-    "revision",
-    "predict_timeout",
-    "model_loading_timeout",
-    "tensor_parallel_degree",
-    "pipeline_parallel_degree",
-    "rolling_batch",
-    "max_rolling_batch_size",
-    "async_mode",
-    "enable_venv",
-    "enable_lora",
-    "max_loras",
-    "max_lora_rank",
-    "dtype",
-    "trust_remote_code",
-    "task",
-    "quantize",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "parallel_loading",
-    "mpi_mode",
-    "output_formatter",
-    "device_map",
-    "low_cpu_mem_usage",
-    "load_in_8bit",
-    "load_in_4bit",
-    "s3url",
-    "engine",
-    "modelName",
-    "enforce_eager",
-    "max_rolling_batch_prefill_tokens",
-]
-OWN_OPTIONS = [
-    "base_model",
-    "base_revision",
-    "adapter_checkpoint",
-    "adapter_name",
-    "max_new_tokens",
-]
-NUMBERS = [
-    "batch_size",
-    "max_batch_delay",
-    "job_queue_size",
-    "minWorkers",
-    "maxWorkers",
-    "predict_timeout",
-    "model_loading_timeout",
-]
-# Packages of the LMI image that an entry point may import, beside Python's own.
-IN_IMAGE = [
-    "djl_python",
-    "torch",
-    "transformers",
-    "peft",
-    "tokenizers",
-    "safetensors",
-    "huggingface_hub",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "pandas",
-    "PIL",
-    "requests",
-    "urllib3",
-    "yaml",
-    "tqdm",
-    "packaging",
-    "filelock",
-    "sentencepiece",
-    "protobuf",
-    "google",
-    "einops",
-    "vllm",
-    "boto3",
-    "botocore",
-    "datasets",
-    "regex",
-    "jinja2",
-    "pydantic",
-    "psutil",
-    "pyarrow",
-    "fastapi",
-    "aiohttp",
-]
-
-
-class ArtifactError(CourseError, ValueError):
-    """An artifact that cannot be built, or must not be deployed."""
-
-
-# --- building ------------------------------------------------------------------------
 
 
 def build(
@@ -189,10 +86,7 @@ def build(
     Raises:
         ArtifactError: if base or adapter lack a file that serving needs.
     """
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with _unfinished(folder) as unfinished:
         local = Path(base) if Path(base).is_dir() else None
         properties: dict[str, str | int] = {
             "engine": "Python",
@@ -212,15 +106,126 @@ def build(
             _copy_adapter(adapter, unfinished / ADAPTER_FOLDER)
             properties["option.adapter_checkpoint"] = ADAPTER_FOLDER
             properties["option.adapter_name"] = adapter_name
-        properties |= options or {}
-        lines = [f"{key}={value}" for key, value in properties.items()]
-        (unfinished / "serving.properties").write_text("\n".join(lines) + "\n", "utf-8")
+        _write_properties(unfinished, properties | dict(options or {}))
         shutil.copyfile(entry_point, unfinished / "model.py")
+    return pack(folder, archive)
+
+
+def build_without_code(
+    base: Path,
+    adapters: Path | Mapping[str, Path],
+    folder: Path,
+    archive: Path,
+    *,
+    dtype: str = "float32",
+    options: Mapping[str, str | int] | None = None,
+) -> Path:
+    """Writes an artifact with no Python file: the image's own handler serves it.
+
+    That handler is vLLM, which batches continuously: a request joins those that are
+    being answered, and does not wait for a batch to end. It knows nothing of this
+    course's template: the client builds the prompt, and names `do_sample: false` for
+    a greedy answer.
+
+    Args:
+        base: the folder of a model.
+        adapters: one adapter, which is merged into the base; or several by name,
+            which stay beside it, so that each request can say which it wants
+            (`{"inputs": …, "adapters": name}`; without it the base answers).
+        folder: where the artifact is laid out; replaced if it exists.
+        archive: the `model.tar.gz` to write.
+        dtype: in which base and adapter are added up and saved; a shorter type halves
+            the archive and rounds the sum.
+        options: further lines of serving.properties, which override the usual ones.
+
+    Returns:
+        `archive`.
+
+    Raises:
+        ArtifactError: if base or adapter lack a file that serving needs.
+    """
+    properties: dict[str, str | int] = {
+        "engine": "Python",
+        "option.entryPoint": VLLM_HANDLER,
+        "option.async_mode": "true",
+        "option.rolling_batch": "disable",
+    }
+    with _unfinished(folder) as unfinished:
+        if isinstance(adapters, Mapping):
+            _copy_base(base, unfinished)
+            for name, adapter in adapters.items():
+                _copy_adapter(adapter, unfinished / ADAPTERS_FOLDER / name)
+            configs = unfinished.glob(f"{ADAPTERS_FOLDER}/*/adapter_config.json")
+            ranks = [json.loads(path.read_text("utf-8"))["r"] for path in configs]
+            if not 1 <= max(ranks, default=0) <= max(LORA_RANKS):
+                raise ArtifactError(
+                    f"the largest r of the adapters is {max(ranks, default=0)}: vLLM "
+                    f"serves at least one adapter, of up to {max(LORA_RANKS)}"
+                )
+            properties |= {
+                "option.enable_lora": "true",
+                "option.max_loras": len(adapters),
+                # vLLM takes these values only.
+                "option.max_lora_rank": min(r for r in LORA_RANKS if r >= max(ranks)),
+            }
+        else:
+            _merge(base, adapters, unfinished, dtype)
+        _let_answers_end(unfinished)
+        _write_properties(unfinished, properties | dict(options or {}))
+    return pack(folder, archive)
+
+
+def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
+    """Adds the adapter's matrices to those of the base and saves the sum."""
+    for name in ADAPTER_FILES:
+        _require(adapter, name, "an adapter's folder, saved by peft's save_pretrained")
+    _require_base(base)
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(target)
+    tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
+    _copy(tokenizer, target, TOKENIZER_FILES)
+    _fit_for_older_readers(target)
+
+
+def _let_answers_end(folder: Path) -> None:
+    """Makes the template's end key end an answer, where it is one token.
+
+    With a handler of one's own that is its task; here the configuration says it.
+    """
+    from transformers import AutoTokenizer
+
+    from utils.helpers import END_KEY
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    ends = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
+    settings["eos_token_id"] = [number for number in ends if number is not None]
+    _write_json(path, settings)
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when it is complete."""
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return pack(folder, archive)
+
+
+def _write_properties(folder: Path, properties: Mapping[str, str | int]) -> None:
+    lines = [f"{key}={value}" for key, value in properties.items()]
+    (folder / "serving.properties").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def pack(folder: Path, archive: Path) -> Path:
@@ -249,24 +254,27 @@ def pack(folder: Path, archive: Path) -> Path:
 
 
 def _copy_base(source: Path, target: Path) -> None:
-    weights = sorted(source.glob("*.safetensors"))
+    _require_base(source)
+    target.mkdir(exist_ok=True)
+    _copy(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
+    for path in sorted(source.glob("*.safetensors")):
+        shutil.copyfile(path, target / path.name)
+    _fit_for_older_readers(target)
+
+
+def _require_base(source: Path) -> None:
     _require(source, "config.json", "a model's folder")
     _require(source, "tokenizer.json", "a model's folder")
-    if not weights:
+    if not any(source.glob("*.safetensors")):
         raise ArtifactError(
             f"{source.name} has no *.safetensors: save the model with save_pretrained"
         )
-    target.mkdir()
-    _copy(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
-    for path in weights:
-        shutil.copyfile(path, target / path.name)
-    _fit_for_older_readers(target)
 
 
 def _copy_adapter(source: Path, target: Path) -> None:
     for name in ADAPTER_FILES:
         _require(source, name, "an adapter's folder, saved by peft's save_pretrained")
-    target.mkdir()
+    target.mkdir(parents=True)
     _copy(source, target, (*ADAPTER_FILES, *TOKENIZER_FILES))
     # peft notes the path of the base on the machine that trained: no use elsewhere.
     # Older versions warn of fields they do not know; those that say nothing are None.
@@ -332,478 +340,6 @@ def entry_point_source(name: str, path: Path = ENTRY_POINT) -> str:
     raise ArtifactError(f"{path.name} has no function {name}")
 
 
-# --- checking ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to know before deploying.
-
-    Attributes:
-        level: "error" if the endpoint would not start or not answer, else "warning".
-        where: the file, or the option of serving.properties.
-        what: what was found, and what it would lead to.
-        remedy: what to do.
-    """
-
-    level: str
-    where: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.where}: {self.what}. {self.remedy}."
-
-
-@dataclass
-class Report:
-    """What `validate` found."""
-
-    name: str
-    files: dict[str, int] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == "error"]
-
-    @property
-    def ok(self) -> bool:
-        """Whether the endpoint can be expected to start; warnings do not count."""
-        return not self.errors
-
-    def require_ok(self) -> Report:
-        """
-        Raises:
-            ArtifactError: with every error, if there is one.
-        """
-        if not self.ok:
-            raise ArtifactError("\n".join(map(str, self.errors)))
-        return self
-
-    def __str__(self) -> str:
-        verdict = "can be deployed" if self.ok else "would not serve"
-        count = f"{len(self.files)} files"
-        return "\n".join(
-            [f"{self.name}: {verdict} ({count})", *map(str, self.findings)]
-        )
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_markdown_(self) -> str:
-        verdict = "✓ can be deployed" if self.ok else "✗ would not serve"
-        lines = [f"**{self.name}**: {verdict}"]
-        if self.findings:
-            lines += ["", "| level | where | found | remedy |", "|:--|:--|:--|:--|"]
-            lines += [
-                f"| {f.level} | `{f.where}` | {f.what} | {f.remedy} |"
-                for f in self.findings
-            ]
-        return "\n".join(lines)
-
-    def error(self, where: str, what: str, remedy: str) -> None:
-        self.findings.append(Finding("error", where, what, remedy))
-
-    def warning(self, where: str, what: str, remedy: str) -> None:
-        self.findings.append(Finding("warning", where, what, remedy))
-
-
-def validate(path: Path, load: bool = True) -> Report:
-    """Checks an artifact under the server's own rules.
-
-    Args:
-        path: a folder, or a `model.tar.gz`.
-        load: also load it as the server would, in a process of its own, if nothing
-            was found that would stop it. It takes as long as loading takes.
-
-    Returns:
-        a report; nothing is raised for what is wrong with the artifact.
-
-    Raises:
-        ArtifactError: if there is nothing at `path`.
-    """
-    path = Path(path)
-    report = Report(path.name)
-    if not path.exists():
-        raise ArtifactError(f"{path.name} is missing: build the artifact first")
-    with tempfile.TemporaryDirectory() as temporary:
-        store = path
-        if path.is_file():
-            _check_members(path, report)
-            if not report.ok:
-                return report
-            try:
-                store = unpack(path, Path(temporary))
-            except LoadError as error:
-                report.error(path.name, str(error), "Pack it again")
-                return report
-        for file in sorted(store.rglob("*")):
-            if file.is_file():
-                report.files[file.relative_to(store).as_posix()] = file.stat().st_size
-        _check_files(report)
-        _check_store(store, report)
-        if load and report.ok:
-            _try_to_load(store, Path(temporary) / "trial", report)
-    return report
-
-
-def _check_members(path: Path, report: Report) -> None:
-    """Looks at the archive's table before anything is written to the disk."""
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            members = tar.getmembers()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        report.error(
-            path.name,
-            f"is no gzipped tar ({error})",
-            "Pack it with `tar -C artifact -czf model.tar.gz .`",
-        )
-        return
-    for member in members:
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts:
-            report.error(
-                member.name,
-                "the path leaves the archive",
-                "Pack the folder's content with relative names",
-            )
-        elif member.issym() or member.islnk():
-            report.error(
-                member.name,
-                f"is a link to {member.linkname}, which the container does not have",
-                "Pack the file itself (tar -h follows links)",
-            )
-        elif not (member.isfile() or member.isdir()):
-            report.error(member.name, "is neither file nor folder", "Leave it out")
-
-
-def _check_files(report: Report) -> None:
-    for name, size in report.files.items():
-        last = PurePosixPath(name).name
-        if size > FILE_LIMIT:
-            report.error(
-                name,
-                f"has {size / 2**30:.1f} GiB, which takes minutes to unpack",
-                "Leave it on S3 or the hub and name it by an option",
-            )
-        if last.endswith(PICKLED):
-            report.warning(
-                name,
-                "pickled weights run code when they are loaded",
-                "Save as safetensors (save_pretrained does)",
-            )
-        if last.startswith("._") or last == ".DS_Store":
-            report.warning(
-                name,
-                "macOS added it; the server ignores it",
-                "Pack with COPYFILE_DISABLE=1",
-            )
-
-
-def _check_store(store: Path, report: Report) -> None:
-    """The layout: which folder is the model, and is it one."""
-    try:
-        models = find_models(store, environment={})
-    except LoadError as error:
-        report.error("serving.properties", str(error), "Correct the line")
-        return
-    if not models:
-        report.error(
-            "archive",
-            "is empty: the server starts, but every request gets 400",
-            "Pack serving.properties and model.py at its root",
-        )
-    if len(models) > 1:
-        names = ", ".join(model.name for model in models)
-        report.error(
-            "archive",
-            f"has {len(models)} folders at its root ({names}), so that each is a "
-            'model and /invocations answers 400 "Parameter model_name is required."',
-            "Put serving.properties beside them at the root: then they are its parts",
-        )
-    for model in models:
-        _check_model(model, store, report)
-
-
-def _check_model(model: ServedModel, store: Path, report: Report) -> None:
-    if model.folder != store:
-        report.warning(
-            model.folder.relative_to(store).as_posix(),
-            "the model lies in a folder, which works as long as nothing is beside it",
-            "Pack the folder's content: `tar -C folder -czf model.tar.gz .`",
-        )
-    try:
-        engine = model.engine
-    except LoadError:
-        inner = [
-            path.name
-            for path in visible(model.folder)
-            if path.is_dir() and any(path.glob("*.py"))
-        ]
-        hint = f"; the file beside the folder {inner[0]} hides it" if inner else ""
-        report.error(
-            "archive",
-            f'has files at its root but no model.py and no engine{hint}: "Failed to '
-            'detect engine of the model"',
-            "Put serving.properties and model.py at the root",
-        )
-        return
-    _check_properties(model, report)
-    if engine not in ENGINES:
-        right = next((e for e in ENGINES if e.lower() == engine.strip().lower()), None)
-        report.error(
-            "engine",
-            f'{engine!r} is no engine of this server: "Deep learning engine not found"',
-            f"Write engine={right or 'Python'}",
-        )
-    elif engine == "MPI":
-        report.error(
-            "engine",
-            "MPI starts workers with mpirun and needs GPUs",
-            "Write engine=Python",
-        )
-    _check_entry_point(model, report)
-    if (model.folder / "requirements.txt").is_file():
-        report.warning(
-            "requirements.txt",
-            "pip runs when the container starts; a failure is only logged and the "
-            "model is served without the packages",
-            "Leave it out: the image has torch, transformers and peft",
-        )
-    _check_parts(model, report)
-
-
-def _check_properties(model: ServedModel, report: Report) -> None:
-    for key, value in model.properties.items():
-        if value != value.strip():
-            report.error(
-                key,
-                f"the value {value!r} keeps its trailing space",
-                "Delete the space",
-            )
-        elif value[:1] in ("'", '"'):
-            report.error(
-                key, f"the quotes are part of the value {value}", "Delete the quotes"
-            )
-        name = key.removeprefix("option.")
-        known = DJL_OPTIONS + OWN_OPTIONS if name != key else SERVER_KEYS
-        if name not in known:
-            remedy = "Check the spelling"
-            if name == key and name in DJL_OPTIONS + OWN_OPTIONS:
-                remedy = f"Write option.{name}"
-            report.warning(key, "is an option that nothing here reads", remedy)
-        if name in NUMBERS and not re.fullmatch(r"-?\d+", value.strip()):
-            report.error(
-                key, f"expected a whole number, found {value!r}", "Correct the value"
-            )
-    if "model_id" in model.options:
-        report.warning(
-            "option.model_id",
-            "with a handler of one's own it can switch on asynchronous mode",
-            "Name the base by another option (base_model)",
-        )
-
-
-def _check_entry_point(model: ServedModel, report: Report) -> None:
-    name = model.entry_point
-    path = model.folder / name
-    if not name.endswith(".py"):
-        report.warning(
-            "option.entryPoint",
-            f"{name} is a module of the image: it cannot be looked at here",
-            "Try it in the container",
-        )
-        return
-    if not path.is_file():
-        report.error(
-            "option.entryPoint",
-            f"{name} is not in the archive",
-            "Pack the file, or correct the name",
-        )
-        return
-    try:
-        tree = ast.parse(path.read_text("utf-8"))
-    except (SyntaxError, ValueError) as error:
-        report.error(name, f"does not parse: {error}", "Correct the file")
-        return
-    _check_imports(tree, path, report)
-    _check_handler(tree, model, report)
-
-
-def _check_imports(tree: ast.Module, path: Path, report: Report) -> None:
-    beside = {file.stem for file in path.parent.iterdir()}
-    for module in _imported(tree):
-        if module in sys.stdlib_module_names or module in beside | set(IN_IMAGE):
-            continue
-        if module == "utils":
-            what = "imports `utils`, which is of this repository"
-            remedy = "Make the entry point self-contained"
-        else:
-            what = f"imports `{module}`, which is not in the image"
-            remedy = f"Do without, or pack {module} beside {path.name}"
-        report.error(path.name, what, remedy)
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """Top-level names of the modules that are imported when the file is."""
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.split(".")[0]
-
-
-def _check_handler(tree: ast.Module, model: ServedModel, report: Report) -> None:
-    handler, name = model.handler, model.entry_point
-    found = next((node for node in tree.body if handler in _names(node)), None)
-    if found is None:
-        report.error(
-            name, f"has no function `{handler}`", "Define it, or set option.handler"
-        )
-        return
-    is_async = isinstance(found, ast.AsyncFunctionDef)
-    try:
-        async_mode = model.async_mode
-    except LoadError:
-        return  # a number that is none: reported already
-    if async_mode and isinstance(found, ast.FunctionDef):
-        cause = "option.async_mode=true"
-        if "async_mode" not in model.options:
-            cause = "a config.json at the root"
-        report.error(
-            name,
-            f"{cause} switches on asynchronous mode, in which `def {handler}` never "
-            "gets ready: the worker restarts for ever and the endpoint hangs",
-            "Set option.rolling_batch=disable and move config.json into a folder",
-        )
-    if is_async and not async_mode:
-        report.error(
-            name,
-            f"`async def {handler}` needs option.async_mode=true",
-            "Write `def`, or set the option",
-        )
-
-
-def _names(node: ast.stmt) -> set[str]:
-    """The names that a statement of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {node.name}
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return {alias.asname or alias.name for alias in node.names}
-    if isinstance(node, ast.Assign):
-        return {t.id for t in node.targets if isinstance(t, ast.Name)}
-    return set()
-
-
-def _check_parts(model: ServedModel, report: Report) -> None:
-    """Base, adapter and tokenizer, as this course's entry point looks for them."""
-    options = model.options
-    base_name, adapter_name = (
-        options.get("base_model"),
-        options.get("adapter_checkpoint"),
-    )
-    base = model.folder / base_name if base_name else None
-    adapter = model.folder / adapter_name if adapter_name else None
-    if base and not base.is_dir() and base_name.count("/") != 1:
-        report.error(
-            "option.base_model",
-            f"{base_name} is no folder of the archive and no id of the hub",
-            "Pack the base, or name it as owner/name",
-        )
-    base_is_here = base is not None and base.is_dir()
-    if base_is_here and not any(base.glob("*.safetensors")):
-        report.error(base_name, "has no *.safetensors", "Pack the base's weights")
-    if base_is_here and not (base / "config.json").is_file():
-        report.error(base_name, "has no config.json", "Pack the base's configuration")
-    if adapter:
-        for name in ADAPTER_FILES:
-            if not (adapter / name).is_file():
-                report.error(
-                    f"{adapter_name}/{name}",
-                    "is missing, so that the base would answer untuned or not at all",
-                    "Pack what peft's save_pretrained wrote",
-                )
-    places = [folder for folder in (base, adapter) if folder and folder.is_dir()]
-    if base_is_here and not any((p / "tokenizer.json").is_file() for p in places):
-        report.error(
-            "tokenizer.json",
-            "is neither with the base nor with the adapter",
-            "Save the tokenizer beside the adapter",
-        )
-    if adapter and base_is_here:
-        _check_fit(base, adapter, report)
-
-
-def _check_fit(base: Path, adapter: Path, report: Report) -> None:
-    """Compares the shapes of LoRA's matrices with those of the layers they change."""
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        return
-    try:
-        layers = {}
-        for path in sorted(base.glob("*.safetensors")):
-            layers |= safetensors_shapes(path)
-        matrices = safetensors_shapes(weights)
-    except (OSError, ValueError) as error:
-        report.error(
-            weights.name, f"cannot be read as safetensors ({error})", "Save it again"
-        )
-        return
-    pattern = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-    for name, shape in matrices.items():
-        match = pattern.fullmatch(name)
-        if match is None or not layers:
-            continue
-        layer, side = match[1], match[2]
-        full = layers.get(f"{layer}.weight")
-        wanted = full and (full[1] if side == "A" else full[0])
-        actual = shape[1] if side == "A" else shape[0]
-        if wanted != actual:
-            known = f"has {wanted}" if full else "is not there"
-            report.error(
-                f"{adapter.name}/{weights.name}",
-                f"does not fit the base: {name} expects {actual} features of "
-                f"{layer}, which {known}",
-                "Pack the base on which the adapter was trained",
-            )
-            return
-
-
-def safetensors_shapes(path: Path) -> dict[str, list[int]]:
-    """Name and shape of each tensor, read from the file's header alone.
-
-    Raises:
-        ValueError: if the file has no such header.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            raise ValueError("no header")
-        header = json.loads(file.read(length))
-    return {
-        name: entry["shape"] for name, entry in header.items() if name != "__metadata__"
-    }
-
-
-def _try_to_load(store: Path, trial: Path, report: Report) -> None:
-    """Loads a copy of the artifact as the server would."""
-    from utils.djl_python.server import Server
-
-    shutil.copytree(store, trial / "model")
-    server = Server(trial / "model", allow_requirements=True)
-    try:
-        server.load(give_up_after=1)
-    except LoadError as error:
-        last = next((x.strip() for x in reversed(server.log_tail) if x.strip()), "")
-        what = str(error).rstrip(".")
-        if last and last not in what:
-            what += f" (the worker's last words: {last})"
-        report.error("loading", what, "Correct what the worker's log says")
-    finally:
-        server.stop()
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m utils.artifact", description="Check a DJL artifact."
@@ -814,9 +350,14 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument(
         "--no-load", action="store_true", help="only look at the files; do not load"
     )
+    check.add_argument(
+        "--resolve",
+        action="store_true",
+        help="ask the package index whether a requirements.txt can be met",
+    )
     options = parser.parse_args(arguments)
     try:
-        report = validate(options.path, load=not options.no_load)
+        report = validate(options.path, not options.no_load, options.resolve)
     except ArtifactError as error:
         parser.exit(2, f"{error}\n")
     sys.stdout.write(f"{report}\n")

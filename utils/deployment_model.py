@@ -28,6 +28,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,8 @@ MAX_ROWS = 32  # texts that are continued together
 MAX_NEW_TOKENS = 2048  # however long the model's context is
 DEFAULT_NEW_TOKENS = 96
 DEFAULT_CONTEXT = 2048  # where the model's configuration does not say
+PREDICT_TIMEOUT = 120  # seconds, the server's own limit where no option names another
+SHARE_OF_TIMEOUT = 0.75  # after which generating stops: past the limit all is lost
 LONGEST_QUOTE = 60  # characters of a wrong value that an error repeats
 
 # name → (kind, least, most)
@@ -68,6 +71,7 @@ PARAMETERS: dict[str, tuple[str, float, float]] = {
     "seed": ("whole number", 0, 2**63 - 1),
     "stop": ("text or a list of texts", 1, MAX_STOPS),
     "return_full_text": ("boolean", 0, 1),
+    "ignore_eos_token": ("boolean", 0, 1),  # answers of fixed length, for measuring
 }
 SAMPLING = ("temperature", "top_p", "top_k")
 FIELDS = ("inputs", "parameters", "adapter", "stream")
@@ -80,6 +84,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+BATCH_KEY = re.compile(r"batch_\d+[._]")
+LONGEST_BATCH_SIZE = 3  # digits: the server counts the members from 000
+
 log = logging.getLogger(__name__)
 service: "Service | None" = None
 
@@ -87,19 +94,35 @@ service: "Service | None" = None
 def handle(inputs: Input) -> Output | None:
     """What DJL Serving calls: first the warm-up, then requests and batches."""
     global service
-    if inputs.is_empty():
+    if inputs.is_empty() and service is None:
         # Options come only now; later requests carry HTTP headers in their place.
         service = Service(inputs.get_properties())
         return None
     if service is None:
         return Output().error("the model is not loaded yet", code=503)
-    if not inputs.is_batch():
+    if not _is_batch(inputs):
         return service.answer_one(inputs)
     output = Output()
     replies = service.answer_batch(inputs.get_batches())
     for index, reply in enumerate(replies):
         output.add_as_json(reply, batch_index=index)
     return output.add_property("content-type", "application/json")
+
+
+def _is_batch(inputs: Input) -> bool:
+    """Whether several requests came together.
+
+    The server says so by a property `batch_size`; but a client's header of that name
+    arrives as a property, too, and must not make one request look like thousands.
+    """
+    size = inputs.get_properties().get("batch_size", "")
+    keys = inputs.get_content().get_keys()
+    return (
+        size.isdecimal()
+        and len(size) <= LONGEST_BATCH_SIZE
+        and int(size) > 0
+        and all(BATCH_KEY.match(str(key)) for key in keys)
+    )
 
 
 class BadRequest(ValueError):
@@ -123,6 +146,7 @@ class Decoding:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     return_full_text: bool = False
+    ignore_eos_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,8 +179,9 @@ class Service:
         Args:
             options: of serving.properties. `base_model` is a folder of the artifact or
                 a hub id (with `base_revision`); `adapter_checkpoint` a folder, without
-                which the base answers alone; `adapter_name`, `dtype` and
-                `max_new_tokens` (when a request names none) are optional.
+                which the base answers alone; `adapter_name`, `dtype`,
+                `max_new_tokens` (when a request names none) and `predict_timeout`
+                (the server's, in seconds) are optional.
 
         Raises:
             ValueError: if an option is missing or has a value that cannot be used.
@@ -166,6 +191,8 @@ class Service:
             options, "max_new_tokens", DEFAULT_NEW_TOKENS
         )
         self.adapter_name = options.get("adapter_name") or "adapter"
+        timeout = _option_number(options, "predict_timeout", PREDICT_TIMEOUT, 10**9)
+        self.seconds = timeout * SHARE_OF_TIMEOUT
         base = options.get("base_model")
         if not base:
             raise ValueError(
@@ -197,7 +224,7 @@ class Service:
         adapter: Path | None,
         dtype: torch.dtype | None,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         version = {"revision": revision} if revision else {}
         has_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
@@ -208,6 +235,9 @@ class Service:
         if dtype is None:
             dtype = _usual_dtype(self.device)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **version)
+        # What a checkpoint brings must not change answers: `generate` would take from
+        # it whatever the configuration of a call leaves open.
+        model.generation_config = GenerationConfig()
         self.has_adapter = adapter is not None
         if adapter is not None:
             from peft import PeftModel
@@ -241,7 +271,11 @@ class Service:
         if request.stream:
             output = Output().add_property("content-type", "application/jsonlines")
             return output.add_stream_content(self.stream(rows[0]))
-        reply = _reply(request, self.generate(rows))
+        answers = self.generate(rows, self.deadline())
+        if None in answers:
+            late = self.out_of_time()
+            return Output().error(late, code=503, message="Service Unavailable")
+        reply = _reply(request, answers)
         output = Output().add_property("content-type", "application/json")
         return output.add_as_json(reply)
 
@@ -250,6 +284,7 @@ class Service:
 
         A stream cannot be sent from within a batch: such an item gets its whole answer.
         """
+        deadline = self.deadline()
         replies: list[Any] = [None] * len(items)
         accepted: list[tuple[int, Request, list[Row]]] = []
         for index, item in enumerate(items):
@@ -263,17 +298,36 @@ class Service:
                 replies[index] = {"code": 424, "error": str(error)}
         together = [row for *_, rows in accepted for row in rows]
         try:
-            answers = iter(self.generate(together))
+            answers = iter(self.generate(together, deadline))
             for index, request, rows in accepted:
-                replies[index] = _reply(request, [next(answers) for _ in rows])
+                replies[index] = self._item(request, [next(answers) for _ in rows])
         except Exception:
             log.exception("the batch failed: answering its items one by one")
             for index, request, rows in accepted:
                 try:
-                    replies[index] = _reply(request, self.generate(rows))
+                    replies[index] = self._item(request, self.generate(rows, deadline))
                 except Exception as error:
                     replies[index] = {"code": 424, "error": str(error)}
         return replies
+
+    def _item(self, request: Request, answers: Sequence[str | None]) -> Any:
+        """The reply to an item of a batch."""
+        if None in answers:
+            return {"code": 503, "error": self.out_of_time()}
+        return _reply(request, answers)
+
+    def deadline(self) -> float:
+        """When generating must stop.
+
+        A call that outlasts the server's own limit costs it the model, for good.
+        """
+        return time.monotonic() + self.seconds
+
+    def out_of_time(self) -> str:
+        return (
+            f"the answer was not complete after {self.seconds:g} s: ask for fewer "
+            "texts, or for less with max_new_tokens"
+        )
 
     # --- reading a request -----------------------------------------------------------
 
@@ -282,12 +336,7 @@ class Service:
         Raises:
             BadRequest: naming the field.
         """
-        try:
-            body = json.loads(item.get_as_bytes().decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(
-                "body", f"expected a JSON object in UTF-8 ({_short(str(error))})"
-            ) from None
+        body = _read_json(item.get_as_bytes() or b"")
         if not isinstance(body, dict):
             raise BadRequest(
                 "body", f'expected an object such as {{"inputs": "…"}}{_found(body)}'
@@ -351,11 +400,6 @@ class Service:
             )
         if sampling:
             chosen["do_sample"] = True
-        if "seed" in chosen and not chosen.get("do_sample"):
-            raise BadRequest(
-                "parameters.seed",
-                "has no effect without sampling: name a temperature, or leave it out",
-            )
         if "max_new_tokens" in chosen:
             chosen["chosen_budget"] = True
         return replace(decoding, **chosen)
@@ -410,38 +454,53 @@ class Service:
 
     # --- generating ------------------------------------------------------------------
 
-    def generate(self, rows: Sequence[Row]) -> list[str]:
-        """The answer to each row, in the order of the rows."""
-        answers = [""] * len(rows)
-        # Rows of one adapter and like length go together, so that little is padded.
+    def generate(self, rows: Sequence[Row], deadline: float) -> list[str | None]:
+        """The answer to each row, in the order of the rows; None where time ran out."""
+        answers: list[str | None] = [None] * len(rows)
+        # Rows of one adapter and like length go together, so that little is padded;
+        # short answers first, so that a long one does not cost them theirs.
         order = sorted(
-            range(len(rows)), key=lambda i: (rows[i].adapter, len(rows[i].ids))
+            range(len(rows)),
+            key=lambda i: (
+                rows[i].adapter,
+                rows[i].decoding.max_new_tokens,
+                len(rows[i].ids),
+            ),
         )
-        while order:
+        while order and time.monotonic() < deadline:
             adapter = rows[order[0]].adapter
             chosen = [i for i in order if rows[i].adapter == adapter][:MAX_ROWS]
             order = [i for i in order if i not in set(chosen)]
-            texts = self._continue([rows[i] for i in chosen])
+            texts = self._continue([rows[i] for i in chosen], deadline)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text
         return answers
 
-    def _continue(self, rows: Sequence[Row], watch: Any = None) -> list[str]:
-        """Continues rows of one adapter together; `watch` sees each step's tokens."""
+    def _continue(
+        self, rows: Sequence[Row], deadline: float, watch: Any = None
+    ) -> list[str | None]:
+        """Continues rows of one adapter together.
+
+        Args:
+            rows: what to continue.
+            deadline: when to stop, whatever is missing; on the monotonic clock.
+            watch: sees each step's tokens of the first row.
+
+        Returns:
+            The answers; None for one that was not complete in time.
+        """
         from transformers import GenerationConfig
 
         length = max(len(row.ids) for row in rows)
         padding = [length - len(row.ids) for row in rows]
         ids = [[self.pad_id] * p + [*r.ids] for p, r in zip(padding, rows, strict=True)]
         mask = [[0] * p + [1] * len(r.ids) for p, r in zip(padding, rows, strict=True)]
-        ending = _Ending(self, rows, length, watch)
+        ending = _Ending(self, rows, length, deadline, watch)
         sampler = _Sampler(rows, padding)
-        # A configuration of our own: what a checkpoint brings must not change answers.
         config = GenerationConfig(
             max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
             do_sample=False,  # the sampler has already chosen, row by row
-            pad_token_id=self.pad_id,
-            eos_token_id=self.end_ids or None,
+            pad_token_id=self.pad_id,  # no eos_token_id: `ending` sees to that
         )
         on_base = self.has_adapter and rows[0].adapter == "base"
         plain = self.model.disable_adapter() if on_base else contextlib.nullcontext()
@@ -455,8 +514,10 @@ class Service:
             )
         new = output[:, length:].tolist()
         return [
-            self.finish(row, ids[:budget])
-            for row, ids, budget in zip(rows, new, ending.lengths, strict=True)
+            self.finish(row, ids[:budget]) if complete else None
+            for row, ids, budget, complete in zip(
+                rows, new, ending.lengths, ending.done, strict=True
+            )
         ]
 
     def decode(self, row: Row, ids: Sequence[int]) -> str:
@@ -464,7 +525,8 @@ class Service:
         text = self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        for stop in (*self.end_texts, *row.decoding.stop):
+        ends = () if row.decoding.ignore_eos_token else self.end_texts
+        for stop in (*ends, *row.decoding.stop):
             text = text.partition(stop)[0]
         return text
 
@@ -478,8 +540,11 @@ class Service:
 
         def work() -> None:
             try:
-                steps.put(("end", self._continue([row], steps.put)[0]))
-            except Exception as error:
+                answer = self._continue([row], self.deadline(), steps.put)[0]
+                if answer is None:
+                    raise TimeoutError(self.out_of_time())
+                steps.put(("end", answer))
+            except BaseException as error:  # whoever waits must hear of any end
                 steps.put(("error", error))
 
         threading.Thread(target=work, daemon=True).start()
@@ -491,7 +556,8 @@ class Service:
             if isinstance(step, tuple):
                 kind, value = step
                 if kind == "error":
-                    raise value
+                    # Whatever it was, it must not end the process.
+                    raise value if isinstance(value, Exception) else RuntimeError(value)
                 if value[len(sent) :]:
                     yield value[len(sent) :]
                 return
@@ -504,10 +570,18 @@ class Service:
 
 
 class _Ending:
-    """Stops each row at its own budget, end of text, or stop text."""
+    """Stops each row at its own budget, end of text, or stop text; all in good time."""
 
-    def __init__(self, service: Service, rows: Sequence[Row], start: int, watch: Any):
+    def __init__(
+        self,
+        service: Service,
+        rows: Sequence[Row],
+        start: int,
+        deadline: float,
+        watch: Any,
+    ):
         self.service, self.rows, self.start, self.watch = service, rows, start, watch
+        self.deadline = deadline
         self.lengths = [row.decoding.max_new_tokens for row in rows]
         self.done = [False] * len(rows)
 
@@ -519,13 +593,17 @@ class _Ending:
                 self.lengths[index] = len(ids)
         if self.watch:
             self.watch(new[0])
-        return torch.tensor(self.done, device=input_ids.device)
+        late = time.monotonic() >= self.deadline
+        return torch.tensor([late or one for one in self.done], device=input_ids.device)
 
     def _ends(self, row: Row, ids: list[int]) -> bool:
-        if ids[-1] in self.service.end_ids or len(ids) >= row.decoding.max_new_tokens:
+        if len(ids) >= row.decoding.max_new_tokens:
+            return True
+        goes_on = row.decoding.ignore_eos_token
+        if ids[-1] in self.service.end_ids and not goes_on:
             return True
         stops = row.decoding.stop
-        if not self.service.end_key_is_token:
+        if not self.service.end_key_is_token and not goes_on:
             stops = (*stops, END_KEY)
         if not stops:
             return False
@@ -586,6 +664,45 @@ class _Sampler:
         return int(tokens[torch.multinomial(shares, 1, generator=generator)])
 
 
+def _read_json(data: bytes) -> Any:
+    """
+    Raises:
+        BadRequest: if the body is no JSON.
+    """
+    if not data:
+        raise BadRequest("body", 'is empty; expected an object such as {"inputs": "…"}')
+    try:
+        text = bytes(data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            "body", f"is not UTF-8 (byte {error.start}): send JSON as UTF-8"
+        ) from None
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise BadRequest("body", "is nested too deeply") from None
+    except BadRequest:
+        raise
+    except ValueError as error:
+        raise BadRequest(
+            "body", f"expected a JSON object in UTF-8 ({_short(str(error))})"
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two equal names JSON would silently keep the last.
+
+    Raises:
+        BadRequest: naming the field that is there twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadRequest(_short(name), "is there twice: send it once")
+        found[name] = value
+    return found
+
+
 def _reply(request: Request, answers: Sequence[str]) -> Any:
     replies = [{"generated_text": answer} for answer in answers]
     return replies if request.is_list else replies[0]
@@ -610,13 +727,37 @@ def _read_parameter(field: str, name: str, value: Any) -> Any:
         for stop in stops:
             _check_text(field, stop, MAX_STOP_CHARACTERS, blank=True)
         return tuple(stops)
-    expected = f"expected a {kind} from {least} to {most}"
-    right_type = int if kind == "whole number" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, right_type):
-        raise BadRequest(field, f"{expected}{_found(value)}")
-    if not least <= value <= most:  # also catches NaN
-        raise BadRequest(field, f"{expected}{_found(value)}")
+    wrong = _wrong_number(value, kind, least, most)
+    if wrong:
+        raise BadRequest(field, f"expected a {kind} from {least} to {most}, {wrong}")
     return value
+
+
+def _wrong_number(value: Any, kind: str, least: float, most: float) -> str | None:
+    """What is wrong with a number, None if nothing is."""
+    if isinstance(value, bool):
+        return f"found {json.dumps(value)}, which is no number"
+    if isinstance(value, str):
+        return f"found {_short(repr(value))}"
+    if not isinstance(value, (int, float)):
+        return f"found {_kind(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        kind = "no number" if math.isnan(value) else "not finite"
+        return f"found {json.dumps(value)}, which is {kind}"
+    if kind == "whole number" and not isinstance(value, int):
+        return f"found {_short(repr(value))}, which is written as a fraction"
+    if value < least:
+        return f"found {_short(repr(value))}, which is too small"
+    if value > most:
+        return f"found {_short(repr(value))}, which is too large"
+    return None
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value that is neither text nor number."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "an object" if isinstance(value, dict) else json.dumps(value)
 
 
 def _check_text(field: str, value: Any, most: int, blank: bool = False) -> None:
@@ -640,7 +781,8 @@ def _check_text(field: str, value: Any, most: int, blank: bool = False) -> None:
 
 def _found(value: Any) -> str:
     try:
-        return f", found {_short(repr(value))}"
+        text = repr(value) if isinstance(value, str) else json.dumps(value)
+        return f", found {_short(text)}"
     except RecursionError:
         return ", found something nested too deeply"
 
@@ -651,12 +793,13 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "…"
 
 
-def _option_number(options: dict[str, str], name: str, default: int) -> int:
+def _option_number(
+    options: dict[str, str], name: str, default: int, most: int = MAX_NEW_TOKENS
+) -> int:
     value = options.get(name, str(default))
-    if not value.strip().isdigit() or not 1 <= int(value) <= MAX_NEW_TOKENS:
+    if not value.strip().isdecimal() or not 1 <= int(value) <= most:
         raise ValueError(
-            f"option.{name}={value!r}: expected a whole number from 1 to "
-            f"{MAX_NEW_TOKENS}"
+            f"option.{name}={value!r}: expected a whole number from 1 to {most}"
         )
     return int(value)
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-    from utils.evaluation import Difference, Proportion
+    from utils.evaluation import Difference, Estimate, Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
+LABEL_WIDTH = 9  # characters; a bar's name may take several lines
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
 
 # Translucent colours lie on a light ground as well as on a dark one.
@@ -184,55 +185,44 @@ def plot_proportions(
     x: str,
     y: str,
     guess: float | None = None,
+    difference: Mapping[Any, Difference] | None = None,
 ) -> None:
     """Proportions with their 95% intervals: a line over numbers, else one point each.
+
+    The figures themselves stand below the axis, with the sample size.
 
     Args:
         scores: what was varied → proportion.
         x, y: names of the axes.
         guess: the share that guessing gets, as a dashed line.
+        difference: what was varied → how much better, one more row below the axis.
     """
     if not scores:
         raise ValueError("There are no scores to plot.")
     figure, axes = _figure()
-    numeric = all(isinstance(key, int | float) for key in scores)
-    places = list(scores) if numeric else list(range(len(scores)))
-    values = [score.value for score in scores.values()]
-    errors = [
-        [max(0.0, score.value - score.low) for score in scores.values()],
-        [max(0.0, score.high - score.value) for score in scores.values()],
-    ]
-    axes.errorbar(
-        places,
-        values,
-        yerr=errors,
-        fmt="o-" if numeric else "o",
-        color=BLUE,
-        capsize=4,
-        linewidth=1.5,
-    )
-    if numeric:
-        axes.set_xticks(places)
-    else:
-        axes.set_xticks(places, [str(key) for key in scores])
-        axes.set_xlim(-0.6, len(scores) - 0.4)
     if guess is not None:
         axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
         axes.legend(frameon=False)
-    axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _draw_scores(figure, axes, {y: scores}, x, y, difference or {})
     _show(figure, f"{y} against {x}, with 95% intervals")
 
 
-def plot_curves(curves: Mapping[str, Mapping[Any, Proportion]], x: str, y: str) -> None:
+def plot_curves(
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    x: str,
+    y: str,
+    difference: Mapping[Any, Difference] | None = None,
+) -> None:
     """Several series of proportions with their 95% intervals, on the same axes.
 
-    Lines over numbers; over names, points beside each other.
+    Lines over numbers; over names, points beside each other. The figures themselves
+    stand below the axis, with the sample size.
 
     Args:
         curves: name of a series → what was varied → proportion. All series vary the
             same.
         x, y: names of the axes.
+        difference: what was varied → how much better, one more row below the axis.
 
     Raises:
         ValueError: if there is nothing to plot, or the series vary different things.
@@ -247,40 +237,110 @@ def plot_curves(curves: Mapping[str, Mapping[Any, Proportion]], x: str, y: str) 
                 f"them for {keys}."
             )
     figure, axes = _figure()
-    numeric = all(isinstance(key, int | float) for key in keys)
-    places = keys if numeric else list(range(len(keys)))
-    for number, (name, scores) in enumerate(curves.items()):
-        # Beside each other, so that no interval hides another one.
-        shift = 0 if numeric else 0.16 * (number - (len(curves) - 1) / 2)
-        values = [score.value for score in scores.values()]
-        axes.errorbar(
-            [place + shift for place in places],
-            values,
-            yerr=[
-                [max(0.0, score.value - score.low) for score in scores.values()],
-                [max(0.0, score.high - score.value) for score in scores.values()],
-            ],
-            fmt=("os^Dv"[number % 5]) + ("-" if numeric else ""),
-            color=COLOURS[number % len(COLOURS)],
-            capsize=4,
-            linewidth=1.5,
-            label=name,
-        )
-    axes.set_xticks(places, [str(key) for key in keys])
-    if not numeric:
-        axes.set_xlim(-0.6, len(keys) - 0.4)
-    axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _draw_scores(figure, axes, curves, x, y, difference or {})
     figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
     names = ", ".join(curves)
     _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
 
 
-def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
-    """Groups of bars, one bar of each series in a group.
+def _draw_scores(
+    figure: Any,
+    axes: Axes,
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    x: str,
+    y: str,
+    difference: Mapping[Any, Difference],
+) -> None:
+    """Points with intervals, and below the axis a row of figures for each series."""
+    keys = list(next(iter(curves.values())))
+    numeric = all(isinstance(key, int | float) for key in keys)
+    places = keys if numeric else list(range(len(keys)))
+    font = 10 if len(keys) < 6 else 8
+    room = int(640 / len(keys) / font)  # letters side by side under each point
+    names = [textwrap.fill(str(key), room, break_long_words=False) for key in keys]
+    size, line = 8, 10.5  # of the figures and of one of their lines, in points
+    apart = 0.16
+    if numeric:  # two lines can be told apart where they stand
+        apart = 0.02 * (max(keys) - min(keys)) if len(curves) > 2 else 0
+    label_height = 12 * (1 + max(map(_breaks, names)))
+    below = 10 + label_height
+    counts = sorted(
+        {score.n for scores in curves.values() for score in scores.values()}
+    )
+    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    _write_below(axes, None, f"n = {n},\n95% interval", below, size, GREY)
+    for number, scores in enumerate(curves.values()):
+        colour = COLOURS[number % len(COLOURS)]
+        # Beside each other, so that no interval hides another one.
+        shift = apart * (number - (len(curves) - 1) / 2)
+        axes.errorbar(
+            [place + shift for place in places],
+            [score.value for score in scores.values()],
+            yerr=[
+                [max(0.0, score.value - score.low) for score in scores.values()],
+                [max(0.0, score.high - score.value) for score in scores.values()],
+            ],
+            fmt=("os^Dv"[number % 5]) + ("-" if numeric else ""),
+            color=colour,
+            capsize=4,
+            linewidth=1.5,
+            label=list(curves)[number],
+        )
+        for place, score in zip(places, scores.values(), strict=True):
+            text = f"{score.value:.0%}\n{100 * score.low:.0f} to {score.high:.0%}"
+            _write_below(axes, place, text, below, size, colour)
+        below += 2 * line + 3
+    if difference:
+        _write_below(axes, None, "difference\nin points", below, size, GREY)
+        for key, place in zip(keys, places, strict=True):
+            if key in difference:
+                found = difference[key]
+                value, low, high = (
+                    f"{100 * bound:+.0f}"
+                    for bound in (found.value, found.low, found.high)
+                )
+                text = f"{value}\n{low} to {high}"
+                _write_below(axes, place, text, below, size, "black")
+        below += 2 * line + 3
+    figure.set_figheight(figure.get_figheight() + (below - 18) / 72)
+    axes.set_xticks(places, names, fontsize=font)
+    if not numeric:
+        axes.set_xlim(-0.6, len(keys) - 0.4)
+    axes.set(ylabel=y, ylim=(-0.03, 1.03))
+    axes.set_xlabel(x, labelpad=below - 2 - label_height)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _breaks(text: str) -> int:
+    return text.count("\n")
+
+
+def _write_below(
+    axes: Axes, place: float | None, text: str, below: float, size: float, colour: str
+) -> None:
+    """Text under the axis at a place of it, or left of it, so many points down."""
+    axes.annotate(
+        text,
+        xy=(-0.025, 0) if place is None else (place, 0),
+        xycoords="axes fraction" if place is None else ("data", "axes fraction"),
+        xytext=(0, -below),
+        textcoords="offset points",
+        ha="right" if place is None else "center",
+        va="top",
+        fontsize=size,
+        color=colour,
+        annotation_clip=False,
+    )
+
+
+def plot_bars(
+    bars: Mapping[str, Mapping[Any, float | Estimate]], x: str, y: str
+) -> None:
+    """Groups of bars with their heights, one bar of each series in a group.
 
     Args:
-        bars: name of a series → group → height. All series have the same groups.
+        bars: name of a series → group → height, with its 95% interval where it is an
+            estimate. All series have the same groups.
         x, y: names of the axes.
 
     Raises:
@@ -291,24 +351,46 @@ def plot_bars(bars: Mapping[str, Mapping[Any, float]], x: str, y: str) -> None:
     groups = list(next(iter(bars.values())))
     width = 0.8 / len(bars)
     figure, axes = _figure()
-    for number, (name, heights) in enumerate(bars.items()):
-        if list(heights) != groups:
+    for number, (name, series) in enumerate(bars.items()):
+        if list(series) != groups:
             raise ValueError(
-                f"The series {name!r} has the groups {list(heights)}; the first one "
+                f"The series {name!r} has the groups {list(series)}; the first one "
                 f"has {groups}."
             )
         shift = width * (number - (len(bars) - 1) / 2)
-        axes.bar(
+        heights, lows, highs = (
+            [getattr(height, which, height) for height in series.values()]
+            for which in ("value", "low", "high")
+        )
+        drawn = axes.bar(
             [place + shift for place in range(len(groups))],
-            list(heights.values()),
+            heights,
             width,
             color=COLOURS[number % len(COLOURS)],
             label=name,
+            yerr=[
+                [value - low for value, low in zip(heights, lows, strict=True)],
+                [high - value for value, high in zip(heights, highs, strict=True)],
+            ],
         )
+        digits = 0 if max(heights) >= 10 else 2
+        labels = [_height(height, digits) for height in series.values()]
+        axes.bar_label(drawn, labels=labels, fontsize=8)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
     axes.set(xlabel=x, ylabel=y)
+    axes.margins(y=0.1)
     figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
     _show(figure, f"{y} against {x}, as bars, for: {', '.join(bars)}")
+
+
+def _height(height: float | Estimate, digits: int) -> str:
+    """What stands on a bar: its height and, below that of an estimate, the interval."""
+    if not hasattr(height, "low"):
+        return f"{height:.{digits}f}"
+    return (
+        f"{height.value:.{digits}f}\n"
+        f"{height.low:.{digits}f} to {height.high:.{digits}f}"
+    )
 
 
 def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
@@ -326,6 +408,36 @@ def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _show(figure, f"{y} against {x}")
+
+
+def plot_timings(timings: Mapping[str, Any]) -> None:
+    """For each way of asking: the median, the slow end, and answers a second.
+
+    Args:
+        timings: name → `utils.serving.Timing`.
+    """
+    if not timings:
+        raise ValueError("There are no timings to plot.")
+    figure, (left, right) = _figure(columns=2)
+    places = range(len(timings))
+    for shift, name, colour in ((-0.2, "p50", BLUE), (0.2, "p95", ORANGE)):
+        heights = [getattr(timing, name) for timing in timings.values()]
+        left.bar([p + shift for p in places], heights, 0.4, color=colour, label=name)
+    left.set_ylabel("seconds until the answer")
+    left.legend(frameon=False)
+    left.margins(y=0.35)  # room for the legend above the bars
+    rates = [timing.per_second for timing in timings.values()]
+    bars = right.bar(list(places), rates, 0.5, color=GREY)
+    right.bar_label(
+        bars, labels=[f"{rate:.{0 if rate >= 10 else 1}f}" for rate in rates]
+    )
+    right.set_ylabel("answers a second")
+    for axes in (left, right):
+        axes.set_xticks(
+            list(places), [textwrap.fill(name, LABEL_WIDTH) for name in timings]
+        )
+    named = ", ".join(timings)
+    _show(figure, f"Latency (p50 and p95) and throughput: {named}")
 
 
 # 05_evaluation
@@ -477,17 +589,18 @@ def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
     _show(figure, f"{names} of every run, by method: {', '.join(methods)}")
 
 
-def _figure() -> tuple[Any, Axes]:
+def _figure(columns: int = 1) -> tuple[Any, Any]:
     # Without pyplot: no global state, and nothing is drawn twice.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    return figure, axes
+    panels = figure.subplots(ncols=columns, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    return figure, panels[0] if columns == 1 else panels
 
 
 def _show(figure: Any, description: str) -> None:

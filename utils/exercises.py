@@ -921,3 +921,36 @@ def check_payload(
     if first != second:
         raise Wrong("the endpoint gave two different answers.")
     return "sampled, short, and the same twice."
+
+
+FORGOTTEN_HOURS = 62  # Friday 18:00 to Monday 8:00
+
+
+@exercise("an amount in US dollars")
+def check_forgotten_endpoint(cost: float, price: float) -> str:
+    """What an endpoint costs from Friday 18:00 to Monday 8:00.
+
+    Args:
+        cost: the learner's answer, in US dollars.
+        price: of an hour.
+    """
+    found = _number(cost, "an amount in US dollars")
+    for hours, hint in {
+        14: "Saturday and Sunday are billed too.",
+        38: "that is one day too few: Saturday and Sunday have 24 hours each.",
+        1: "that is one hour; the endpoint is there for a whole weekend.",
+        48: "Friday evening and Monday morning are billed too.",
+        86: "that is one day too many.",
+    }.items():
+        if abs(found - hours * price) < 0.005 * price:
+            raise Wrong(hint)
+    if abs(found - FORGOTTEN_HOURS) < 0.005:
+        raise Wrong("those are the hours; each has a price.")
+    if found < 0.1 * price:
+        raise Wrong("not the questions are billed but the hours in which it is there.")
+    if abs(found - FORGOTTEN_HOURS * price) > 0.005 * FORGOTTEN_HOURS * price:
+        raise Wrong(
+            f"{found:.2f} would be {found / price:.1f} hours. Count those from Friday "
+            "18:00 to midnight, two whole days, and Monday's until 8:00."
+        )
+    return f"{FORGOTTEN_HOURS} hours, for three questions. Hence the teardown."

@@ -16,11 +16,15 @@ import logging
 import os
 import random
 import re
+import secrets
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +44,25 @@ INSTANCE_TYPE = re.compile(r"ml\.[a-z][a-z0-9-]*\.(\d*x?large|medium|metal[-\w]*
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5
 INVOKE_TIMEOUT = 60  # seconds, as on SageMaker
+DRAIN_TIMEOUT = 60  # seconds that replaced containers have to answer what they have
+INVOCATIONS = re.compile(
+    r"/endpoints/(?P<name>[^/]+)/invocations(?P<stream>-response-stream)?"
+)
+CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+LOG_GROUPS = "/aws/sagemaker/Endpoints/"  # SageMaker makes one for each endpoint
+MOST_BYTES_IN_AN_EVENT = 64 * 1024
+EVENT_HEADER_IS_TEXT = 7
+PAYLOAD_PART = {
+    ":event-type": "PayloadPart",
+    ":content-type": "application/octet-stream",
+}
+TIMED_OUT = (
+    "Your invocation timed out while waiting for a response from container primary. "
+    "Review the latency metrics for each container in Amazon CloudWatch, resolve the "
+    "issue, and try again."
+)
 LOG_LINES = 200
-JOIN_TIMEOUT = 5  # seconds
+JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time to write the log
 TRIES_OF_A_HANGING_WORKER = 3
 
 # What could lead a client elsewhere, or to other credentials, is taken away.
@@ -64,12 +85,14 @@ class Aws:
         region: where everything is created.
         role: ARN of the role that SageMaker assumes to read the artifact.
         bucket: where artifact and data go.
+        real: whether this is the AWS that bills.
     """
 
     session: boto3.Session = field(repr=False)
     region: str
     role: str
     bucket: str
+    real: bool = field(default=False, repr=False)
 
 
 def connect(config: RunConfig) -> Aws:
@@ -116,7 +139,7 @@ def connect_real() -> Aws:
         ) from error
     role = execution_role(session, identity["Arn"])
     bucket = artifact_bucket(session, identity["Account"])
-    return Aws(session, session.region_name, role, bucket)
+    return Aws(session, session.region_name, role, bucket, real=True)
 
 
 def execution_role(session: boto3.Session, caller: str) -> str:
@@ -201,6 +224,7 @@ class OfflineAws:
         self.endpoints: dict[str, LocalEndpoint] = {}
         self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self.server.start()
+        self.server._server.app = DataPlane(self.server._server.app, self)
         host, port = self.server.get_host_and_port()
         self.url = f"http://{host}:{port}"
         self._environment = dict(os.environ)
@@ -282,15 +306,15 @@ def mend_moto() -> None:
     - It echoes empty VpcConfig and DataCaptureConfig, which the SDK's types reject.
     - It knows no instance types of the last years.
     - It lets a name be taken twice.
-    - Its endpoints are in service at once, and answer with a fixed text.
+    - Its endpoints are in service at once, with nothing behind them.
+    - It cannot update an endpoint.
     """
     from moto.sagemaker import models
     from moto.sagemaker.responses import SageMakerResponse
-    from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
-    if SageMakerRuntimeResponse.invoke_endpoint is _invoke_endpoint:
+    if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
         return
-    SageMakerRuntimeResponse.invoke_endpoint = _invoke_endpoint
+    SageMakerResponse.update_endpoint = _update_endpoint
     models.FakeEndpointConfig.validate_instance_type = _check_instance_type
     for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
         _wrap(SageMakerResponse, name, _without_empty)
@@ -301,6 +325,7 @@ def mend_moto() -> None:
     _wrap(backend, "describe_endpoint", _with_worker_status)
     _wrap(backend, "list_endpoints", _with_worker_status)
     _wrap(backend, "delete_endpoint", _with_worker_stopped)
+    _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
 
 
 def _wrap(kind: type, name: str, replacement: Any) -> None:
@@ -332,17 +357,59 @@ def _with_free_name(create: Any, backend: Any, **given: Any) -> Any:
 
 def _with_worker(create: Any, backend: Any, endpoint_name: str, **given: Any) -> Any:
     _require_free("endpoint", endpoint_name, backend.endpoints)
-    config = backend.describe_endpoint_config(given["endpoint_config_name"])
-    variants = [
-        Variant.of(variant, backend.describe_model(variant["ModelName"]))
-        for variant in config["ProductionVariants"]
-    ]
+    config_name = given["endpoint_config_name"]
+    variants = _variants_of(backend, config_name)
     record = create(backend, endpoint_name=endpoint_name, **given)
     record.endpoint_status = "Creating"
-    endpoint = LocalEndpoint(endpoint_name, variants)
+    endpoint = LocalEndpoint(endpoint_name, config_name, variants)
     OfflineAws.running().endpoints[endpoint_name] = endpoint
     endpoint.start()
     return record
+
+
+def _variants_of(backend: Any, config_name: str) -> list[Variant]:
+    config = backend.describe_endpoint_config(config_name)
+    return [
+        Variant.of(variant, backend.describe_model(variant["ModelName"]))
+        for variant in config["ProductionVariants"]
+    ]
+
+
+def _update_endpoint(response: Any) -> Any:
+    """UpdateEndpoint: all traffic at once; a DeploymentConfig changes nothing here."""
+    from moto.core.responses import ActionResult
+    from moto.sagemaker.exceptions import ValidationError
+
+    backend = response.sagemaker_backend
+    name = response._get_param("EndpointName")
+    config_name = response._get_param("EndpointConfigName")
+    arn = backend.describe_endpoint(name)["EndpointArn"]
+    endpoint = OfflineAws.running().endpoints[name]
+    if endpoint.status == "Failed":
+        raise ValidationError(
+            message=f'Cannot update failed endpoint "{arn}": it can only be deleted.'
+        )
+    if endpoint.status != "InService":
+        raise ValidationError(message=f'Cannot update in-progress endpoint "{arn}".')
+    variants = _variants_of(backend, config_name)
+    kept = response._get_param("RetainAllVariantProperties")
+    excluded = response._get_param("ExcludeRetainedVariantProperties") or []
+    if kept and {"VariantPropertyType": "DesiredWeight"} not in excluded:
+        weights = {variant.name: variant.weight for variant in endpoint.variants}
+        for variant in variants:
+            variant.weight = weights.get(variant.name, variant.weight)
+    endpoint.update(config_name, variants)
+    return ActionResult({"EndpointArn": arn})
+
+
+def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
+    arn = update(backend, **given)
+    endpoint = OfflineAws.running().endpoints[given["endpoint_name"]]
+    for wanted in given["desired_weights_and_capacities"]:
+        for variant in endpoint.variants:
+            if variant.name == wanted["VariantName"]:
+                variant.weight = float(wanted.get("DesiredWeight", variant.weight))
+    return arn
 
 
 def _with_worker_status(read: Any, backend: Any, *positional: Any, **named: Any) -> Any:
@@ -350,6 +417,13 @@ def _with_worker_status(read: Any, backend: Any, *positional: Any, **named: Any)
         if record := backend.endpoints.get(name):
             record.endpoint_status = endpoint.status
             record.failure_reason = endpoint.failure_reason
+            if record.endpoint_config_name != endpoint.config_name:
+                record.endpoint_config_name = endpoint.config_name
+                config = backend.endpoint_configs.get(endpoint.config_name)
+                if config is not None:
+                    record.production_variants = record._process_production_variants(
+                        config.production_variants
+                    )
     return read(backend, *positional, **named)
 
 
@@ -378,58 +452,140 @@ def _check_instance_type(self: Any, instance_type: str) -> None:
         )
 
 
-def _invoke_endpoint(self: Any) -> tuple[int, dict, bytes | str]:
-    """Takes the place of moto's canned answer."""
-    name = self.path.split("/")[2]
-    body = self.body.encode("utf-8") if isinstance(self.body, str) else self.body
-    offline = OfflineAws.current
-    endpoint = offline.endpoints.get(name) if offline else None
-    if endpoint is None or endpoint.status != "InService":
-        return _aws_error(
-            400,
-            "ValidationError",
-            f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.",
-        )
-    headers = {key.lower(): value for key, value in self.headers.items()}
-    variant = endpoint.choose(headers.get("x-amzn-sagemaker-target-variant"))
-    if variant is None:
-        return _aws_error(
-            400, "ValidationError", "Could not find the requested production variant."
-        )
-    forwarded = {
-        key: headers[key.lower()]
-        for key in ("Content-Type", "Accept", "X-Amzn-SageMaker-Custom-Attributes")
-        if headers.get(key.lower())
-    }
-    try:
-        status, answer_headers, answer = variant.container.send(body, forwarded)
-    except (OSError, http.client.HTTPException) as error:
-        return _aws_error(
-            503, "ServiceUnavailable", f"The worker is being restarted ({error})."
-        )
-    if status >= 300:
-        return _model_error(name, status, answer)
-    kept = {"x-Amzn-Invoked-Production-Variant": variant.name}
-    if "content-type" in answer_headers:
-        kept["Content-Type"] = answer_headers["content-type"]
-    return 200, kept, answer
+# --- the offline AWS: data plane -----------------------------------------------------
 
 
-def _aws_error(status: int, code: str, message: str, **more: Any) -> tuple:
-    headers = {
-        "status": status,  # where moto looks for it
-        "x-amzn-errortype": code,
-        "Content-Type": "application/json",
-    }
-    return status, headers, json.dumps({"Message": message, **more})
+class DataPlane:
+    """Answers invocations; every other request goes on to moto.
+
+    It stands before moto's server, because moto answers with a fixed text, and only
+    when all of it is there: a stream has to be passed on as it comes.
+    """
+
+    def __init__(self, control_plane: Callable, offline: OfflineAws):
+        self.control_plane = control_plane
+        self.offline = offline
+
+    def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
+        """Answers one request; this is a WSGI application."""
+        path = INVOCATIONS.fullmatch(environ["PATH_INFO"])
+        if path is None or environ["REQUEST_METHOD"] != "POST":
+            return self.control_plane(environ, start_response)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        headers = {
+            key.removeprefix("HTTP_").replace("_", "-").lower(): value
+            for key, value in environ.items()
+            if key.startswith("HTTP_") or key == "CONTENT_TYPE"
+        }
+        with contextlib.ExitStack() as stack:
+            try:
+                headers, answer = self._invoke(
+                    path["name"], bool(path["stream"]), body, headers, stack
+                )
+                status = "200 OK"
+            except InvocationError as error:
+                status, headers, answer = error.status, error.headers, [error.body]
+            # The request counts as running until its last byte is passed on.
+            answer = _Passing(answer, stack.pop_all())
+        start_response(status, list(headers.items()))
+        return answer
+
+    def _invoke(
+        self,
+        name: str,
+        wants_stream: bool,
+        body: bytes,
+        headers: dict[str, str],
+        stack: contextlib.ExitStack,
+    ) -> tuple[dict[str, str], Iterable[bytes]]:
+        """
+        Raises:
+            InvocationError: with what AWS answers in its place.
+        """
+        endpoint = self.offline.endpoints.get(name)
+        if endpoint is None or not endpoint.serves:
+            raise InvocationError(
+                400,
+                "ValidationError",
+                f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.",
+            )
+        target = headers.get("x-amzn-sagemaker-target-variant")
+        variant = stack.enter_context(endpoint.lease(target))
+        if variant is None:
+            raise InvocationError(
+                400,
+                "ValidationError",
+                "Could not find the requested production variant.",
+            )
+        accept = headers.get("x-amzn-sagemaker-accept") or headers.get("accept")
+        forwarded = {
+            "Content-Type": headers.get("content-type"),
+            "Accept": accept,
+            CUSTOM_ATTRIBUTES: headers.get(CUSTOM_ATTRIBUTES.lower()),
+        }
+        forwarded = {key: value for key, value in forwarded.items() if value}
+        try:
+            reply = stack.enter_context(variant.container.open(body, forwarded))
+            if reply.status >= 300:
+                raise _model_error(name, reply.status, reply.read())
+            whole = None if wants_stream else reply.read()
+        except TimeoutError:
+            raise _model_error(name, 0, TIMED_OUT.encode()) from None
+        except (OSError, http.client.HTTPException):
+            raise InvocationError(
+                503,
+                "ServiceUnavailable",
+                "The service is unavailable. Try your call again.",
+            ) from None
+        kept = {"x-Amzn-Invoked-Production-Variant": variant.name}
+        if attributes := reply.headers.get(CUSTOM_ATTRIBUTES):
+            kept[CUSTOM_ATTRIBUTES] = attributes
+        content_type = reply.headers.get("content-type")
+        if whole is None:
+            kept["Content-Type"] = "application/vnd.amazon.eventstream"
+            if content_type:
+                kept["X-Amzn-SageMaker-Content-Type"] = content_type
+            return kept, _as_events(reply)
+        if content_type:
+            kept["Content-Type"] = content_type
+        return kept | {"Content-Length": str(len(whole))}, [whole]
 
 
-def _model_error(name: str, status: int, answer: bytes) -> tuple:
-    """What AWS makes of a container's own error."""
-    kind = "client" if status < 500 else "server"
+class _Passing:
+    """The parts of an answer; closes what it came from when they are through."""
+
+    def __init__(self, parts: Iterable[bytes], resources: contextlib.ExitStack):
+        self._parts = iter(parts)
+        self._resources = resources
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._parts
+
+    def close(self) -> None:
+        """Called by the server at the end, also when the client has gone."""
+        self._resources.close()
+
+
+class InvocationError(Exception):
+    """What AWS answers in place of the container's reply."""
+
+    def __init__(self, status: int, code: str, message: str, **more: Any):
+        super().__init__(message)
+        self.status = f"{status} {http.client.responses.get(status, code)}"
+        self.body = json.dumps({"Message": message, **more}).encode()
+        self.headers = {
+            "x-amzn-errortype": code,
+            "Content-Type": "application/json",
+            "Content-Length": str(len(self.body)),
+        }
+
+
+def _model_error(name: str, status: int, answer: bytes) -> InvocationError:
+    """What AWS makes of a container's own error; status 0 is a time-out."""
+    kind = "client" if 400 <= status < 500 else "server"
     text = answer.decode("utf-8", "replace")
-    group = f"/aws/sagemaker/Endpoints/{name}"
-    return _aws_error(
+    group = LOG_GROUPS + name
+    return InvocationError(
         424,
         "ModelError",
         f'Received {kind} error ({status}) from primary with message "{text}". See '
@@ -442,7 +598,43 @@ def _model_error(name: str, status: int, answer: bytes) -> tuple:
     )
 
 
-# --- the offline AWS: data plane -----------------------------------------------------
+def _as_events(reply: http.client.HTTPResponse) -> Iterator[bytes]:
+    """A container's reply as it comes, in AWS's encoding of event streams."""
+    try:
+        while part := reply.read1(MOST_BYTES_IN_AN_EVENT):
+            yield encode_event({":message-type": "event", **PAYLOAD_PART}, part)
+    except (OSError, http.client.HTTPException) as error:
+        slow = isinstance(error, TimeoutError)
+        problem = {
+            "ErrorCode": "ModelInvocationTimeExceeded" if slow else "StreamBroken",
+            "Message": TIMED_OUT if slow else "The model's connection was closed.",
+        }
+        headers = {
+            ":message-type": "exception",
+            ":exception-type": "ModelStreamError",
+            ":content-type": "application/json",
+        }
+        yield encode_event(headers, json.dumps(problem).encode())
+
+
+def encode_event(headers: dict[str, str], payload: bytes) -> bytes:
+    """One message of `application/vnd.amazon.eventstream`.
+
+    Lengths of message and headers with their checksum, the headers, the payload, and
+    the checksum of it all. AWS describes it under "Event stream encoding" in the guide
+    to Amazon Transcribe; botocore.eventstream decodes it.
+    """
+    encoded = b"".join(
+        struct.pack("!B", len(name))
+        + name.encode()
+        + struct.pack("!BH", EVENT_HEADER_IS_TEXT, len(value.encode()))
+        + value.encode()
+        for name, value in headers.items()
+    )
+    around = 16  # two lengths and two checksums of four bytes
+    prelude = struct.pack("!II", around + len(encoded) + len(payload), len(encoded))
+    message = prelude + struct.pack("!I", zlib.crc32(prelude)) + encoded + payload
+    return message + struct.pack("!I", zlib.crc32(message))
 
 
 class Container:
@@ -452,6 +644,7 @@ class Container:
         self.model_data = model_data
         self.environment = environment
         self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self._not_shipped: deque[str] = deque(maxlen=LOG_LINES)
         self.port: int | None = None
         self.process: subprocess.Popen | None = None
         self._lock = threading.Lock()
@@ -485,11 +678,17 @@ class Container:
             target=self._read_log, args=(process.stderr,), daemon=True
         ).start()
         timer = threading.Timer(timeout, process.kill)
+        started = time.monotonic()
         timer.start()
         try:
             line = process.stdout.readline()
         finally:
             timer.cancel()
+        if not line and time.monotonic() - started < timeout:
+            return (
+                "the container's process ended before it was ready, with code "
+                f"{process.wait()}; -9 is most often a lack of memory"
+            )
         if not line:
             return f"the container was not ready after {timeout:.0f} s"
         status = json.loads(line)
@@ -498,13 +697,30 @@ class Container:
 
     def _read_log(self, stream: Any) -> None:
         for line in stream:
-            self.log.append(line.decode("utf-8", "replace").rstrip())
+            text = line.decode("utf-8", "replace").rstrip()
+            self.log.append(text)
+            self._not_shipped.append(text)
 
-    def send(
-        self, body: bytes, headers: dict, method: str = "POST", path="/invocations"
-    ) -> tuple[int, dict[str, str], bytes]:
-        """
+    def take_log(self) -> list[str]:
+        """The lines that came since it was last called."""
+        lines = []
+        with contextlib.suppress(IndexError):
+            while True:
+                lines.append(self._not_shipped.popleft())
+        return lines
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        method: str = "POST",
+        path: str = "/invocations",
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Sends a request; its reply can be read as it comes.
+
         Raises:
+            TimeoutError: if no byte comes for INVOKE_TIMEOUT.
             OSError, http.client.HTTPException: if the container is not there.
         """
         if self.port is None:
@@ -514,18 +730,14 @@ class Container:
         )
         with contextlib.closing(connection):
             connection.request(method, path, body, headers)
-            reply = connection.getresponse()
-            answer = reply.read()
-        return (
-            reply.status,
-            {key.lower(): value for key, value in reply.getheaders()},
-            answer,
-        )
+            yield connection.getresponse()
 
     @property
     def healthy(self) -> bool:
+        """Whether the container says of itself that it can serve."""
         try:
-            return self.send(b"", {}, "GET", "/ping")[0] == 200
+            with self.open(b"", {}, "GET", "/ping") as reply:
+                return reply.status == 200
         except (OSError, http.client.HTTPException):
             return False
 
@@ -550,6 +762,7 @@ class Variant:
     weight: float
     container: Container
     health_check_timeout: float
+    running: int = 0  # requests that it has not answered yet
 
     @classmethod
     def of(cls, variant: dict, model: Any) -> Variant:
@@ -568,67 +781,134 @@ class Variant:
 
 
 class LocalEndpoint:
-    """An endpoint with its containers, from Creating to InService or Failed."""
+    """An endpoint with its containers, from Creating to InService or Failed.
 
-    def __init__(self, name: str, variants: list[Variant]):
+    An update starts the new containers beside the old ones. Once all of them serve, new
+    requests go to them; the old ones answer what they have and stop. If one does not
+    serve, the new ones stop, the old ones stay, and `failure_reason` says why.
+    """
+
+    def __init__(self, name: str, config_name: str, variants: list[Variant]):
         self.name = name
+        self.config_name = config_name
         self.variants = variants
         self.status = "Creating"
         self.failure_reason: str | None = None
+        self._traffic = threading.Condition()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._coming: list[Variant] = []
+        self._threads = [threading.Thread(target=self._live, daemon=True)]
 
     def start(self) -> None:
-        self._thread.start()
+        """Starts the containers, in a thread."""
+        self._threads[0].start()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests."""
+        return self.status in ("InService", "Updating")
 
     def _live(self) -> None:
         """Starts the containers, then replaces whichever stops answering /ping."""
-        for variant in self.variants:
-            reason = variant.container.start(variant.health_check_timeout)
-            if reason is not None:
-                self._fail(variant, reason)
-                return
+        reason = self._start(self.variants)
         if self._stopped.is_set():
             return
-        self._ship_log()
+        self._ship_log(self.variants)
+        if reason is not None:
+            for variant in self.variants:
+                variant.container.stop()
+            self.failure_reason = reason
+            self.status = "Failed"
+            return
         self.status = "InService"
         while not self._stopped.wait(HEALTH_CHECK_INTERVAL):
             for variant in self.variants:
                 if not variant.container.healthy and not self._stopped.is_set():
                     variant.container.stop(for_good=False)
                     variant.container.start(variant.health_check_timeout)
+                    self._ship_log([variant])
 
-    def _fail(self, variant: Variant, reason: str) -> None:
-        if self._stopped.is_set():
-            return
-        for other in self.variants:
-            other.container.stop()
-        self._ship_log()
-        self.failure_reason = (
-            f"The primary container for production variant {variant.name} did not pass "
-            f"the ping health check. Please check CloudWatch logs for this endpoint. "
-            f"The worker's log says: {reason}"
-        )
-        self.status = "Failed"
+    def _start(self, variants: list[Variant]) -> str | None:
+        """Starts containers, all at once; returns why one does not serve, or None."""
+        reasons: list[str] = []
 
-    def _ship_log(self) -> None:
+        def start(variant: Variant) -> None:
+            reason = variant.container.start(variant.health_check_timeout)
+            if reason is None:
+                return
+            reasons.append(
+                f"The primary container for production variant {variant.name} did not "
+                "pass the ping health check. Please check CloudWatch logs for this "
+                f"endpoint. The worker's log says: {reason}"
+            )
+            for other in variants:
+                other.container.stop()
+
+        threads = [
+            threading.Thread(target=start, args=(variant,), daemon=True)
+            for variant in variants
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return reasons[0] if reasons else None
+
+    def update(self, config_name: str, variants: list[Variant]) -> None:
+        """Moves the traffic to other containers, in a thread.
+
+        Args:
+            config_name: of the configuration that they come from.
+            variants: the new ones.
+        """
+        self.status = "Updating"
+        self.failure_reason = None
+        self._coming = variants
+        thread = threading.Thread(target=self._move, args=(config_name, variants))
+        thread.daemon = True
+        self._threads.append(thread)
+        thread.start()
+
+    def _move(self, config_name: str, coming: list[Variant]) -> None:
+        reason = self._start(coming)
+        self._ship_log(coming)
+        with self._traffic:
+            self._coming = []
+            leaving = coming
+            if reason is None and not self._stopped.is_set():
+                leaving, self.variants = self.variants, coming
+                self.config_name = config_name
+            self._traffic.wait_for(
+                lambda: (
+                    self._stopped.is_set()
+                    or not any(variant.running for variant in leaving)
+                ),
+                DRAIN_TIMEOUT,
+            )
+        for variant in leaving:
+            variant.container.stop()
+        if not self._stopped.is_set():
+            self.failure_reason = reason
+            self.status = "InService"
+
+    def _ship_log(self, variants: list[Variant]) -> None:
         """Writes the log to CloudWatch, as SageMaker does: a stream per variant."""
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 
-        group = f"/aws/sagemaker/Endpoints/{self.name}"
+        group = LOG_GROUPS + self.name
         now = int(time.time() * 1000)
         # The endpoint serves without its log; the account may be closing.
         with contextlib.suppress(BotoCoreError, ClientError):
             client = boto3.Session(region_name=OFFLINE_REGION).client("logs")
             with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
                 client.create_log_group(logGroupName=group)
-            for variant in self.variants:
-                stream = f"{variant.name}/{now}"
+            for variant in variants:
+                stream = f"{variant.name}/{secrets.token_hex(8)}"
                 client.create_log_stream(logGroupName=group, logStreamName=stream)
                 events = [
                     {"timestamp": now, "message": line}
-                    for line in list(variant.container.log)
+                    for line in variant.container.take_log()
                     if line
                 ]
                 if events:
@@ -636,19 +916,40 @@ class LocalEndpoint:
                         logGroupName=group, logStreamName=stream, logEvents=events
                     )
 
-    def choose(self, name: str | None) -> Variant | None:
-        """The variant asked for, else one drawn by weight."""
-        if name is not None:
-            return next((v for v in self.variants if v.name == name), None)
-        weights = [variant.weight for variant in self.variants]
-        if not any(weights):
-            weights = [1.0] * len(self.variants)
-        return random.choices(self.variants, weights)[0]
+    @contextlib.contextmanager
+    def lease(self, name: str | None) -> Iterator[Variant | None]:
+        """The variant that answers a request; it is not stopped before the end.
+
+        Args:
+            name: the variant asked for; None for one drawn by weight.
+        """
+        with self._traffic:
+            if name is None:
+                weights = [variant.weight for variant in self.variants]
+                if not any(weights):
+                    weights = [1.0] * len(self.variants)
+                variant = random.choices(self.variants, weights)[0]
+            else:
+                named = (one for one in self.variants if one.name == name)
+                variant = next(named, None)
+            if variant is not None:
+                variant.running += 1
+        try:
+            yield variant
+        finally:
+            if variant is not None:
+                with self._traffic:
+                    variant.running -= 1
+                    self._traffic.notify_all()
 
     def stop(self) -> None:
-        self._stopped.set()
+        """Stops the containers, also those that are only just starting."""
+        with self._traffic:
+            self._stopped.set()
+            self._traffic.notify_all()
         self.status = "Deleting"
-        for variant in self.variants:
+        for variant in [*self.variants, *self._coming]:
             variant.container.stop()
-        if self._thread.is_alive():
-            self._thread.join(JOIN_TIMEOUT)  # it may be writing the log
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(JOIN_TIMEOUT)  # it may be writing the log

@@ -5,7 +5,9 @@ the same functions to warn before anything is deployed.
 """
 
 import json
+import logging
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Mapping
@@ -15,6 +17,14 @@ from pathlib import Path
 ENGINES = ("Python", "MPI")
 STORE_NAME = "model"  # SageMaker unpacks the archive into /opt/ml/model
 CAUSAL_LM = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+# The image takes the first of these at the root for the description of the model.
+DESCRIPTIONS = ("config.json", "adapter_config.json", "model_index.json", "params.json")
+# Handlers that the image brings, for artifacts without code.
+VLLM_HANDLER = "djl_python.lmi_vllm.vllm_async_service"
+TRANSFORMERS_HANDLER = "djl_python.huggingface"
+JAVA_INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
+
+log = logging.getLogger("djl_serving")
 
 
 class LoadError(Exception):
@@ -45,88 +55,110 @@ class ServedModel:
             key.removeprefix("option."): value for key, value in self.properties.items()
         }
         for name, value in self.environment.items():
-            if name.startswith("OPTION_"):
+            if name.startswith("OPTION_") and value:
                 key = name.removeprefix("OPTION_").lower()
                 options.setdefault("entryPoint" if key == "entrypoint" else key, value)
         return options
 
     @property
     def engine(self) -> str:
-        """The engine's name as written, or "Python" where model.py speaks for itself.
+        """The engine's name as written, or "Python" where files speak for themselves.
 
         Raises:
             LoadError: if nothing tells.
         """
         if "engine" in self.properties:
             return self.properties["engine"]
-        if any((self.folder / f"{stem}.py").is_file() for stem in ("model", self.name)):
+        signs = ("model.py", f"{self.name}.py", "config.json")
+        if "model_id" in self.options or any(
+            (self.folder / name).is_file() for name in signs
+        ):
             return "Python"
         raise LoadError(f"Failed to detect engine of the model: {self.folder}")
 
     @property
     def entry_point(self) -> str:
-        return self.options.get("entryPoint", "model.py")
+        """The file or module with the handler; of the image where nothing says more."""
+        if "entryPoint" in self.options:
+            return self.options["entryPoint"]
+        if (self.folder / "model.py").is_file():
+            return "model.py"
+        return VLLM_HANDLER if self.async_mode else TRANSFORMERS_HANDLER
 
     @property
     def handler(self) -> str:
         return self.options.get("handler", "handle")
 
+    # These three the server reads under their plain names only.
+
     @property
     def batch_size(self) -> int:
-        return self._number("batch_size", 1)
+        return _number(self.properties, "batch_size", 1)
 
     @property
     def max_batch_delay(self) -> float:
         """Seconds that a request waits for others to fill the batch."""
-        return self._number("max_batch_delay", 100) / 1000
+        return _number(self.properties, "max_batch_delay", 100) / 1000
 
     @property
     def job_queue_size(self) -> int:
-        return self._number("job_queue_size", 1000)
+        return _number(self.properties, "job_queue_size", 1000)
 
     @property
     def workers(self) -> int:
         """Processes started. The real server may start more under load."""
-        return max(1, self._number("minWorkers", 1))
+        return max(1, _number(self.options, "minWorkers", 1))
 
     @property
     def predict_timeout(self) -> int:
-        return self._number("predict_timeout", 240)
+        return self._seconds("predict_timeout", 240)
 
     @property
     def model_loading_timeout(self) -> int:
-        return self._number("model_loading_timeout", 1200)
+        return self._seconds("model_loading_timeout", 1200)
 
     @property
     def async_mode(self) -> bool:
         """Whether the handler must be `async def`.
 
         In images for large models the config.json of a causal language model at the
-        root switches it on, unless rolling_batch is "disable" or batch_size above 1.
+        root switches it on, even against option.async_mode=false, unless batch_size is
+        above 1 or rolling_batch has a value other than "auto".
         """
-        wanted = self.options.get("async_mode")
-        if wanted is not None:
-            return wanted.strip().lower() == "true"
-        if self.options.get("rolling_batch") == "disable" or self.batch_size > 1:
-            return False
-        try:
-            config = json.loads((self.folder / "config.json").read_text("utf-8"))
-            architectures = config.get("architectures") or []
-        except (OSError, ValueError, AttributeError):
-            return False
-        return any(str(name).endswith(CAUSAL_LM) for name in architectures)
+        rolling_batch = self.options.get("rolling_batch", "auto")
+        if rolling_batch == "auto" and self.batch_size <= 1:
+            description = read_description(self.folder)
+            classes = description.get("architectures") or []
+            classes = [*classes, *(description.get("auto_map") or {})]
+            if any(str(name).endswith(CAUSAL_LM) for name in classes):
+                return True
+        return self.options.get("async_mode", "").lower() == "true"
 
-    def _number(self, key: str, default: int) -> int:
-        value = self.options.get(key)
-        if value is None:
-            return default
+    def _seconds(self, key: str, default: int) -> int:
+        """A time-out; one that is no number is only logged."""
         try:
-            return int(value)
-        except ValueError:
-            raise LoadError(
-                f"serving.properties: {key}={value!r} is no whole number "
-                f'(java.lang.NumberFormatException: For input string: "{value}")'
-            ) from None
+            return _number(self.options, key, default)
+        except LoadError as error:
+            log.warning("%s: %d s instead", error, default)
+            return default
+
+
+def java_integer(text: str) -> int | None:
+    """A whole number as Java reads it, without blanks and of 32 bits, else None."""
+    number = int(text) if JAVA_INTEGER.fullmatch(text) else 2**31
+    return number if -(2**31) <= number < 2**31 else None
+
+
+def _number(settings: Mapping[str, str], key: str, default: int) -> int:
+    if key not in settings:
+        return default
+    number = java_integer(settings[key])
+    if number is None:
+        raise LoadError(
+            f"serving.properties: {key}={settings[key]!r} is no whole number "
+            f'(java.lang.NumberFormatException: For input string: "{settings[key]}")'
+        )
+    return number
 
 
 def parse_properties(text: str) -> dict[str, str]:
@@ -198,14 +230,9 @@ def _unescape(text: str) -> str:
 
 
 def read_properties(folder: Path) -> dict[str, str]:
-    """The `serving.properties` of a model; the file's name may have any case."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name.lower() == "serving.properties":
-            try:
-                return parse_properties(path.read_text("utf-8"))
-            except UnicodeDecodeError as error:
-                raise LoadError(f"{path.name} is not UTF-8: {error}") from error
-    return {}
+    """The `serving.properties` of a model; in Latin-1, as Java reads them."""
+    path = folder / "serving.properties"
+    return parse_properties(path.read_text("latin-1")) if path.is_file() else {}
 
 
 def visible(folder: Path) -> list[Path]:
@@ -248,6 +275,31 @@ def check_engine(model: ServedModel) -> None:
             "here (the real server on a machine without them: / by zero). "
             "Use engine=Python."
         )
+
+
+def read_description(folder: Path) -> dict:
+    """What the model says of itself at the root, {} if nothing.
+
+    Raises:
+        LoadError: if it cannot be read, as the server's source words it.
+    """
+    path = next((folder / n for n in DESCRIPTIONS if (folder / n).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        text = path.read_text("utf-8")
+        value = json.loads(text) if text.strip() else None
+    except ValueError:
+        value = ""
+    description = {} if value is None else value
+    if not isinstance(description, dict) or not isinstance(
+        description.get("architectures"), list | None
+    ):
+        raise LoadError(
+            f"Invalid huggingface model id: null (the {path.name} at the root is no "
+            "JSON object that describes a model)"
+        )
+    return description
 
 
 def unpack(archive: Path, target: Path) -> Path:

@@ -22,7 +22,14 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from .layout import HangError, LoadError, ServedModel, check_engine, find_models
+from .layout import (
+    HangError,
+    LoadError,
+    ServedModel,
+    check_engine,
+    find_models,
+    read_description,
+)
 
 log = logging.getLogger("djl_serving")
 
@@ -311,6 +318,7 @@ class ModelRunner:
             LoadError: if the model does not load.
         """
         check_engine(self.model)
+        read_description(self.model.folder)
         self._queue_size = self.model.job_queue_size
         self._batch_size = self.model.batch_size
         self._batch_delay = self.model.max_batch_delay

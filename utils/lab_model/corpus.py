@@ -31,10 +31,10 @@ MIX = {
     "prose": 0.15,
     "questions": 0.07,
     "quizzes": 0.06,
-    "relations": 0.12,
-    "rules": 0.15,
-    "sums": 0.10,
-    "problems": 0.35,
+    "relations": 0.11,
+    "rules": 0.09,
+    "sums": 0.12,
+    "problems": 0.40,
 }
 """Share of each kind of document, counted in documents."""
 

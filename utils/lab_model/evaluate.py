@@ -2,7 +2,8 @@
 
     python -m utils.lab_model.evaluate              # the shipped model, a few minutes
     python -m utils.lab_model.evaluate --tuned      # and what the course's LoRA adds
-    python -m utils.lab_model.evaluate --model FOLDER --prompts 50 --markdown
+    python -m utils.lab_model.evaluate --model FOLDER --prompts 50   # another, sooner
+    python -m utils.lab_model.evaluate --tuned --markdown   # the model card's table
 
 `SKILLS` says what is asked, how it is scored, and what it should come to. Pairs of
 words, operands and facts asked for are those that the corpus keeps apart: see `tasks`
@@ -408,7 +409,7 @@ SKILLS: tuple[Skill, ...] = (
     Skill(
         "facts only read, Q: and A:",
         _facts("fact", Q_AND_A),
-        at_least(0.90),
+        at_least(0.95),
         at_least(0.80),
     ),
     Skill("facts never read, Q: and A:", _facts("unread", Q_AND_A)),
@@ -442,7 +443,12 @@ TUNED_SKILLS: tuple[Skill, ...] = (
         at_most(0.0),
         by_interval=True,
     ),
-    Skill("tuned: answers that end without a loop", _template_ended, at_least(0.98)),
+    Skill(
+        "tuned: answers that end without a loop",
+        _template_ended,
+        at_least(0.98),
+        at_least(0.95),
+    ),
 )
 
 
@@ -641,6 +647,7 @@ class Row:
 
 HEAD = Row("skill", "right", "95% interval", "n", "target", "floor")
 RULE = "|:--|--:|:--|--:|--:|--:|"
+N_PROMPTS = 200
 
 
 def score_row(skill: Skill, score: Estimate) -> Row:
@@ -696,9 +703,31 @@ def report(
     )
 
 
+def print_report(
+    settings: ModelSettings,
+    n_prompts: int = N_PROMPTS,
+    tuned: bool = False,
+    markdown: bool = False,
+) -> None:
+    """Print the table, each row as soon as it is measured.
+
+    Args:
+        settings: see `report`.
+        n_prompts: see `report`.
+        tuned: see `report`.
+        markdown: as in the model card, `data/lab_model/README.md`.
+    """
+    show = Row.markdown if markdown else Row.plain
+    print(show(HEAD))
+    if markdown:
+        print(RULE)
+    for row in report(settings, n_prompts, tuned):
+        print(show(row), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=200, help="for each skill")
+    parser.add_argument("--prompts", type=int, default=N_PROMPTS, help="for each skill")
     parser.add_argument("--model", type=Path, help="a folder; by default the shipped")
     parser.add_argument("--tuned", action="store_true", help="fine-tune it as well")
     parser.add_argument(
@@ -708,12 +737,7 @@ def main() -> None:
     settings = MODELS["lab"]
     if options.model:
         settings = replace(settings, source=str(options.model.resolve()))
-    show = Row.markdown if options.markdown else Row.plain
-    print(show(HEAD))
-    if options.markdown:
-        print(RULE)
-    for row in report(settings, options.prompts, options.tuned):
-        print(show(row), flush=True)
+    print_report(settings, options.prompts, options.tuned, options.markdown)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Trains the lab model from nothing: tokenizer, weights, model folder.
 
     python -m utils.lab_model.train                    # writes data/lab_model
-    python -m utils.lab_model.train --tokens 2e6 --out /tmp/small
+    python -m utils.lab_model.train --tokens 2e6 --out FOLDER --no-report
 
 Every five minutes a checkpoint goes to `<build>/lab_model_training`; the same command
 resumes from it after a kill. Batches depend on the seed and the step alone, so that a
-resumed run sees what an uninterrupted one sees.
+resumed run sees what an uninterrupted one sees. The end is a report on all skills;
+`utils.lab_model.evaluate` prints it again.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from utils.course import ROOT, run_config
 from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
 from utils.lab_model.corpus import documents
 from utils.lab_model.tasks import WORD_CLASSES
+from utils.models import MODELS
 
 LAB_MODEL = ROOT / "data" / "lab_model"
 END_OF_TEXT = "<|endoftext|>"
@@ -151,6 +154,31 @@ def optimizers(model: GPTNeoXForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
+def part_unread_tokens(model: GPTNeoXForCausalLM, read: torch.Tensor) -> None:
+    """Give tokens that training never showed embeddings of their own, in place.
+
+    The softmax pushes all of them the same way, so that they end as nearly one vector,
+    and the template's keys are among them. The output layer has the same rows: LoRA,
+    which leaves them alone, could never tell the key that ends an answer from any other
+    of these tokens. They keep what they share, and lie around it as far apart, in
+    directions drawn at random, as tokens lie apart that were read.
+
+    Args:
+        model: whose embeddings have one row for each token.
+        read: shape (tokens,), whether training showed it.
+    """
+    rows = model.get_input_embeddings().weight.data
+    read = read.to(rows.device)
+    if read.all() or not read.any():
+        return
+    spread = (rows[read] - rows[read].mean(0)).norm(dim=1).median()
+    shared = rows[~read].mean(0)
+    drawn = torch.randn(rows[~read].shape, generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(rows.device)
+    drawn -= torch.outer(drawn @ shared, shared) / (shared @ shared)
+    rows[~read] = shared + spread * torch.nn.functional.normalize(drawn, dim=1)
+
+
 def save_model(
     model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
@@ -201,12 +229,14 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
     model.to(device).train()
     optimizer_list = optimizers(model)
     first_step, seconds_before = 0, 0.0
+    read = torch.zeros(VOCABULARY, dtype=torch.bool)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first_step, seconds_before = state["step"], state["seconds"]
+        read = state["read"].cpu()
         print(f"resumed at step {first_step}", flush=True)
     run = torch.compile(model) if compiled else model
     stream = batches(tokenizer, seed, first_step)
@@ -219,7 +249,9 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
-        batch = next(stream).to(device)
+        batch = next(stream)
+        read[batch.flatten()] = True
+        batch = batch.to(device)
         with torch.autocast(device, torch.bfloat16):
             loss = run(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
@@ -242,11 +274,13 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
                 checkpoint,
                 step=step + 1,
                 seconds=seconds_before + time.monotonic() - started,
+                read=read,
                 model=model.state_dict(),
                 optimizers=[optimizer.state_dict() for optimizer in optimizer_list],
             )
             save_model(model.to(device), tokenizer, work / "latest")
             last_saved = time.monotonic()
+    part_unread_tokens(model, read)
     save_model(model, tokenizer, out)
     checkpoint.unlink(missing_ok=True)
     minutes = (seconds_before + time.monotonic() - started) / 60
@@ -263,9 +297,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=TOKENS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-report", action="store_true", help="only train")
     options = parser.parse_args()
     work = run_config().build / "lab_model_training"
     train(options.out, work, options.tokens, options.seed, not options.no_compile)
+    if not options.no_report:
+        # Imported here, for it imports this module.
+        from utils.lab_model.evaluate import print_report
+
+        print_report(replace(MODELS["lab"], source=str(options.out.resolve())))
 
 
 if __name__ == "__main__":

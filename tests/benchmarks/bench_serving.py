@@ -1,0 +1,212 @@
+"""What batching gains, and what a thousand requests do to the endpoint.
+
+    .venv/bin/python tests/benchmarks/bench_serving.py
+
+Serves the lab model with an adapter, first by the stand-in for DJL Serving alone, then
+behind an endpoint of the offline AWS. Every answer has 32 tokens, so that what is
+compared is the same work. Close other programs first.
+"""
+
+import concurrent.futures
+import http.client
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from utils import artifact
+from utils.course import ROOT, run_config
+from utils.djl_python.server import Server
+
+TOKENS = 32
+CONCURRENCY = 16
+REQUESTS = 1000
+WARMED_UP = 200  # requests after which memory must not grow any more
+LAB_MODEL = ROOT / "data" / "lab_model"
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Requests a second, one at a time and many at once."""
+
+    alone: float
+    at_once: float
+
+    @property
+    def ratio(self) -> float:
+        return self.at_once / self.alone
+
+
+def build(folder: Path) -> Path:
+    """The artifact's folder: the lab model with an untrained adapter.
+
+    What it answers does not matter here; how long it takes does not depend on that.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    lora = LoraConfig(
+        r=8,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(LAB_MODEL), lora)
+    model.save_pretrained(folder / "adapter")
+    AutoTokenizer.from_pretrained(LAB_MODEL).save_pretrained(folder / "adapter")
+    artifact.build(
+        LAB_MODEL, folder / "adapter", folder / "artifact", folder / "model.tar.gz"
+    )
+    return folder / "artifact"
+
+
+def request(number: int) -> bytes:
+    """A request whose reply begins with its number."""
+    parameters = {
+        "max_new_tokens": TOKENS,
+        "ignore_eos_token": True,
+        "return_full_text": True,
+    }
+    text = f"Request {number}: what does Amazon SageMaker Feature Store keep?"
+    return json.dumps({"inputs": text, "parameters": parameters}).encode()
+
+
+def post(port: int, body: bytes) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    try:
+        connection.request("POST", "/invocations", body)
+        reply = connection.getresponse()
+        content = reply.read()
+    finally:
+        connection.close()
+    if reply.status != 200:
+        raise RuntimeError(f"status {reply.status}: {content.decode()}")
+    return content
+
+
+def ask(send: Callable[[bytes], bytes], numbers: range, at_once: int) -> float:
+    """Requests a second; every reply is checked to be the one to its request."""
+
+    def one(number: int) -> None:
+        answer = json.loads(send(request(number)))["generated_text"]
+        if not answer.startswith(f"Request {number}:"):
+            raise RuntimeError(f"request {number} was answered with {answer!r}")
+
+    started = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        answered = sum(1 for _ in pool.map(one, numbers))
+    if answered != len(numbers):
+        raise RuntimeError(f"{len(numbers) - answered} requests were lost")
+    return len(numbers) / (time.perf_counter() - started)
+
+
+def batching(port: int, alone: int, at_once: int) -> Throughput:
+    """Measures `alone` requests one at a time, then `at_once` at 16 at a time."""
+
+    def send(body: bytes) -> bytes:
+        return post(port, body)
+
+    ask(send, range(2), 1)
+    slow = ask(send, range(alone), 1)
+    return Throughput(slow, ask(send, range(at_once), CONCURRENCY))
+
+
+def resident(parent: psutil.Process) -> int:
+    """Bytes that the processes below this one hold: the endpoint's."""
+    return sum(process.memory_info().rss for process in parent.children(True))
+
+
+def measure_server(folder: Path) -> float:
+    with Server(folder) as server:
+        found = [batching(server.port, 40, 400) for _ in range(3)]
+    for one in found:
+        print(
+            f"{one.alone:6.1f} requests/s one at a time, {one.at_once:6.1f} at "
+            f"{CONCURRENCY} at a time: {one.ratio:.1f} times"
+        )
+    return sorted(one.ratio for one in found)[1]
+
+
+def measure_endpoint(archive: Path) -> float:
+    """A thousand requests through the AWS SDK; returns the growth of memory."""
+    from utils.local_aws import OfflineAws, connect
+
+    aws = connect(run_config({}))
+    local = threading.local()
+    name = "bench"
+    try:
+        aws.session.client("s3").upload_file(
+            str(archive), aws.bucket, "bench/model.tar.gz"
+        )
+        sagemaker = aws.session.client("sagemaker")
+        sagemaker.create_model(
+            ModelName=name,
+            ExecutionRoleArn=aws.role,
+            PrimaryContainer={
+                "Image": "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference",
+                "ModelDataUrl": f"s3://{aws.bucket}/bench/model.tar.gz",
+            },
+        )
+        sagemaker.create_endpoint_config(
+            EndpointConfigName=name,
+            ProductionVariants=[
+                {
+                    "VariantName": "AllTraffic",
+                    "ModelName": name,
+                    "InstanceType": "ml.g5.xlarge",
+                    "InitialInstanceCount": 1,
+                }
+            ],
+        )
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+        waiter = sagemaker.get_waiter("endpoint_in_service")
+        waiter.wait(EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 300})
+
+        def send(body: bytes) -> bytes:
+            if not hasattr(local, "client"):
+                local.client = aws.session.client("sagemaker-runtime")
+            reply = local.client.invoke_endpoint(
+                EndpointName=name, Body=body, ContentType="application/json"
+            )
+            return reply["Body"].read()
+
+        me = psutil.Process()
+        ask(send, range(WARMED_UP), CONCURRENCY)
+        before = resident(me)
+        speed = ask(send, range(WARMED_UP, REQUESTS), CONCURRENCY)
+        after = resident(me)
+    finally:
+        OfflineAws.running().close()
+    print(
+        f"{REQUESTS} requests at {CONCURRENCY} at a time through the endpoint: none "
+        f"lost, none mixed up, {speed:.1f} a second; memory {before / MEBIBYTE:,.0f} "
+        f"MiB after {WARMED_UP}, {after / MEBIBYTE:,.0f} MiB at the end"
+    )
+    return after / before
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = build(Path(scratch))
+        ratio = measure_server(folder)
+        growth = measure_endpoint(Path(scratch) / "model.tar.gz")
+    results = [
+        ("batching against one at a time", ratio, "at least 5", ratio >= 5),
+        ("memory at the end against after 200", growth, "at most 1.05", growth <= 1.05),
+    ]
+    for name, value, wanted, fine in results:
+        print(f"{name:38} {value:5.2f}  ({wanted}: {'yes' if fine else 'no'})")
+    return 0 if all(fine for *_, fine in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,528 @@
+"""Finding what is wrong with an artifact before it is deployed."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from tiny_artifact import build_tiny
+
+from utils import artifact, artifact_checks
+
+RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
+SCENARIOS = json.loads(RECORDED.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifact")
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A copy of the artifact's folder, to break."""
+    return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
+def test_recorded_artifacts_that_do_not_start_are_found(scenario, tmp_path):
+    for name, text in scenario["files"].items():
+        path = tmp_path / "artifact" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (tmp_path / "artifact").mkdir(exist_ok=True)
+    report = artifact.validate(tmp_path / "artifact")
+    answers = [step.get("got") for step in scenario["steps"]]
+    needs_name = any(
+        isinstance(got, dict) and "model_name is required" in got.get("body", "")
+        for got in answers
+    )
+    assert report.ok is (scenario["starts"] and not needs_name), str(report)
+
+
+def test_a_good_artifact_has_no_findings(built):
+    report = artifact.validate(built / "model.tar.gz")
+    assert report.ok and report.findings == []
+    assert report.require_ok() is report
+    assert "can be deployed" in str(report)
+
+
+def edit(folder, name, change):
+    path = folder / name
+    path.write_text(change(path.read_text("utf-8")), encoding="utf-8")
+
+
+def line(old, new):
+    def change(folder):
+        edit(folder, "serving.properties", lambda text: text.replace(old, new))
+
+    return change
+
+
+def put(name, text):
+    def change(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    return change
+
+
+def remove(*names):
+    def change(folder):
+        for name in names:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def nest(folder):
+    inner = folder / "lora_model"
+    inner.mkdir()
+    for path in list(folder.iterdir()):
+        if path != inner:
+            path.rename(inner / path.name)
+    (folder / "README.md").write_text("hello")
+
+
+def two_models(folder):
+    nest(folder)
+    (folder / "README.md").unlink()
+    shutil.copytree(folder / "lora_model", folder / "other")
+
+
+def other_base(folder):
+    config = json.loads((folder / "base" / "config.json").read_text())
+    from tiny_models import tiny_gpt_neox
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    wider = {**tiny_gpt_neox().config.to_dict(), "hidden_size": 64}
+    GPTNeoXForCausalLM(GPTNeoXConfig(**wider)).save_pretrained(folder / "base")
+    assert config["hidden_size"] == 32
+
+
+def more(text):
+    """Lines at the end of serving.properties."""
+    return lambda folder: edit(folder, "serving.properties", lambda old: old + text)
+
+
+def as_json(name, **changes):
+    def change(folder):
+        value = json.loads((folder / name).read_text("utf-8")) | changes
+        (folder / name).write_text(json.dumps(value))
+
+    return change
+
+
+def both(*changes):
+    def change(folder):
+        for one in changes:
+            one(folder)
+
+    return change
+
+
+def cut(name, count):
+    def change(folder):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-count])
+
+    return change
+
+
+def link(name, target):
+    return lambda folder: (folder / name).symlink_to(target)
+
+
+INDEX = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+BROKEN = {
+    "file beside the folder": (nest, "hides it"),
+    "two folders": (two_models, "model_name is required"),
+    "empty": (
+        remove("base", "adapter", "model.py", "serving.properties"),
+        "every request gets 400",
+    ),
+    "engine in lower case": (line("engine=Python", "engine=python"), "engine=Python"),
+    "unknown engine": (line("engine=Python", "engine=DeepSpeed"), "'DeepSpeed'"),
+    "mpi": (line("engine=Python", "engine=MPI"), "mpirun"),
+    "trailing space": (line("engine=Python", "engine=Python "), "trailing space"),
+    "quotes": (line("=base", '="base"'), "quotes are part of the value"),
+    "no number": (line("batch_size=8", "batch_size=eight"), "whole number"),
+    "bad escape": (line("engine=Python", r"engine=\uzzzz"), "Unicode escape"),
+    "entry point missing": (remove("model.py"), "model.py is not in the archive"),
+    "other entry point": (line("=model.py", "=serve.py"), "serve.py is not in"),
+    "syntax": (put("model.py", "def handle(inputs:"), "does not parse"),
+    "foreign import": (put("model.py", "import nosuch\n"), "`nosuch`"),
+    "import of the course": (
+        put("model.py", "from utils.helpers import PROMPT\n"),
+        "imports `utils`",
+    ),
+    "no handler": (put("model.py", "x = 1\n"), "has no function `handle`"),
+    "other handler": (
+        line("engine=Python", "engine=Python\noption.handler=predict"),
+        "has no function `predict`",
+    ),
+    "asynchronous handler": (
+        put("model.py", "async def handle(inputs):\n    return None\n"),
+        "needs option.async_mode",
+    ),
+    "asynchronous mode": (
+        line("engine=Python", "engine=Python\noption.async_mode=true"),
+        "never gets ready",
+    ),
+    "config.json at the root": (
+        lambda folder: (
+            shutil.copy(folder / "base" / "config.json", folder),
+            edit(
+                folder,
+                "serving.properties",
+                lambda text: text.replace("option.rolling_batch=disable\n", "").replace(
+                    "batch_size=8\n", ""
+                ),
+            ),
+        ),
+        "never gets ready",
+    ),
+    "base missing": (remove("base"), "is no folder of the archive"),
+    "base without weights": (remove("base/model.safetensors"), "has no *.safetensors"),
+    "base without configuration": (remove("base/config.json"), "has no config.json"),
+    "adapter missing": (remove("adapter"), "would answer untuned"),
+    "adapter without weights": (
+        remove("adapter/adapter_model.safetensors"),
+        "adapter_model.safetensors",
+    ),
+    "no tokenizer": (
+        remove("adapter/tokenizer.json", "base/tokenizer.json"),
+        "neither with the base nor with the adapter",
+    ),
+    "another base": (other_base, "does not fit the base"),
+    "cut weights": (
+        put("adapter/adapter_model.safetensors", "cut"),
+        "cannot be read as safetensors",
+    ),
+    "byte-order mark": (
+        lambda folder: edit(folder, "serving.properties", lambda t: "\ufeff" + t),
+        "byte-order mark",
+    ),
+    "other name of the properties": (
+        lambda folder: (folder / "serving.properties").rename(
+            folder / "serving.property"
+        ),
+        "the server looks for serving.properties",
+    ),
+    "batches of none": (line("batch_size=8", "batch_size=0"), "0 is too small"),
+    "more workers than allowed": (
+        more("minWorkers=3\nmaxWorkers=2\n"),
+        "3 is more than maxWorkers=2",
+    ),
+    "more than 32 bits": (line("=8", "=99999999999"), "found '99999999999'"),
+    "degree that is none": (
+        more("option.tensor_parallel_degree=all\n"),
+        "option.tensor_parallel_degree: expected a whole number",
+    ),
+    "other case of the properties": (
+        lambda folder: (folder / "serving.properties").rename(
+            folder / "Serving.Properties"
+        ),
+        "Serving.Properties: is not read",
+    ),
+    "asynchronous mode against the option": (
+        both(
+            line("option.rolling_batch=disable\nopt", "option.async_mode=false\nopt"),
+            line("batch_size=8\n", ""),
+            put("config.json", '{"auto_map": {"AutoModelForCausalLM": "x.Y"}}'),
+            put("model.py", "def handle(given):\n    return None\n"),
+        ),
+        "a config.json at the root, whatever option.async_mode=false says,",
+    ),
+    "description that is none": (
+        put("adapter_config.json", "[]"),
+        "ends the server, which reads it whatever the handler does",
+    ),
+    "classes that are no list": (
+        put("config.json", '{"architectures": "GPTNeoXForCausalLM"}'),
+        "the config.json at the root is no JSON object",
+    ),
+    "module that is nowhere": (
+        line("=model.py", "=nosuch.handler"),
+        "nosuch.handler is not in the archive",
+    ),
+    "link": (link("weights", "/models/base"), "is a link to /models/base"),
+    "adapter's settings cut": (
+        cut("adapter/adapter_config.json", 10),
+        "is no JSON",
+    ),
+    "configuration that is a list": (
+        put("base/config.json", "[]"),
+        "holds a list where an object was expected",
+    ),
+    "part of the weights missing": (
+        put("base/model.safetensors.index.json", INDEX),
+        "is named by model.safetensors.index.json",
+    ),
+    "upload cut": (
+        cut("base/model.safetensors", 100),
+        "100 bytes are missing at its end",
+    ),
+    "file that hides a package": (
+        put("transformers.py", "VERSION = 1\n"),
+        "would find the artifact's own transformers",
+    ),
+    "handler without argument": (
+        put("model.py", "def handle():\n    return None\n"),
+        "`handle` takes 0 arguments",
+    ),
+    "warm-up that raises": (
+        put("model.py", "def handle(inputs):\n    raise OSError('weights are gone')\n"),
+        "weights are gone",
+    ),
+}
+WARNED = {
+    "no base": (line("option.base_model=base\n", ""), "is missing beside option.adap"),
+    "key twice": (more("batch_size=4\n"), "is there twice"),
+    "space in an unread value": (
+        more("option.mine=padded \n"),
+        "'padded ' keeps its trailing space",
+    ),
+    "misspelt option": (more("option.predict_timeuot=9\n"), "mean predict_timeout"),
+    "time-out that is none": (
+        more("option.predict_timeout=2m\n"),
+        "the server takes its own limit",
+    ),
+    "letters beyond Latin-1": (
+        more("option.adapter_name=größe\n"),
+        "Java reads the file as Latin-1",
+    ),
+    "import of what is only here": (
+        lambda folder: edit(folder, "model.py", lambda t: t + "\nimport pytest\n"),
+        "imports `pytest`, which the image is not known to have",
+    ),
+    "module of the image": (
+        line("=model.py", "=djl_python.huggingface"),
+        "djl_python.huggingface is a module of the image",
+    ),
+    "prefix too many": (more("option.minWorkers=1\n"), "Write minWorkers, without"),
+    "option.adapters": (more("option.adapters=a\n"), "option.enable_lora=true"),
+    "requirement that is none": (
+        put("requirements.txt", "transformers=4.57.6\n"),
+        "is no requirement",
+    ),
+    "requirements that clash": (
+        put("requirements.txt", "numpy>=2\nNumPy==1.26.4  # old\n"),
+        "cannot both be met",
+    ),
+    "requirement older than the image": (
+        put("requirements.txt", "transformers==4.27.4\npeft\n"),
+        "is older than the image's transformers",
+    ),
+    "wheel that is not packed": (
+        put("requirements.txt", "./mine-1.0-py3-none-any.whl\n"),
+        "whl is not in the archive",
+    ),
+    "loading at import": (
+        lambda folder: edit(
+            folder, "model.py", lambda t: t + "\nmodel = Auto.from_pretrained('x')\n"
+        ),
+        "which happens three times",
+    ),
+    "ending the process": (
+        lambda folder: edit(
+            folder, "model.py", lambda t: t + "\ndef end():\n    os._exit(1)\n"
+        ),
+        "leaves the model FAILED for good",
+    ),
+    "no rotary share for older readers": (
+        lambda folder: edit(
+            folder, "base/config.json", lambda t: t.replace('"rotary_pct"', '"other"')
+        ),
+        "has no rotary_pct",
+    ),
+    "tokenizer of version 5 only": (
+        as_json("adapter/tokenizer_config.json", tokenizer_class="TokenizersBackend"),
+        "a class that transformers 4 does not have",
+    ),
+    "adapter that is no LoRA": (
+        as_json("adapter/adapter_config.json", peft_type="IA3"),
+        "peft_type IA3 is not LORA",
+    ),
+    "pickled weights": (put("adapter/adapter_model.bin", "x"), "run code"),
+    "requirements": (put("requirements.txt", "transformers==4.27.4\n"), "only logged"),
+    "unknown option": (
+        line("engine=Python", "engine=Python\noption.adpater=x"),
+        "nothing here reads",
+    ),
+    "missing prefix": (
+        line("option.base_model=base", "option.base_model=base\nhandler=handle"),
+        "Write option.handler",
+    ),
+    "model_id": (
+        line("engine=Python", "engine=Python\noption.model_id=base"),
+        "asynchronous mode",
+    ),
+    "dot files": (put("._model.py", "x"), "macOS"),
+}
+
+
+def findings_of(table, name, built, folder, load=False):
+    """What `validate` finds in a copy with this mistake, and not in the original."""
+    folder = Path(shutil.copytree(built / "artifact", folder))
+    table[name][0](folder)
+    return artifact.validate(folder, load=load)
+
+
+def test_broken_artifacts_are_all_told_apart(built, tmp_path):
+    """No two mistakes get the same message, and each names its place and remedy."""
+    assert len(BROKEN) >= 25
+    messages: dict[str, str] = {}
+    for table in (BROKEN, WARNED):
+        for number, (name, (_, hint)) in enumerate(table.items()):
+            if name == "warm-up that raises":
+                continue  # found by loading only
+            folder = tmp_path / f"{len(table)}-{number}"
+            report = findings_of(table, name, built, folder)
+            shutil.rmtree(folder)
+            (found, *_) = [f for f in report.findings if hint in str(f)] or [None]
+            assert found, f"{name}: {report}"
+            assert found.where and found.what and found.remedy
+            assert report.ok is (table is WARNED), f"{name}: {report}"
+            messages[name] = str(found)
+    texts = list(messages.values())
+    assert len(set(texts)) == len(texts), [t for t in texts if texts.count(t) > 1]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_artifact_is_found(built, tmp_path, name):
+    load = name == "warm-up that raises"
+    report = findings_of(BROKEN, name, built, tmp_path / "artifact", load)
+    assert not report.ok
+    assert any(BROKEN[name][1] in str(finding) for finding in report.errors), report
+    assert all(finding.remedy for finding in report.findings)
+    with pytest.raises(artifact.ArtifactError):
+        report.require_ok()
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_doubtful_artifact_is_warned_of(built, tmp_path, name):
+    report = findings_of(WARNED, name, built, tmp_path / "artifact")
+    assert report.ok
+    assert any(WARNED[name][1] in str(finding) for finding in report.findings), report
+    assert "| warning |" in report._repr_markdown_()
+
+
+def add_member(tar, name, **attributes):
+    member = tarfile.TarInfo(name)
+    data = b"x"
+    member.size = len(data)
+    for key, value in attributes.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(data if member.isreg() else b""))
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "hint"),
+    [
+        ("../evil.py", {}, "leaves the archive"),
+        ("/etc/evil.py", {}, "leaves the archive"),
+        (
+            "link",
+            {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0},
+            "link",
+        ),
+        ("hard", {"type": tarfile.LNKTYPE, "linkname": "model.py", "size": 0}, "link"),
+        ("pipe", {"type": tarfile.FIFOTYPE, "size": 0}, "neither file nor folder"),
+    ],
+)
+def test_members_that_leave_the_archive(built, tmp_path, name, attributes, hint):
+    archive = tmp_path / "model.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(built / "artifact", arcname=".")
+        add_member(tar, name, **attributes)
+    report = artifact.validate(archive, load=False)
+    assert hint in str(report) and not report.ok
+
+
+def plain_tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        add_member(tar, "model.py")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"", "the file is empty"),
+        (b"no archive", "is no gzipped tar ("),
+        (b"\x1f\x8b\x08cut", "cut off or damaged"),
+        (b"PK\x03\x04zipped", "is a zip archive"),
+        (plain_tar(), "is a tar that is not gzipped"),
+    ],
+)
+def test_what_is_no_archive(tmp_path, content, hint):
+    path = tmp_path / "model.tar.gz"
+    path.write_bytes(content)
+    report = artifact.validate(path)
+    assert hint in str(report) and not report.ok
+
+
+def test_file_over_the_limit_and_file_packed_twice(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact_checks, "FILE_LIMIT", 30_000)
+    path = Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))
+    (path / "notes.txt").write_bytes(bytes(40_000))
+    assert "notes.txt: has 0.0 GiB" in str(artifact.validate(path, load=False))
+    archive = tmp_path / "model.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(path, arcname=".")
+        add_member(tar, "./model.py")
+    report = str(artifact.validate(archive, load=False))
+    assert "notes.txt: has 0.0 GiB" in report
+    assert "model.py: is in the archive twice" in report
+
+
+def test_adapter_on_the_wrong_base_would_not_load_either(built, copied):
+    """The check by shapes agrees with what happens when it is loaded."""
+    other_base(copied)
+    report = artifact.Report("copy")
+    artifact_checks._try_to_load(copied, copied.parent / "trial", report)
+    assert "size mismatch" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("text", "ok"),
+    [("engine=Python\n", True), ("batch_size=4\n", False), (r"a=\uzz", False)],
+)
+def test_misnamed_properties_are_a_loss_or_not(tmp_path, text, ok):
+    put("model.py", "def handle(inputs):\n    return None\n")(tmp_path)
+    put("serving.propertys", text)(tmp_path)
+    report = artifact.validate(tmp_path, load=False)
+    assert report.ok is ok
+    assert "serving.propertys: is not read" in str(report)
+
+
+def test_entry_point_by_its_module_name(copied):
+    line("=model.py", "=model")(copied)
+    assert artifact.validate(copied).findings == []
+    put("model.py", "def handle():\n    return None\n")(copied)
+    assert "takes 0 arguments" in str(artifact.validate(copied))
+
+
+def test_what_only_the_image_can_load_is_not_tried(copied, monkeypatch):
+    line("=model.py", "=djl_python.huggingface")(copied)
+    monkeypatch.setattr(artifact_checks, "_try_to_load", pytest.fail)
+    assert artifact.validate(copied).ok
+
+
+def test_pip_is_asked_on_demand_only(copied, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    put("requirements.txt", "pip>=20\n")(copied)
+    report = artifact.validate(copied, load=False, resolve=True)
+    assert report.ok and "cannot meet" not in str(report)
+    put("requirements.txt", "nosuchpackage==1.0\n")(copied)
+    assert "cannot meet" not in str(artifact.validate(copied, load=False))
+    report = artifact.validate(copied, load=False, resolve=True)
+    assert report.ok
+    assert "nosuchpackage==1.0" in str(report) and "cannot meet it" in str(report)
