@@ -6,6 +6,7 @@ them; it takes a small model for that, whatever model the course is run with.
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 import time
@@ -446,16 +447,26 @@ def sweep(
 
 
 def in_turn(things: Sequence[Any]) -> Iterable[Any]:
-    """Go through things under the Trainer's own progress bar, if in a notebook."""
+    """Go through things under the Trainer's own progress bar, if in a notebook.
+
+    Every Trainer collects garbage when it starts. What is in memory now is left out of
+    that until the end: looking it all through takes long beside so short a run.
+    """
     from transformers.utils.import_utils import is_in_notebook
 
-    if not is_in_notebook():
-        yield from things
-        return
-    from transformers.utils.notebook import NotebookProgressBar
+    bar = None
+    if is_in_notebook():
+        from transformers.utils.notebook import NotebookProgressBar
 
-    bar = NotebookProgressBar(len(things))
-    for number, thing in enumerate(things):
-        bar.update(number, force_update=True)
-        yield thing
-    bar.update(len(things), force_update=True)
+        bar = NotebookProgressBar(len(things))
+    gc.collect()
+    gc.freeze()
+    try:
+        for number, thing in enumerate(things):
+            if bar is not None:
+                bar.update(number, force_update=True)
+            yield thing
+    finally:
+        gc.unfreeze()
+    if bar is not None:
+        bar.update(len(things), force_update=True)

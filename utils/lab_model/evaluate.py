@@ -472,13 +472,12 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     from utils.faqs import load_faqs, split
     from utils.helpers import DataCollatorForCompletionOnlyLM
     from utils.models import this_machine
-    from utils.training import choose_attention, lora_config, training_arguments
+    from utils.training import add_lora, choose_attention, training_arguments
 
     set_seed()
     tokenizer = load_tokenizer(settings)
     attention = choose_attention(settings, this_machine())
     base = load_model(settings, attn_implementation=attention)
-    from peft import get_peft_model  # after load_model, which quietens what it loads
 
     datasets.disable_progress_bars()
     rows = split(load_faqs(FAQS_FILE))["train"].map(add_text)
@@ -491,7 +490,7 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
             settings, folder, eval_strategy="no", disable_tqdm=True
         )
         trainer = Trainer(
-            model=get_peft_model(base, lora_config(settings)),
+            model=add_lora(base, settings),
             args=arguments,
             train_dataset=rows,
             data_collator=DataCollatorForCompletionOnlyLM(
