@@ -5,7 +5,8 @@ question has some other question's answer. And what the lessons claim of learnin
 claimed where nothing was learned.
 """
 
-import ast
+import asyncio
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -16,10 +17,10 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
-from lessons import run_lessons
+from lessons import claims_of, run_lessons
 from peft import PeftModel
-from test_claims import FEW, claims_made
 
+from utils import run
 from utils.course import SHIPPED_DATA
 from utils.evaluation import paired_difference, proportion
 from utils.facts import is_right
@@ -216,23 +217,23 @@ FEW_ROWS = {"train": 32, "replay": 24, "validation": 14}
 FEW_QUESTIONS = 12
 
 
-def claims_of(name: str, folder: Path, before: str, few: int | None) -> dict[str, bool]:
+def claims_made(name: str, folder: Path, before: str = "") -> dict[str, bool]:
     """What a lesson claims in a folder with what the lessons before it wrote.
 
     Args:
         name: of the notebook.
         folder: `build` in it is the build folder.
         before: code that runs first.
-        few: see `test_claims.claims_made`.
     """
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", nbformat.NO_CONVERT)
     if before:
         cell = nbformat.v4.new_code_cell(before, id="spoil-training")
         notebook.cells.insert(0, cell)
-    (folder / "spoiled").mkdir(exist_ok=True)
-    path = folder / "spoiled" / f"{name}.ipynb"
+    path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
-    return claims_made(path, Path("lab"), folder, few)
+    environ = {**os.environ, "COURSE_BUILD": str(folder / "build")}
+    nbformat.write(asyncio.run(run.execute(path, environ)), path)
+    return claims_of(path)
 
 
 def exempt_claims(name: str) -> set[str]:
@@ -241,17 +242,8 @@ def exempt_claims(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", NEED_NO_LEARNING)
 def test_the_lists_of_exempt_claims_are_up_to_date(name: str) -> None:
-    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", nbformat.NO_CONVERT)
-    made = {
-        call.args[0].value
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for call in ast.walk(ast.parse(cell.source))
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "claim"
-    }
-    assert exempt_claims(name) <= made, "no longer claimed: take it off the list"
+    made = claims_of(NOTEBOOKS / f"{name}.ipynb")
+    assert exempt_claims(name) <= made.keys(), "no longer claimed: take it off the list"
 
 
 @pytest.fixture
@@ -259,7 +251,7 @@ def untaught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose `build` has a short data set and an adapter of random weights."""
     # Data by another path: a claim that fails must say so, not stop the lesson.
     monkeypatch.setenv("COURSE_DATA", str(shutil.copy(SHIPPED_DATA, tmp_path)))
-    held = claims_of("03_dataset_templating", tmp_path, "", None)
+    held = claims_made("03_dataset_templating", tmp_path)
     assert set(held) == exempt_claims("03_dataset_templating")
     shorten(tmp_path / "build" / "dataset")
     write_random_adapter(tmp_path / "build" / "adapter")
@@ -273,7 +265,7 @@ def untaught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_with_an_adapter_of_random_weights_every_claim_about_learning_fails(
     name: str, untaught: Path
 ) -> None:
-    held = claims_of(name, untaught, RANDOM_WEIGHTS, FEW)
+    held = claims_made(name, untaught, RANDOM_WEIGHTS)
     unearned = {sentence for sentence, holds in held.items() if holds}
     assert unearned <= set(NEED_NO_LEARNING[name]), "claimed of random weights as well"
     assert exempt_claims(name) < set(held), "nothing is claimed of facts"
@@ -305,6 +297,6 @@ def test_with_shuffled_answers_every_claim_about_facts_fails(
 ) -> None:
     monkeypatch.setenv("COURSE_DATA", str(shuffle_answers(tmp_path / "faqs.csv")))
     for name in NEED_NO_LEARNING:
-        held = claims_of(name, tmp_path, "", None)
+        held = claims_made(name, tmp_path)
         unearned = {sentence for sentence, holds in held.items() if holds}
         assert unearned <= exempt_claims(name), f"{name} claims it of shuffled answers"
