@@ -22,8 +22,9 @@ UNFINISHED := $(VENV)/unfinished
 run: $(INSTALLED)
 	@$(BIN)/python -m utils.run
 
+# Two test files at a time, each with one thread.
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "slow or not slow"

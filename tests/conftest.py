@@ -35,6 +35,9 @@ os.environ |= {
     "HTTPS_PROXY": NOWHERE,
     "NO_PROXY": "127.0.0.1,localhost",
 }
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests side by side have a core each.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 # A shell that starts the tests in the background lets them ignore interrupts, and the
 # programs that they start would inherit that.

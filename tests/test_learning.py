@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
-from lessons import claims_of, run_lessons
+from lessons import claims_of
 from peft import PeftModel
 
 from utils import run
@@ -41,16 +41,24 @@ def shuffle_answers(file: Path) -> Path:
     return file
 
 
+def saved_adapter(folder: Path) -> Path:
+    """Run lessons 03 and 04 until the adapter is saved; returns the build folder."""
+    claims_made("03_dataset_templating", folder)
+    claims_made("04_lora_training", folder, until="save")
+    return folder / "build"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_lessons(tmp_path_factory.mktemp("trained") / "build", "03", "04")
+    return saved_adapter(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
 def shuffled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shuffled")
-    data = str(shuffle_answers(folder / "faqs.csv"))
-    return run_lessons(folder / "build", "03", "04", COURSE_DATA=data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_DATA", str(shuffle_answers(folder / "faqs.csv")))
+        return saved_adapter(folder)
 
 
 Score = Callable[[Path | None, str], list[bool]]
@@ -217,15 +225,21 @@ FEW_ROWS = {"train": 32, "replay": 24, "validation": 14}
 FEW_QUESTIONS = 12
 
 
-def claims_made(name: str, folder: Path, before: str = "") -> dict[str, bool]:
+def claims_made(
+    name: str, folder: Path, before: str = "", until: str | None = None
+) -> dict[str, bool]:
     """What a lesson claims in a folder with what the lessons before it wrote.
 
     Args:
         name: of the notebook.
         folder: `build` in it is the build folder.
         before: code that runs first.
+        until: the last cell to run; by default that of the notebook.
     """
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", nbformat.NO_CONVERT)
+    if until:
+        ids = [cell.id for cell in notebook.cells]
+        del notebook.cells[ids.index(until) + 1 :]
     if before:
         cell = nbformat.v4.new_code_cell(before, id="spoil-training")
         notebook.cells.insert(0, cell)

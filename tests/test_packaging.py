@@ -104,7 +104,7 @@ def test_every_import_is_declared() -> None:
 
 def test_nothing_is_declared_for_nobody() -> None:
     used = set().union(*(imported(code_of(path)) for path in SOURCES))
-    commands = (ROOT / "Makefile").read_text() + "pytest nbval"
+    commands = (ROOT / "Makefile").read_text() + "pytest pytest-xdist nbval"
     providers = metadata.packages_distributions()
     packages = {normalised(p) for name in used for p in providers.get(name, [])}
     # Used by others: peft and transformers load them, sagemaker asks for any s3fs,
@@ -254,7 +254,7 @@ def test_make_starts_afresh_after_an_unfinished_installation(checkout: Path) -> 
 
 def test_make_targets(checkout: Path) -> None:
     make(checkout, "run")
-    assert make(checkout, "test")[1] == ["-m pytest"]
+    assert make(checkout, "test")[1] == ["-m pytest -n 2 --dist loadfile"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
     assert make(checkout, "lab")[1] == ["-m jupyterlab --notebook-dir=notebooks"]
     assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
