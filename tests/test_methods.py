@@ -7,7 +7,7 @@ from tiny_models import tiny_gpt_neox, tiny_tokenizer
 
 from utils import methods
 from utils.helpers import add_text
-from utils.lab_model.tasks import few_shot_tasks
+from utils.lab_model.tasks import problems
 from utils.methods import (
     METHODS,
     Bottleneck,
@@ -51,7 +51,7 @@ def study(tmp_path_factory):
         held_out=rows[:2],
         replay=tiny_rows("replay rehearsal"),
         questions=questions,
-        skill=few_shot_tasks(1, 1),
+        skill=problems("1 steps", 1),
     )
 
 

@@ -44,12 +44,13 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedModel, Trainer
 
-    from utils.lab_model.tasks import Task
+    from utils.lab_model.tasks import Problem
 
 VIRTUAL_TOKENS = 20
 BOTTLENECK = 64
 SMALL = 20_000_000  # parameters: a larger model would take hours for all the runs
 STUDY_BATCH = 8
+RESULT_TOKENS = 8  # a number and its full stop, with room
 ADAM_BYTES = 8  # two averages in 32 bits for each trained number
 
 
@@ -184,7 +185,7 @@ class Study:
         train, held_out: rows with `input_ids`, `attention_mask` and `labels`.
         replay: such rows of earlier skills.
         questions: rows with `prompt` and what `evaluation.judge` needs.
-        skill: tasks that the lab model could do before (three examples, one word).
+        skill: problems in one step, which the lab model could solve before.
     """
 
     settings: ModelSettings
@@ -193,7 +194,7 @@ class Study:
     held_out: list[dict[str, list[int]]]
     replay: list[dict[str, list[int]]]
     questions: list[dict[str, Any]]
-    skill: list[Task]
+    skill: list[Problem]
 
 
 def make_study(
@@ -211,12 +212,12 @@ def make_study(
             `replay` for the methods that replay.
         n_parameters: of the model at hand.
         n_rows: how many rows to train on, at most.
-        n_questions: how many questions at most, and tasks of the earlier skill.
+        n_questions: how many questions at most, and problems of the earlier skill.
 
     Raises:
         TrainingError: if all rows are too long for the model.
     """
-    from utils.lab_model.tasks import few_shot_tasks
+    from utils.lab_model.tasks import problems
 
     settings = settings if n_parameters <= SMALL else MODELS["lab"]
     settings = replace(settings, epochs=1, batch_size=STUDY_BATCH)
@@ -243,7 +244,7 @@ def make_study(
         held_out=encoded("validation"),
         replay=encoded("replay") if "replay" in dataset else [],
         questions=_spread(dataset[part].to_list(), n_questions),
-        skill=few_shot_tasks(n_examples=3, n_prompts=n_questions),
+        skill=problems("1 steps", n_questions),
     )
 
 
@@ -312,17 +313,18 @@ def fine_tune(
 
 def measure(model: nn.Module, study: Study) -> dict[str, float]:
     """Held-out loss (nats a token), and the shares of right answers to the study's
-    questions and of its earlier skill's tasks that are solved."""
-    from utils.lab_model.tasks import first_line
+    questions and of its earlier skill's problems that are solved."""
+    from utils.lab_model.tasks import final_answer
 
     prompts = [row["prompt"] for row in study.questions]
     budget = study.settings.max_new_tokens
     answers = generate(model, study.tokenizer, prompts, budget)
     right = judge(answers, study.questions)
-    words = generate(model, study.tokenizer, [task.prompt for task in study.skill], 10)
+    asked = [problem.prompt(worked=False) for problem in study.skill]
+    results = generate(model, study.tokenizer, asked, RESULT_TOKENS)
     kept = [
-        first_line(word) == task.answer
-        for word, task in zip(words, study.skill, strict=True)
+        final_answer(result) == problem.result
+        for result, problem in zip(results, study.skill, strict=True)
     ]
     return {
         "loss": loss_on(model, study, study.held_out),
