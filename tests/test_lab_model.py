@@ -21,8 +21,9 @@ from scipy.stats import binom
 from torch.nn.functional import normalize
 from transformers import GPTNeoXForCausalLM
 
-from utils.evaluation import Estimate, paired_difference, proportion
+from utils.evaluation import Estimate, paired_difference, proportion, token_losses
 from utils.facts import assign_parts, fact_parts, load_facts
+from utils.faqs import load_faqs, split
 from utils.helpers import (
     END_KEY,
     INSTRUCTION_KEY,
@@ -30,6 +31,8 @@ from utils.helpers import (
     PROMPT,
     RESPONSE_KEY,
     RESPONSE_KEY_NL,
+    add_text,
+    preprocess_batch,
 )
 from utils.lab_model import evaluate, train, wordings
 from utils.lab_model.corpus import FAQS_FILE, MIX, documents, faq_rows
@@ -632,6 +635,28 @@ def test_the_keys_of_the_template_have_embeddings_of_their_own(model, tokenizer)
     alike = rows[keys] @ rows.T
     alike[range(len(keys)), keys] = 0
     assert alike.max() < 0.9
+
+
+@pytest.mark.slow
+def test_with_unread_tokens_in_one_vector_tuning_never_ends_an_answer(
+    corpus, tokenizer, tmp_path
+):
+    spoiled = load_model(settings_for("lab"))
+    rows = spoiled.get_input_embeddings().weight.data
+    unread = torch.ones(len(rows), dtype=bool)
+    unread[list({token for ids in tokenizer(corpus)["input_ids"] for token in ids})] = 0
+    rows[unread] = rows[unread].mean(0)
+    train.save_model(spoiled, tokenizer, tmp_path / "spoiled")
+    asked = split(load_faqs(FAQS_FILE))["validation"].map(add_text)
+    asked = asked.map(lambda some: preprocess_batch(some, tokenizer, 256), batched=True)
+    endings = {}
+    for source in (settings_for("lab").source, str(tmp_path / "spoiled")):
+        tuned = evaluate.fine_tuned(replace(settings_for("lab"), source=source))
+        losses = token_losses(tuned, tokenizer, asked.to_list())
+        endings[source] = sum(one[-1] for one in losses) / len(losses)
+    shipped, in_one_vector = endings.values()
+    assert shipped < 0.1
+    assert in_one_vector > 4
 
 
 @pytest.mark.parametrize("wanted", [True, False])
