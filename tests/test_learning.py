@@ -188,12 +188,12 @@ LEARNED_WITHOUT_FACTS: dict[str, list[str]] = {
     "04_lora_training": [
         "training more than halved the held-out loss",
         "prompts and prefixes hardly get going in so few steps",
-        "LoRA learns as much as all weights",
+        "LoRA learns as much as all weights, and halves the loss at the least",
         "with replay it pays less",
         "spread over all layers, the same number learns more, with every seed",
         "the learning rate matters more than the rank",
         "in one epoch, small batches get further",
-        "either way, seen rows are known better than unseen ones",
+        "either way, seen rows have less than half the loss",
     ],
     "05_evaluation": [
         "tuning lowers the held-out loss on every part",

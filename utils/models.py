@@ -99,7 +99,7 @@ MODELS = {
         target_modules=GPT_NEOX_LINEAR_LAYERS,
         lora_dropout=0.0,
         learning_rate=5e-3,
-        epochs=5,
+        epochs=6,
         batch_size=16,
     ),
     "small": ModelSettings(
