@@ -4,27 +4,31 @@ import re
 import pandas
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from tiny_models import tiny_tokenizer
 
 from utils import display, helpers
 from utils.display import (
     in_md,
     plot_bars,
+    plot_chances,
     plot_confusion,
     plot_curves,
     plot_differences,
     plot_lengths,
     plot_losses,
+    plot_perplexities,
     plot_proportions,
     plot_questions_needed,
     plot_runs,
     plot_shares,
     plot_timings,
+    plot_words,
     show_losses,
     show_source,
     show_tokens,
 )
-from utils.evaluation import paired_difference, proportion
+from utils.evaluation import Estimate, paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 from utils.serving import Timing
 
@@ -112,6 +116,74 @@ def test_padding_is_shown_as_such_and_outputs_repeat(row):
 def test_ids_and_labels_of_different_rows_are_an_error(row):
     with pytest.raises(ValueError, match="3 ids, .* different rows"):
         show_tokens([1, 2, 3], row["labels"], tiny_tokenizer())
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be displayed."""
+    figures = []
+    monkeypatch.setattr(display, "_show", lambda figure, _: figures.append(figure))
+    return figures
+
+
+def test_chances_are_plotted(shown):
+    plot_chances({"as it is": {"' the'": 0.5, "' a'": 0.3, "the rest": 0.2}})
+    assert is_png(shown[0])
+
+
+def test_chances_are_coloured_and_their_names_shown_once(drawn):
+    bars = {"' the'": 0.5, "' a'": 0.3, "the rest": 0.2}
+    plot_chances({"one": bars, "two": bars}, marked=["' a'", "' an'"])
+    colours = [[bar.get_facecolor() for bar in axes.patches] for axes in drawn[0].axes]
+    hues = {
+        name: to_rgba(getattr(display, name)) for name in ("BLUE", "ORANGE", "GREY")
+    }
+    assert colours[0] == [hues["BLUE"], hues["ORANGE"], hues["GREY"]]
+    assert colours[1] == [hues["BLUE"], hues["BLUE"], hues["GREY"]]
+    drawn[0].canvas.draw()
+    labelled = [axes.yaxis.get_tick_params()["labelleft"] for axes in drawn[0].axes]
+    assert labelled == [True, False]
+
+
+def test_chances_need_bars_and_a_mark_for_each_panel():
+    with pytest.raises(ValueError, match="no probabilities"):
+        plot_chances({"as it is": {}})
+    with pytest.raises(ValueError, match="2 marked bars for 1 panels"):
+        plot_chances({"as it is": {"a": 1.0}}, marked=["a", "b"])
+
+
+def test_perplexities_are_plotted_with_their_intervals(drawn):
+    panels = {
+        "read": {"counts": Estimate(20, 15, 30, 9), "model": Estimate(3, 2, 4, 9)}
+    }
+    plot_perplexities(panels, vocabulary=1000)
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "read (n = 9)"
+    assert [bar.get_height() for bar in axes.patches] == [20, 3]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["counts\n20\n15 to 30", "model\n3\n2 to 4"]
+
+
+def test_no_perplexities_are_an_error():
+    with pytest.raises(ValueError, match="no perplexities"):
+        plot_perplexities({}, vocabulary=1000)
+
+
+def test_words_are_named_where_there_is_room(drawn):
+    points = [[0, 0], [0.001, 0], [1, 1]]
+    plot_words(
+        {"here": points}, ["cow", "dog", "Spain"], ["animals"] * 2 + ["countries"]
+    )
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == [" Spain", " dog"]
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 1]
+
+
+def test_words_without_a_group_or_a_point_are_an_error():
+    with pytest.raises(ValueError, match="2 words and 1 groups"):
+        plot_words({"here": [[0, 0], [1, 1]]}, ["cow", "dog"], ["animals"])
+    with pytest.raises(ValueError, match=r"shape \(1, 2\), for 2 words"):
+        plot_words({"here": [[0, 0]]}, ["cow", "dog"], ["animals", "animals"])
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])

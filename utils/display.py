@@ -119,6 +119,122 @@ def _visible(token: str) -> str:
     return html.escape(token).replace("\n", "⏎<br>") or "∅"
 
 
+# 01_language_models
+
+
+def plot_chances(
+    panels: Mapping[str, Mapping[str, float]], marked: Sequence[str] = ()
+) -> None:
+    """Probabilities of tokens as bars, one panel beside the other.
+
+    Args:
+        panels: title → name of a bar → probability. A bar `the rest` is grey.
+        marked: for each panel, the name of the bar that is orange, if it has one.
+
+    Raises:
+        ValueError: if there is nothing to plot, or not one mark for each panel.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("There are no probabilities to plot.")
+    marked = list(marked) or [""] * len(panels)
+    if len(marked) != len(panels):
+        raise ValueError(f"{len(marked)} marked bars for {len(panels)} panels.")
+    figure, _ = _figure(columns=len(panels))
+    most = max(max(chances.values()) for chances in panels.values())
+    longest = max(map(len, panels.values()))
+    figure.set_size_inches(min(10, 2.5 + 2 * len(panels)), 1.3 + 0.2 * longest)
+    shared = len({tuple(chances) for chances in panels.values()}) == 1
+    for number, (axes, title) in enumerate(zip(figure.axes, panels, strict=True)):
+        chances = panels[title]
+        colours = [
+            GREY if name == "the rest" else ORANGE if name == marked[number] else BLUE
+            for name in chances
+        ]
+        axes.barh(list(chances), list(chances.values()), color=colours)
+        axes.set(title=title, xlim=(0, min(1.05, 1.1 * most)), xlabel="probability")
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", alpha=0.25)
+        axes.tick_params(labelleft=not shared or number == 0)
+    _show(figure, f"Probabilities of the next token, in panels: {', '.join(panels)}")
+
+
+def plot_perplexities(
+    panels: Mapping[str, Mapping[str, Estimate]], vocabulary: int
+) -> None:
+    """Perplexities as bars on a logarithmic axis, the last one in orange.
+
+    Below each bar stand its value and its 95% interval.
+
+    Args:
+        panels: title → what was scored → perplexity with its interval.
+        vocabulary: its size, the perplexity of a model that knows nothing.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("There are no perplexities to plot.")
+    figure, _ = _figure(columns=len(panels))
+    figure.set_size_inches(4.5 * len(panels), 3.4)
+    for axes, (title, found) in zip(figure.axes, panels.items(), strict=True):
+        for place, (name, score) in enumerate(found.items()):
+            name += f"\n{score.value:.3g}\n{score.low:.3g} to {score.high:.3g}"
+            last = place + 1 == len(found)
+            axes.bar(name, score.value, color=ORANGE if last else BLUE)
+            axes.vlines(place, score.low, score.high, color="black")
+        axes.axhline(vocabulary, color=GREY, linestyle="--", label="knows nothing")
+        axes.set(yscale="log", ylim=(1, 1.5 * vocabulary))
+        axes.set_title(f"{title} (n = {score.n})")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))
+    figure.axes[0].set_ylabel("perplexity of a token")
+    names = ", ".join(
+        dict.fromkeys(name for found in panels.values() for name in found)
+    )
+    _show(figure, f"Perplexity on {' and '.join(panels)}, with intervals, for: {names}")
+
+
+def plot_words(
+    panels: Mapping[str, Any], words: Sequence[str], groups: Sequence[str]
+) -> None:
+    """Words as points of a plane, coloured by group, named where there is room.
+
+    Args:
+        panels: title → points, of shape (words, 2).
+        words: their names.
+        groups: the group of each word.
+
+    Raises:
+        ValueError: if there is not one point and one group for each word.
+    """
+    import numpy as np
+
+    if not panels or not len(words) == len(groups) > 0:
+        raise ValueError(f"{len(words)} words and {len(groups)} groups: one for each.")
+    kinds = list(dict.fromkeys(groups))
+    colours = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(kinds)}
+    figure, _ = _figure(columns=len(panels))
+    figure.set_size_inches(5 * len(panels), 4.4)
+    for axes, (title, points) in zip(figure.axes, panels.items(), strict=True):
+        points = np.asarray(points)
+        if points.shape != (len(words), 2):
+            raise ValueError(
+                f"{title!r} has points of shape {points.shape}, for {len(words)} words "
+                f"expected ({len(words)}, 2)."
+            )
+        for kind in kinds:
+            members = [n for n, group in enumerate(groups) if group == kind]
+            axes.plot(*points[members].T, ".", color=colours[kind], label=kind)
+        span, named = np.ptp(points, axis=0), []
+        for n in points[:, 0].argsort()[::-1]:
+            apart = [abs(points[n] - other) / span for other in named]
+            if all(across > 0.2 or up > 0.05 for across, up in apart):
+                named.append(points[n])
+                colour = colours[groups[n]]
+                axes.annotate(f" {words[n]}", points[n], fontsize=8, color=colour)
+        axes.set(title=title, xticks=[], yticks=[], xmargin=0.15)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(kinds), frameon=False)
+    _show(figure, f"{', '.join(kinds)} as points, in panels: {', '.join(panels)}")
+
+
 def plot_losses(
     history: Sequence[Mapping[str, float]], logarithmic: bool = False
 ) -> None:
