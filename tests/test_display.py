@@ -27,6 +27,7 @@ from utils.display import (
     show_losses,
     show_source,
     show_tokens,
+    with_interval,
 )
 from utils.evaluation import Estimate, paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
@@ -270,6 +271,11 @@ def test_bars_show_the_interval_of_an_estimate(shown, monkeypatch):
     assert re.fullmatch(r"36\n3\d to [34]\d", drawn[0])
     assert drawn[1] == "50"
     assert is_png(shown[0])
+
+
+def test_an_interval_is_text_and_a_difference_has_a_sign():
+    assert with_interval(proportion([True] * 8 + [False] * 2)) == "80% (49% to 94%)"
+    assert with_interval(paired_difference([1, 1], [0, 0])) == "+100% (+100% to +100%)"
 
 
 def test_bars_of_different_groups_are_an_error():

@@ -16,7 +16,9 @@ from utils.evaluation import (
     held_out_loss,
     judge,
     paired_difference,
+    paired_differences,
     proportion,
+    proportions,
     questions_needed,
     text_scores,
     token_f1,
@@ -72,6 +74,31 @@ def test_paired_difference_uses_the_pairing():
 def test_equal_answers_differ_by_exactly_nothing():
     same = paired_difference([True, False, True], [True, False, True])
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_several_series_are_counted_by_name():
+    hits = {0: [True, False], "worked": [True, True]}
+    assert proportions(hits) == {n: proportion(series) for n, series in hits.items()}
+
+
+def test_several_series_are_compared_name_by_name_or_with_one_of_them():
+    worked = {1: [True, True], 2: [True, False]}
+    at_once = {1: [True, False], 2: [False, False], 3: [True, True]}
+    assert paired_differences(worked, at_once) == {
+        1: paired_difference(worked[1], at_once[1]),
+        2: paired_difference(worked[2], at_once[2]),
+    }
+    assert paired_differences(at_once, 2) == {
+        1: paired_difference(at_once[1], at_once[2]),
+        3: paired_difference(at_once[3], at_once[2]),
+    }
+
+
+def test_a_series_without_its_baseline_is_an_error():
+    with pytest.raises(ValueError, match=r"no scores for \[2\]"):
+        paired_differences({1: [True], 2: [True]}, {1: [True]})
+    with pytest.raises(ValueError, match="no series 'greedy' .*'beams'"):
+        paired_differences({"beams": [True]}, "greedy")
 
 
 @pytest.mark.parametrize(("hits", "baseline"), [([True], [True, False]), ([], [])])

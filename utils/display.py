@@ -449,6 +449,17 @@ def _write_below(
     )
 
 
+def with_interval(estimate: Estimate) -> str:
+    """A share with its 95% interval as text; a difference of shares with its sign."""
+    from utils.evaluation import Difference
+
+    sign = "+" if isinstance(estimate, Difference) else ""
+    value, low, high = (
+        f"{bound:{sign}.0%}" for bound in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low} to {high})"
+
+
 def plot_bars(
     bars: Mapping[str, Mapping[Any, float | Estimate]], x: str, y: str
 ) -> None:

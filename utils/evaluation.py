@@ -101,6 +101,43 @@ def paired_difference(
     return Difference(mean, float(interval.low), float(interval.high), len(deltas))
 
 
+def proportions(hits: Mapping[Any, Sequence[bool]]) -> dict[Any, Proportion]:
+    """`proportion` of several series of hits at once, by their names."""
+    return {name: proportion(series) for name, series in hits.items()}
+
+
+def paired_differences(
+    scores: Mapping[Any, Sequence[float]], baseline: Mapping[Any, Sequence[float]] | Any
+) -> dict[Any, Difference]:
+    """`paired_difference` of several series at once, by their names.
+
+    Args:
+        scores: name → one number a question.
+        baseline: name → as many numbers, to compare name by name; or the name of one
+            of the series, to compare every other one with it.
+
+    Raises:
+        ValueError: if a series lacks its baseline, naming it.
+    """
+    if isinstance(baseline, Mapping):
+        if missing := [name for name in scores if name not in baseline]:
+            raise ValueError(f"The baseline has no scores for {missing}.")
+        return {
+            name: paired_difference(series, baseline[name])
+            for name, series in scores.items()
+        }
+    if baseline not in scores:
+        raise ValueError(
+            f"There is no series {baseline!r} to compare with: name one of "
+            f"{list(scores)}."
+        )
+    return {
+        name: paired_difference(series, scores[baseline])
+        for name, series in scores.items()
+        if name != baseline
+    }
+
+
 def questions_needed(
     spread: float, difference: float, power: float = 0.8, level: float = CONFIDENCE
 ) -> int:
