@@ -153,7 +153,7 @@ NEED_NO_LEARNING: dict[str, list[str]] = {
         "merged, too",
         "with B = 0 no logit has changed",
         "rank 64 on all linear layers trains exactly as many parameters",
-        "and it does not turn up again by more than 2%",
+        "and it does not turn up again by more than 2% of what it was at first",
         "it was stopped before its last epoch",
         "the epoch with the lowest held-out loss was kept",
         "not by a single bit",

@@ -1,4 +1,4 @@
-"""Ways to fine-tune, side by side: the same base, rows, steps and questions for each.
+"""Ways to fine-tune, side by side: the same base, rows, epochs and questions for each.
 
 `METHODS` holds how each prepares a base for training. `compare` trains and measures
 them; it takes a small model for that, whatever model the course is run with.
