@@ -1,3 +1,4 @@
+import gc
 from dataclasses import replace
 
 import pytest
@@ -177,3 +178,30 @@ def test_a_study_takes_rows_from_all_over_the_data_set():
 def test_rows_that_are_all_too_long_are_an_error():
     with pytest.raises(TrainingError, match="All rows of train are longer than the"):
         make_study(MODELS["lab"], dataset_of(["long " * 900]), 1_000)
+
+
+def test_kept_are_the_problems_that_are_still_solved(study, monkeypatch):
+    asked = replace(study, skill=problems("1 steps", 4))
+    right = [f" {problem.result}." for problem in asked.skill]
+    said = iter([["It."], [right[0], right[1], " 0.5.", "no number"]])
+    monkeypatch.setattr(methods, "generate", lambda *_: next(said))
+    monkeypatch.setattr(methods, "loss_on", lambda *_: 0.0)
+    assert methods.measure(torch.nn.Identity(), asked)["kept"] == 0.5
+
+
+def test_a_comparison_leaves_nothing_out_of_later_garbage_collections():
+    assert list(methods.in_turn("ab")) == ["a", "b"]
+    with pytest.raises(ZeroDivisionError):
+        for _ in methods.in_turn([0]):
+            raise ZeroDivisionError
+    gc.collect()
+    assert gc.get_freeze_count() == 0
+
+
+def test_full_fine_tuning_takes_a_tenth_of_loras_learning_rate(study, tmp_path):
+    rates = {
+        name: make_trainer(METHODS[name], study, str(tmp_path), seed=0)
+        for name in ("full", "LoRA")
+    }
+    rates = {name: trainer.args.learning_rate for name, trainer in rates.items()}
+    assert rates["full"] == pytest.approx(rates["LoRA"] / 10)

@@ -50,3 +50,8 @@ def test_nearly_every_question_finds_its_page_read_or_not():
 def test_there_must_be_something_to_search(documents):
     with pytest.raises(ValueError, match="no text to search"):
         Retriever(documents)
+
+
+def test_words_such_as_how_and_who_count():
+    retriever = Retriever(["how it works", "who it serves"])
+    assert retriever.best(["Who?", "How?"]) == ["who it serves", "how it works"]

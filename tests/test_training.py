@@ -95,6 +95,7 @@ def test_arithmetic_follows_the_machine(
 
 def test_settings_and_changes_reach_the_trainer(tmp_path):
     arguments = training_arguments(SETTINGS, tmp_path, learning_rate=0.1)
+    assert arguments.train_sampling_strategy == "group_by_length"
     assert arguments.num_train_epochs == 2
     assert arguments.per_device_train_batch_size == 4
     assert arguments.learning_rate == 0.1
