@@ -50,8 +50,3 @@ def test_nearly_every_question_finds_its_page_read_or_not():
 def test_there_must_be_something_to_search(documents):
     with pytest.raises(ValueError, match="no text to search"):
         Retriever(documents)
-
-
-def test_stop_words_count():
-    retriever = Retriever(["cats eat fish", "it is for you"])
-    assert retriever.best(["For?"]) == ["it is for you"]
