@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from utils.machine import openmp_environment
+
 BUILD = Path(tempfile.mkdtemp(prefix="course-tests-")) / "build"
 NOWHERE = "http://127.0.0.1:9"
 # For the one test that asks the package index.
@@ -27,9 +29,9 @@ os.environ |= {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_SHARED_CREDENTIALS_FILE": str(BUILD.parent / "no-credentials"),
     "AWS_CONFIG_FILE": str(BUILD.parent / "no-config"),
-    # Threads that wait for each other must not spin: beside another busy process that
-    # makes small models five times slower.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads that wait for each other must not spin for long: beside another busy
+    # process that makes small models ten times slower.
+    **openmp_environment(os.environ),
     # Processes that a test starts: requests to other machines fail at once.
     "HTTP_PROXY": NOWHERE,
     "HTTPS_PROXY": NOWHERE,

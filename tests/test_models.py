@@ -4,12 +4,11 @@ import pytest
 import torch
 from tiny_models import tiny_gpt_neox, tiny_tokenizer
 
-from utils import models
 from utils.course import ROOT
 from utils.helpers import END_KEY, INFERENCE_PROMPT
+from utils.machine import Machine
 from utils.models import (
     MODELS,
-    Machine,
     ModelError,
     choose_dtype,
     choose_quantisation,
@@ -17,7 +16,6 @@ from utils.models import (
     load_model,
     load_tokenizer,
     settings_for,
-    this_machine,
 )
 
 PROMPTS = [
@@ -98,20 +96,6 @@ def test_quantisation_follows_model_and_machine(name, machine, expected, reason)
     choice, why = choose_quantisation(MODELS[name], machine)
     assert choice == expected
     assert reason in why
-
-
-def test_this_machine_describes_itself():
-    machine = this_machine()
-    assert machine.threads == torch.get_num_threads()
-    assert (machine.gpu is not None) == torch.cuda.is_available()
-    assert ("no GPU" in str(machine)) == (machine.device == "cpu")
-    assert "Tesla T4 · 15.8 GB, 15.0 GB free · no bfloat16" in str(T4)
-    assert (machine.capability is None) == (machine.gpu is None)
-
-
-def test_a_card_is_described_with_its_capability_and_cuda():
-    card = Machine("L4", 24.0, 23.0, True, 4, capability="8.9", cuda="12.8")
-    assert str(card).endswith("compute capability 8.9 · CUDA 12.8")
 
 
 def test_the_lab_models_size_in_the_table_is_its_size():
@@ -248,19 +232,3 @@ def test_an_empty_prompt_is_an_error(tiny):
 def test_a_prompt_beyond_the_context_is_an_error_that_shows_it(tiny):
     with pytest.raises(ModelError, match="context of 256.*'word word"):
         generate(*tiny, ["word " * 300], 5)
-
-
-def test_bf16_is_asked_of_torch(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert models._cpu_has_bf16()
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert not models._cpu_has_bf16()
-
-
-def test_pytorchs_own_switch_turns_bf16_off(monkeypatch):
-    # What ATEN_CPU_CAPABILITY=avx2 makes PyTorch say.
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert not models._cpu_has_bf16()

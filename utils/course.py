@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
 MODEL_NAMES = ("lab", "small", "dolly")
 AWS_NAMES = ("local", "real")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 KEY_FIGURE = "course_key_figure"
 # tqdm asks for a widget library that the course does without: its bars are text.
@@ -138,6 +139,8 @@ def _model(value: str) -> str:
 def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Read the four switches of the course from environment variables.
 
+    A fifth, COURSE_DTYPE, is checked here and read by `wanted_dtype`.
+
     A relative COURSE_MODEL or COURSE_DATA is looked for in the working folder, then in
     the repository; a relative COURSE_BUILD always lies in the repository, so that all
     notebooks find it from any working folder. An empty value counts as not set.
@@ -175,7 +178,26 @@ def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
             f"COURSE_BUILD is {wanted!r}, which holds the course itself: give a folder "
             "of its own, such as 'build'."
         )
+    wanted_dtype(environ)
     return RunConfig(model=model, data=data, aws=aws, build=build)
+
+
+def wanted_dtype(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the type that COURSE_DTYPE wants training to multiply in, or None.
+
+    Args:
+        environ: variables to read; the process's own by default.
+
+    Raises:
+        ConfigError: naming the variable, its value and the remedy.
+    """
+    wanted = environ.get("COURSE_DTYPE", "").strip()
+    if wanted and wanted not in DTYPE_NAMES:
+        raise ConfigError(
+            f"COURSE_DTYPE is {wanted!r}: give 'float32' or 'bfloat16' (on a GPU "
+            "'bfloat16' or 'float16'), or unset it to let the machine decide."
+        )
+    return wanted or None
 
 
 @dataclass(frozen=True)

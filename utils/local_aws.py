@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, RunConfig
+from utils.machine import openmp_environment
 
 if TYPE_CHECKING:
     import boto3
@@ -667,7 +668,11 @@ class Container:
                     "--announce",
                 ],
                 cwd=ROOT,
-                env={**os.environ, **self.environment},
+                env={
+                    **os.environ,
+                    **openmp_environment(os.environ),
+                    **self.environment,
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -17,6 +17,7 @@ import torch
 
 from utils.course import ROOT, CourseError, portable_name
 from utils.helpers import END_KEY, encode_prompts
+from utils.machine import Machine, this_machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -142,72 +143,6 @@ ORIGINAL_RUN = {
 """What it reports of its run."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What this machine offers to a training run.
-
-    Attributes:
-        gpu: the card's name, or None.
-        gpu_gigabytes: its memory; 0 without a card.
-        gpu_free_gigabytes: how much of it is free now.
-        bf16: the processor that trains multiplies bfloat16 in hardware.
-        threads: how many CPU threads PyTorch uses.
-        capability: the card's compute capability, such as "8.6"; None without one.
-        cuda: the CUDA version that PyTorch was built with; None without a card.
-    """
-
-    gpu: str | None
-    gpu_gigabytes: float
-    gpu_free_gigabytes: float
-    bf16: bool
-    threads: int
-    capability: str | None = None
-    cuda: str | None = None
-
-    @property
-    def device(self) -> str:
-        """ "cuda" or "cpu", as PyTorch calls them."""
-        return "cuda" if self.gpu else "cpu"
-
-    def __str__(self) -> str:
-        arithmetic = "bfloat16 in hardware" if self.bf16 else "no bfloat16 in hardware"
-        if not self.gpu:
-            threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
-            return f"no GPU · {threads} · {arithmetic}"
-        parts = [
-            self.gpu,
-            f"{self.gpu_gigabytes:.1f} GB, {self.gpu_free_gigabytes:.1f} GB free",
-            arithmetic,
-        ]
-        if self.capability:
-            parts.append(f"compute capability {self.capability}")
-        if self.cuda:
-            parts.append(f"CUDA {self.cuda}")
-        return " · ".join(parts)
-
-    __repr__ = __str__
-
-
-def this_machine() -> Machine:
-    """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints."""
-    threads = torch.get_num_threads()
-    if not torch.cuda.is_available():
-        return Machine(None, 0.0, 0.0, _cpu_has_bf16(), threads)
-    free, total = torch.cuda.mem_get_info()
-    name = torch.cuda.get_device_name()
-    # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
-    capability = torch.cuda.get_device_capability()
-    return Machine(
-        name,
-        total / 1e9,
-        free / 1e9,
-        bf16=capability >= (8, 0),
-        threads=threads,
-        capability="{}.{}".format(*capability),
-        cuda=torch.version.cuda,
-    )
-
-
 def settings_for(name: str) -> ModelSettings:
     """The settings of a known model, or general ones for any hub id or folder."""
     if name in MODELS:
@@ -282,7 +217,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     _quieten_libraries()
-    machine = this_machine()
+    machine = this_machine(race=quantisation == "4bit")
     if quantisation == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         # Without a GPU bitsandbytes multiplies what it unpacks as bfloat16.
@@ -494,17 +429,6 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     # With tokens in front, peft counts positions itself.
     warnings.filterwarnings("ignore", message="Position ids are not supported")
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX).
-
-    PyTorch's own switch ATEN_CPU_CAPABILITY=avx2 makes an older processor of it.
-    """
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return False
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def _shown(value: Any) -> str:

@@ -33,6 +33,7 @@ import nbformat
 import psutil
 
 from utils.course import KEY_FIGURE, ROOT, CourseError, RunConfig, run_config
+from utils.machine import openmp_environment, openmp_setting
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
@@ -353,6 +354,7 @@ async def run(
     """
     environ = {
         **os.environ,
+        **openmp_environment(os.environ),
         "COURSE_MODEL": config.model,
         "COURSE_DATA": str(config.data),
         "COURSE_AWS": config.aws,
@@ -461,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"Outputs are stored from the defaults only, and this is {config}: "
                 "unset COURSE_MODEL, COURSE_DATA and COURSE_AWS."
             )
-        print(config, flush=True)
+        print(f"{config} · {openmp_setting()}", flush=True)
         results = asyncio.run(_stoppable(paths, config, in_place=arguments.in_place))
         print("\n" + table(results))
         if arguments.in_place:

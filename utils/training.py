@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from utils.course import CourseError, portable_name
+from utils.course import CourseError, portable_name, wanted_dtype
 from utils.helpers import DEFAULT_SEED, encode_prompts
-from utils.models import Machine, ModelError, ModelSettings, this_machine
+from utils.machine import Machine, cpu_has_bf16, this_machine
+from utils.models import ModelError, ModelSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -174,9 +175,13 @@ def train(trainer: Trainer, resume: bool = True) -> TrainOutput:
         resume: whether to look for a checkpoint.
 
     Raises:
-        TrainingError: if the loss diverges, memory runs out or the disk is full.
+        TrainingError: if the loss diverges, memory runs out or the disk is full, or
+            if the killed run was trained in another precision because its process
+            raced to another result.
     """
     folder, run = Path(trainer.args.output_dir), _fingerprint(trainer)
+    if resume:
+        _keep_other_precision(trainer)
     last = _clear_checkpoints(folder, run, keep_newest=resume)
     callbacks = [
         _MarkWhole(run),
@@ -242,8 +247,45 @@ class _StopIfDiverging(TrainerCallback):
         )
 
 
-def _fingerprint(trainer: Trainer) -> str:
-    """What a checkpoint must agree with: settings, rows, base and starting weights."""
+def _keep_other_precision(trainer: Trainer) -> None:
+    """Raise rather than delete the unfinished run of a race that ended otherwise.
+
+    Near a tie two processes may decide differently, and hours of work would be lost
+    for nothing. A precision that was asked for is another run, as any other setting.
+    """
+    bf16 = trainer.args.bf16
+    if wanted_dtype() or not (trainer.args.use_cpu and cpu_has_bf16()):
+        return
+    folder = Path(trainer.args.output_dir)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (mark := _mark_of(checkpoint)) or _is_finished(checkpoint):
+            continue
+        if mark.get("run") == _fingerprint(trainer, bf16=not bf16):
+            ours, theirs = ("bfloat16", "float32")[:: 1 if bf16 else -1]
+            raise TrainingError(
+                f"{portable_name(folder)} holds a run that was stopped halfway and "
+                f"trained in {theirs}, but in this process the race was won by {ours}: "
+                f"set COURSE_DTYPE={theirs} and restart the kernel to go on with it, "
+                f"or COURSE_DTYPE={ours} to start afresh."
+            )
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """Whether it was written after a run's last step."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        return state["global_step"] >= state["max_steps"]
+    except (OSError, ValueError, KeyError):
+        return True
+
+
+def _fingerprint(trainer: Trainer, **otherwise: Any) -> str:
+    """What a checkpoint must agree with: settings, rows, base and starting weights.
+
+    Args:
+        trainer: of the run.
+        **otherwise: values of arguments to take in place of the trainer's.
+    """
     arguments = trainer.args
     names = (
         *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type"),
@@ -251,7 +293,9 @@ def _fingerprint(trainer: Trainer) -> str:
         *("per_device_train_batch_size", "gradient_accumulation_steps"),
         *("train_sampling_strategy", "bf16", "fp16"),
     )
-    seen = hashlib.sha256(str([getattr(arguments, name) for name in names]).encode())
+    seen = hashlib.sha256(
+        str([otherwise.get(name, getattr(arguments, name)) for name in names]).encode()
+    )
     for config in getattr(trainer.model, "peft_config", {}).values():
         parts = config.to_dict().items()
         seen.update(

@@ -38,6 +38,7 @@ from utils.course import SHIPPED_DATA, run_config, set_seed
 from utils.evaluation import held_out_loss, token_losses
 from utils.faqs import load_faqs, split
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+from utils.machine import this_machine
 from utils.models import (
     MODELS,
     ModelSettings,
@@ -45,7 +46,6 @@ from utils.models import (
     load_model,
     load_tokenizer,
     settings_for,
-    this_machine,
 )
 from utils.training import (
     add_lora,

@@ -471,7 +471,7 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     from utils.course import set_seed
     from utils.faqs import load_faqs, split
     from utils.helpers import DataCollatorForCompletionOnlyLM
-    from utils.models import this_machine
+    from utils.machine import this_machine
     from utils.training import add_lora, choose_attention, training_arguments
 
     set_seed()

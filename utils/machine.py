@@ -1,0 +1,343 @@
+"""What this machine offers to a training run, and how its threads wait for each other.
+
+Importing this module imports no torch: what `openmp_environment` gives must stand in
+the environment before PyTorch loads its OpenMP library, which reads it once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# How long a thread that has nothing to do looks for work before it sleeps. The default
+# of libgomp, some milliseconds, is longer than a share of a processor: beside another
+# busy program, threads spend theirs on looking. A thousand looks are 20 to 50
+# microseconds, about what putting a thread to sleep and waking it takes. The other
+# runtimes (libomp, libiomp5) count whole milliseconds, of which one is too long.
+# Measured by tests/benchmarks/bench_threads.py. The Makefile holds the same values.
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
+# bfloat16 must be faster than float32 by so much: it rounds more coarsely, and where
+# the two are about as fast, the choice should not change from one run to the next.
+MARGIN = 1.15
+ROUNDS = 8  # of the race, after a round that does not count
+TOKENS = 800  # in a batch of the course's training rows, about
+# Floating-point operations of one pass, so that all rounds take about half a second.
+# Wide layers are cut to a slice that fits: the speed of a slice is that of the layer.
+MOST_OPERATIONS = 2.5e9
+NARROWEST = 64
+RANK = 16
+
+Shape = tuple[int, int]
+# (inputs, outputs) of the linear layers in a block of the lab model.
+LAB_SHAPES: tuple[Shape, ...] = ((192, 576), (192, 192), (192, 768), (768, 192))
+
+
+# --- threads ---
+
+
+def openmp_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that make waiting OpenMP threads sleep soon.
+
+    Args:
+        environ: the variables that are set. What they say on waiting threads stays.
+    """
+    if "OMP_WAIT_POLICY" in environ:
+        return {}
+    return {name: value for name, value in SHORT_SPIN.items() if name not in environ}
+
+
+def prepare_openmp() -> None:
+    """Set those variables for this process and all that it starts.
+
+    Do nothing where torch is already loaded: it would not notice, and `Machine` would
+    name a setting that does not hold.
+    """
+    if "torch" not in sys.modules:
+        os.environ.update(openmp_environment(os.environ))
+
+
+def openmp_setting(environ: Mapping[str, str] = os.environ) -> str:
+    """Return how waiting threads are set, such as "GOMP_SPINCOUNT=1000"."""
+    names = ("OMP_WAIT_POLICY", *SHORT_SPIN)
+    found = [f"{name}={environ[name]}" for name in names if name in environ]
+    return ", ".join(found) or "waiting threads as OpenMP has it"
+
+
+# --- the machine ---
+
+
+@dataclass(frozen=True, repr=False)
+class Machine:
+    """What this machine offers to a training run.
+
+    Attributes:
+        gpu: the card's name, or None.
+        gpu_gigabytes: its memory; 0 without a card.
+        gpu_free_gigabytes: how much of it is free now.
+        bf16: training multiplies in bfloat16 here: a card has it in hardware, on a CPU
+            it has won the race against float32, or COURSE_DTYPE says so.
+        threads: how many CPU threads PyTorch uses.
+        capability: the card's compute capability, such as "8.6"; None without one.
+        cuda: the CUDA version that PyTorch was built with; None without a card.
+        precision: what decided on bfloat16, in a few words.
+        waiting: how waiting CPU threads are set.
+    """
+
+    gpu: str | None
+    gpu_gigabytes: float
+    gpu_free_gigabytes: float
+    bf16: bool
+    threads: int
+    capability: str | None = None
+    cuda: str | None = None
+    precision: str = ""
+    waiting: str = ""
+
+    @property
+    def device(self) -> str:
+        """ "cuda" or "cpu", as PyTorch calls them."""
+        return "cuda" if self.gpu else "cpu"
+
+    def __str__(self) -> str:
+        """Return one line."""
+        arithmetic = self.precision or (
+            "bfloat16 in hardware" if self.bf16 else "no bfloat16 in hardware"
+        )
+        if not self.gpu:
+            threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
+            waiting = f" ({self.waiting})" if self.waiting else ""
+            return f"no GPU · {threads}{waiting} · {arithmetic}"
+        parts = [
+            self.gpu,
+            f"{self.gpu_gigabytes:.1f} GB, {self.gpu_free_gigabytes:.1f} GB free",
+            arithmetic,
+        ]
+        if self.capability:
+            parts.append(f"compute capability {self.capability}")
+        if self.cuda:
+            parts.append(f"CUDA {self.cuda}")
+        return " · ".join(parts)
+
+    __repr__ = __str__
+
+
+def this_machine(race: bool = True) -> Machine:
+    """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints.
+
+    Args:
+        race: decide between float32 and bfloat16 where nothing else does, which takes
+            half a second once per process. Without it, `bf16` is False there.
+
+    Raises:
+        ConfigError: if COURSE_DTYPE names a type that is no choice on this machine.
+    """
+    import torch
+
+    from utils.course import ConfigError, wanted_dtype
+
+    wanted, threads = wanted_dtype(), torch.get_num_threads()
+    asked = f"{wanted}, as COURSE_DTYPE says"
+    if not torch.cuda.is_available():
+        if wanted == "float16":
+            raise ConfigError(
+                "COURSE_DTYPE is 'float16', which no CPU trains in: give 'float32' or "
+                "'bfloat16', or unset it to let a race decide."
+            )
+        if wanted:
+            bf16, precision = wanted == "bfloat16", asked
+        elif race and cpu_has_bf16():
+            result = precision_race(model_shapes())
+            bf16, precision = result.winner == "bfloat16", str(result)
+        else:
+            bf16, precision = False, ""
+            if cpu_has_bf16():
+                precision = "bfloat16 in hardware"
+        waiting = openmp_setting()
+        return Machine(
+            None, 0.0, 0.0, bf16, threads, precision=precision, waiting=waiting
+        )
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    if wanted == "float32":
+        raise ConfigError(
+            f"COURSE_DTYPE is 'float32', but on a GPU ({name}) the course trains in 16 "
+            "bits: give 'bfloat16' or 'float16', or unset it."
+        )
+    # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
+    capability = torch.cuda.get_device_capability()
+    return Machine(
+        name,
+        total / 1e9,
+        free / 1e9,
+        bf16=wanted == "bfloat16" if wanted else capability >= (8, 0),
+        threads=threads,
+        capability="{}.{}".format(*capability),
+        cuda=torch.version.cuda,
+        precision=asked if wanted else "",
+    )
+
+
+# --- the precision race ---
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX).
+
+    PyTorch's own switch ATEN_CPU_CAPABILITY=avx2 makes an older processor of it.
+    """
+    import torch
+
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds of a training pass in either precision, the shortest of all rounds."""
+
+    float32: float
+    bfloat16: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as float32 bfloat16 is."""
+        return self.float32 / self.bfloat16
+
+    @property
+    def winner(self) -> str:
+        """ "bfloat16" if it is faster by the margin, else "float32"."""
+        return "bfloat16" if self.ratio >= MARGIN else "float32"
+
+    def __str__(self) -> str:
+        """Return the winner, and by how much."""
+        return (
+            f"trains in {self.winner}: in a race bfloat16 was {self.ratio:.2f} times "
+            "as fast as float32"
+        )
+
+
+def fastest_cpu_dtype(shapes: Sequence[Shape] = LAB_SHAPES) -> torch.dtype:
+    """Return the type in which this CPU trains linear layers of these shapes faster.
+
+    A CPU without instructions for bfloat16 emulates them, a dozen times as slowly, and
+    runs no race.
+
+    Args:
+        shapes: (inputs, outputs) of each layer.
+    """
+    import torch
+
+    if not cpu_has_bf16():
+        return torch.float32
+    return getattr(torch, precision_race(tuple(shapes)).winner)
+
+
+@cache
+def precision_race(shapes: tuple[Shape, ...]) -> Race:
+    """Time a training pass in float32 and in bfloat16, by turns.
+
+    The pass is what the recipe does in a linear layer: frozen weights in 32 bits, a
+    pair of LoRA matrices, forward and backward, and under autocast every conversion
+    that this takes. The shortest time counts, since whatever else the machine does can only
+    add to it. The state of the random number generators stays as it is.
+    """
+    passes = _training_passes(shapes)
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    for number in range(1 + ROUNDS):
+        for name, run in passes.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return Race(**{name: min(seconds) for name, seconds in times.items()})
+
+
+def _slices(shapes: Sequence[Shape]) -> list[Shape]:
+    """Return the shapes, cut so that a pass has at most MOST_OPERATIONS."""
+    # Two products, forward and to the inputs, with two operations a weight and token.
+    operations = 4 * TOKENS * sum(inputs * outputs for inputs, outputs in shapes)
+    parts = max(1, math.ceil(operations / MOST_OPERATIONS))
+    return [
+        (inputs, min(outputs, max(NARROWEST, outputs // parts)))
+        for inputs, outputs in shapes
+    ]
+
+
+def _training_passes(shapes: Sequence[Shape]) -> dict:
+    """Return a function for each precision that does one pass through the layers."""
+    import torch
+    from torch.nn.functional import linear
+
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*size: int, trained: bool = False) -> torch.Tensor:
+        values = torch.randn(*size, generator=generator, dtype=torch.float32)
+        return values.requires_grad_(trained)
+
+    layers = [
+        (
+            numbers(TOKENS, inputs, trained=True),
+            numbers(outputs, inputs),
+            numbers(RANK, inputs, trained=True),
+            numbers(outputs, RANK, trained=True),
+        )
+        for inputs, outputs in _slices(shapes)
+    ]
+
+    def run(short: bool) -> None:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", torch.bfloat16, enabled=short),
+        ):
+            outputs = [
+                linear(states, weights) + linear(linear(states, down), up)
+                for states, weights, down, up in layers
+            ]
+        trained = [one for layer in layers for one in layer if one.requires_grad]
+        torch.autograd.grad(outputs, trained, [torch.ones_like(o) for o in outputs])
+
+    return {"float32": lambda: run(False), "bfloat16": lambda: run(True)}
+
+
+def model_shapes(model: str | None = None) -> tuple[Shape, ...]:
+    """Return the shapes of the linear layers in one block of a model.
+
+    Args:
+        model: as in COURSE_MODEL, which is the default. Where its config.json is
+            neither in a folder nor in the cache, the lab model's shapes are given:
+            this downloads nothing.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    from utils.course import run_config
+    from utils.models import settings_for
+
+    settings = settings_for(model or run_config().model)
+    file: object = Path(settings.source) / "config.json"
+    if not Path(settings.source).is_dir():
+        file = try_to_load_from_cache(
+            settings.source, "config.json", revision=settings.revision
+        )
+    try:
+        config = json.loads(Path(file).read_text("utf-8"))
+        hidden = int(config.get("hidden_size") or config["n_embd"])
+        wide = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+        wide = int(wide)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return LAB_SHAPES
+    return ((hidden, 3 * hidden), (hidden, hidden), (hidden, wide), (wide, hidden))
