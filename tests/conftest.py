@@ -87,3 +87,19 @@ def make_notebook(tmp_path: Path) -> MakeNotebook:
         return path
 
     return make
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, an adapter and their artifact; not to be changed."""
+    from support.tiny_artifact import build_tiny  # PyTorch, which few files need
+
+    folder = tmp_path_factory.mktemp("artifact")
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(built: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact's folder, to break."""
+    return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))

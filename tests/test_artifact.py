@@ -8,22 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_artifact import build_tiny, save_adapter, save_base
 
+from support.tiny_artifact import save_adapter, save_base
 from utils import artifact
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("artifact")
-    build_tiny(folder)
-    return folder
-
-
-@pytest.fixture
-def copied(built, tmp_path):
-    """A copy of the artifact's folder, to break."""
-    return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))
 
 
 def test_what_is_packed(built):

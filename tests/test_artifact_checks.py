@@ -7,25 +7,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tiny_artifact import build_tiny
 
 from utils import artifact, artifact_checks
 
 RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
 SCENARIOS = json.loads(RECORDED.read_text("utf-8"))
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("artifact")
-    build_tiny(folder)
-    return folder
-
-
-@pytest.fixture
-def copied(built, tmp_path):
-    """A copy of the artifact's folder, to break."""
-    return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
@@ -97,8 +83,9 @@ def two_models(folder):
 
 def other_base(folder):
     config = json.loads((folder / "base" / "config.json").read_text())
-    from tiny_models import tiny_gpt_neox
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from support.tiny_models import tiny_gpt_neox
 
     wider = {**tiny_gpt_neox().config.to_dict(), "hidden_size": 64}
     GPTNeoXForCausalLM(GPTNeoXConfig(**wider)).save_pretrained(folder / "base")

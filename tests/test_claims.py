@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import claims_of, run_lessons
 from transformers import GPTNeoXForCausalLM
 
+from support.lessons import claims_of, run_lessons
 from utils.lab_model.train import save_model
 from utils.models import load_model, load_tokenizer, settings_for
 from utils.run import NOTEBOOKS

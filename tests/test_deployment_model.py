@@ -1,6 +1,5 @@
 """The entry point, called as DJL Serving calls it, with a tiny model."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,69 +10,32 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from benchmarks import bench_serving
 from conftest import CALLERS_ENVIRONMENT
-from tiny_artifact import QUESTIONS, build_tiny
-from tiny_models import tiny_tokenizer
-
-import utils.djl_python
+from support.entry_point import (
+    ALL_BAD,
+    answers_in_process,
+    batch,
+    import_entry_point,
+    probe,
+    reply,
+    request,
+    warm_up_input,
+)
+from support.tiny_artifact import QUESTIONS
+from support.tiny_models import tiny_tokenizer
 from utils import artifact
 from utils.course import ROOT
-from utils.djl_python import Input, Output
+from utils.djl_python import Input
 from utils.helpers import END_KEY, INFERENCE_PROMPT, encode_prompts
-from utils.models import ModelSettings, generate, load_model, load_tokenizer
 
 QUESTION = QUESTIONS[0]
 
 
-def import_entry_point():
-    sys.modules["djl_python"] = utils.djl_python
-    spec = importlib.util.spec_from_file_location("model", artifact.ENTRY_POINT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def warm_up_input(folder, **options):
-    inputs = Input()
-    inputs.properties = {
-        "model_dir": str(folder),
-        "device_id": "-1",
-        "base_model": "base",
-        "adapter_checkpoint": "adapter",
-        "adapter_name": "faq",
-        "max_new_tokens": "16",
-        **options,
-    }
-    return inputs
-
-
-def request(body):
-    inputs = Input()
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    inputs.content.add("data", data)
-    return inputs
-
-
-def batch(bodies):
-    inputs = Input()
-    inputs.properties["batch_size"] = str(len(bodies))
-    for index, body in enumerate(bodies):
-        value = request(body).content.value_at(0)
-        inputs.content.add(f"batch_{index:03d}.data", value)
-    return inputs
-
-
-def reply(output: Output):
-    return json.loads(output.content.value_at(0))
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("deployment")
-    build_tiny(folder)
-    return folder
+def in_process(built):
+    return answers_in_process(built)
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +43,6 @@ def model(built):
     module = import_entry_point()
     assert module.handle(warm_up_input(built / "artifact")) is None
     return module
-
-
-@pytest.fixture(scope="module")
-def in_process(built):
-    """Answers of base plus adapter, and of the base, through the course's functions."""
-    from peft import PeftModel
-
-    settings = ModelSettings("tiny", str(built / "saved_base"), machine="any")
-    tokenizer = load_tokenizer(settings)
-    prompts = [INFERENCE_PROMPT.format(instruction=text) for text in QUESTIONS]
-    base = generate(load_model(settings), tokenizer, prompts, 16)
-    tuned_model = PeftModel.from_pretrained(
-        load_model(settings), built / "saved_adapter"
-    )
-    return generate(tuned_model, tokenizer, prompts, 16), base
 
 
 # --- answers --------------------------------------------------------------------------
@@ -276,98 +223,6 @@ def test_other_user_text_is_untouched(model, text):
 
 # --- bad requests ---------------------------------------------------------------------
 
-# (field, reason, what stands in the body beside {"inputs": "x"} or the body itself)
-LONE = '{"inputs": "\\ud800"}'
-BAD_REQUESTS = [
-    ("body", "is empty", b""),
-    ("body", "expected a JSON object in UTF-8 (Expecting prop", b"{not json"),
-    ("body", "expected a JSON object in UTF-8 (Unterminated str", b'{"inputs": "x'),
-    ("body", "expected a JSON object in UTF-8 (Extra data", b'{"inputs": "x"} {}'),
-    ("body", "expected a JSON object in UTF-8 (Exceeds the limit", b"9" * 5000),
-    ("body", "is not UTF-8 (byte 1)", b'"\xff"'),
-    ("body", "is nested too deeply", b"[" * 100_000),
-    ("body", "found null", b"null"),
-    ("body", "found []", b"[]"),
-    ("body", "found 'text'", b'"text"'),
-    ("input", "unknown field", {"input": "y"}),
-    ("inputs", "missing", {"inputs": ...}),
-    ("inputs", "is there twice", b'{"inputs": "x", "inputs": "y"}'),
-    ("inputs", "expected text or a list of texts, found null", {"inputs": None}),
-    ("inputs", "expected text or a list of texts, found 3", {"inputs": 3}),
-    ("inputs", 'expected text or a list of texts, found {"a"', {"inputs": {"a": 1}}),
-    ("inputs", "is empty", {"inputs": " \n"}),
-    ("inputs", "expected 1 to 64 texts, found 0", {"inputs": []}),
-    ("inputs", "expected 1 to 64 texts, found 65", {"inputs": ["x"] * 65}),
-    ("inputs", "has 20001 characters", {"inputs": "x" * 20_001}),
-    ("inputs", "tokens with the template", {"inputs": "word " * 2000}),
-    ("inputs", "holds half a surrogate pair at character 0", LONE.encode()),
-    ("inputs[1]", "expected text, found 3", {"inputs": ["x", 3]}),
-    ("inputs[1]", "is empty", {"inputs": ["x", ""]}),
-    ("inputs[2]", "has 20001 characters", {"inputs": ["x", "y", "x" * 20_001]}),
-    ("inputs[2]", "tokens with the template", {"inputs": ["x", "y", "word " * 2000]}),
-    ("parameters", "expected an object, found [", {"parameters": [1]}),
-    ("parameters", "expected an object, found 'hot'", {"parameters": "hot"}),
-    ("adapter", "expected one of base, faq, found 'nosuch'", {"adapter": "nosuch"}),
-    ("adapter", 'expected one of base, faq, found ["faq"]', {"adapter": ["faq"]}),
-    ("stream", "expected true or false, found 1", {"stream": 1}),
-    ("stream", "expected true or false, found 'yes'", {"stream": "yes"}),
-    ("stream", "works for one text", {"inputs": ["x"], "stream": True}),
-]
-BAD_PARAMETERS = [
-    ("max_tokens", "unknown parameter; known are max_new_tokens", 3),
-    ("max_new_tokens", "found 0, which is too small", 0),
-    ("max_new_tokens", "which is too large", 10**30),
-    ("max_new_tokens", "found 2.5, which is written as a fraction", 2.5),
-    ("max_new_tokens", "found '9'", "9"),
-    ("max_new_tokens", "found true, which is no number", True),
-    ("temperature", "found 0, which is too small", 0),
-    ("temperature", "found 11, which is too large", 11),
-    ("temperature", "found NaN, which is no number", float("nan")),
-    ("temperature", "found Infinity, which is not finite", float("inf")),
-    ("temperature", "found 'hot'", "hot"),
-    ("temperature", "found an object", {"celsius": 3}),
-    ("temperature", "has no effect with do_sample=false", ("do_sample", False, 1.0)),
-    ("top_p", "found 1.1, which is too large", 1.1),
-    ("top_p", "found -0.5, which is too small", -0.5),
-    ("top_p", "found a list of 1", [0.9]),
-    ("top_p", "has no effect with do_sample=false", ("do_sample", False, 0.5)),
-    ("top_k", "found 0, which is too small", 0),
-    ("top_k", "found 1.0, which is written as a fraction", 1.0),
-    ("top_k", "found false, which is no number", False),
-    ("repetition_penalty", "found 0, which is too small", 0),
-    ("repetition_penalty", "found 100, which is too large", 100),
-    ("do_sample", "expected true or false, found 'yes'", "yes"),
-    ("seed", "found -1, which is too small", -1),
-    ("seed", "which is too large", 2**63),
-    ("stop", "expected a text or a list of 1 to 8 texts, found []", []),
-    ("stop", 'expected a text or a list of 1 to 8 texts, found ["x"', ["x"] * 9),
-    ("stop", "expected text, found 3", [3]),
-    ("stop", "is empty", ""),
-    ("stop", "has 101 characters", "x" * 101),
-    ("stop", "holds half a surrogate pair at character 1", "a\ud800"),
-    ("return_full_text", "expected true or false, found 1", 1),
-]
-
-
-def _bodies():
-    """(field, reason, body) of every bad request."""
-    for field, reason, body in BAD_REQUESTS:
-        if isinstance(body, dict):
-            body = {"inputs": "x"} | body
-            body = {key: value for key, value in body.items() if value is not ...}
-            body = json.dumps(body).encode()
-        yield field, reason, body
-    for name, reason, value in BAD_PARAMETERS:
-        parameters = {name: value}
-        if isinstance(value, tuple):
-            other, other_value, value = value
-            parameters = {other: other_value, name: value}
-        body = {"inputs": "x", "parameters": parameters}
-        yield f"parameters.{name}", reason, json.dumps(body).encode()
-
-
-ALL_BAD = list(_bodies())
-
 
 @pytest.mark.parametrize(
     ("field", "reason", "body"), ALL_BAD, ids=[f"{f}: {r}" for f, r, _ in ALL_BAD]
@@ -524,32 +379,15 @@ OLDER = ["transformers==4.57.6", "peft==0.19.1"]
 # What those need in another version than the one installed here.
 OLDER_STILL = ["huggingface_hub==0.36.0", "tokenizers==0.22.1"]
 PROBE = """
-import json, sys
+import sys
+from pathlib import Path
 import peft, torch, transformers
 sys.path += sys.argv[3:]
-import test_deployment_model as tests
+from support.entry_point import probe
 
 versions = transformers.__version__, peft.__version__
-folder = tests.Path(sys.argv[1])
-torch.save([versions, *tests.probe(folder)], sys.argv[2])
+torch.save([versions, *probe(Path(sys.argv[1]))], sys.argv[2])
 """
-
-
-def probe(folder):
-    """Answers of an artifact, and logits of the model with and without the adapter."""
-    module = import_entry_point()
-    module.handle(warm_up_input(folder))
-    service = module.service
-    replies = reply(module.handle(request({"inputs": QUESTIONS})))
-    logits = []
-    for text in QUESTIONS[:4]:
-        (row,) = service.prepare(service.read(request({"inputs": text})))
-        ids = torch.tensor([row.ids])
-        with torch.inference_mode():
-            logits.append(service.model(input_ids=ids).logits)
-            with service.model.disable_adapter():
-                logits.append(service.model(input_ids=ids).logits)
-    return [one["generated_text"] for one in replies], logits
 
 
 @pytest.fixture(scope="module")

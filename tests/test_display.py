@@ -5,8 +5,8 @@ import pandas
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from tiny_models import tiny_tokenizer
 
+from support.tiny_models import tiny_tokenizer
 from utils import display, helpers
 from utils.display import (
     in_md,

@@ -151,7 +151,7 @@ def test_requirements_are_refused_unless_allowed(tmp_path):
         server.load()
 
 
-@pytest.mark.parametrize("name", ["utils", "helpers", "layout", "tiny_models"])
+@pytest.mark.parametrize("name", ["utils", "helpers", "layout", "support"])
 def test_entry_point_cannot_import_this_repository(tmp_path, name):
     server = Server(write_store(tmp_path, {"model.py": f"import {name}\n" + ECHO}))
     with pytest.raises(LoadError, match=f"No module named '{name}'"):

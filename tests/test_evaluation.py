@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
 
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.evaluation import (
     answer_class,
     answer_kind,

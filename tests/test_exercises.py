@@ -1,8 +1,8 @@
 import numpy
 import pytest
 import torch
-from tiny_models import tiny_gpt_neox
 
+from support.tiny_models import tiny_gpt_neox
 from utils.evaluation import questions_needed, token_f1, words
 from utils.exercises import (
     Verdict,

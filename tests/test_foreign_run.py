@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from support.tiny_models import tiny_tokenizer
 from utils.models import settings_for
 from utils.training import add_lora
 

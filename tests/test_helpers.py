@@ -9,9 +9,9 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
 
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import helpers
 from utils.course import SHIPPED_DATA
 from utils.faqs import load_faqs

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
-from lessons import claims_of
 from peft import PeftModel
 
+from support.lessons import claims_of
 from utils import run
 from utils.course import SHIPPED_DATA
 from utils.evaluation import paired_difference, proportion

@@ -17,8 +17,8 @@ import boto3
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from tiny_artifact import QUESTIONS, build_tiny
 
+from support.tiny_artifact import QUESTIONS, build_tiny
 from utils import local_aws
 from utils.billing import BillingGuard, DeploymentError, wait_until_in_service
 from utils.course import ROOT, run_config

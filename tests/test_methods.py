@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from resumable import tiny_rows
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 
+from support.resumable import tiny_rows
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import methods
 from utils.helpers import add_text
 from utils.lab_model.tasks import problems

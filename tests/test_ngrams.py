@@ -4,8 +4,8 @@ import random
 import numpy
 import pytest
 import torch
-from tiny_models import tiny_gpt_neox
 
+from support.tiny_models import tiny_gpt_neox
 from utils.lab_model.ngrams import NGramModel, model_log_probabilities, perplexity
 
 END, A, B, C = range(4)

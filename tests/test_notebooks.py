@@ -18,8 +18,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from wrong_answers import WRONG_ANSWERS
 
+from support.wrong_answers import WRONG_ANSWERS
 from utils.course import ROOT
 from utils.run import find_notebooks
 

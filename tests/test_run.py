@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from conftest import MakeNotebook
 
+from conftest import MakeNotebook
 from utils import run
 from utils.course import ROOT
 

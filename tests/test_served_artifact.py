@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from benchmarks import bench_serving
-from test_deployment_model import ALL_BAD, in_process  # noqa: F401
-from tiny_artifact import QUESTIONS, build_tiny, save_adapter
 
 import utils.djl_python
+from benchmarks import bench_serving
+from support.entry_point import ALL_BAD, answers_in_process
+from support.tiny_artifact import QUESTIONS, build_tiny, save_adapter
 from utils import artifact
 from utils.djl_python import Input
 from utils.djl_python.layout import ServedModel, find_models
@@ -35,6 +35,11 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     build_tiny(folder, max_batch_delay=50, **{"option.adapter_name": "faq"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def in_process(built):
+    return answers_in_process(built)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ print({"transformers", "peft", "utils.helpers"} & (set(sys.modules) - before))
     assert done.stdout.strip() == "set()"
 
 
-def test_options_come_at_the_warm_up_only(server, in_process):  # noqa: F811
+def test_options_come_at_the_warm_up_only(server, in_process):
     """Later the properties are what the client sent as headers: they change nothing."""
     headers = JSON | {"base_model": "gone", "adapter_checkpoint": "", "dtype": "no"}
     status, _, content = send(server.port, {"inputs": QUESTION}, headers=headers)
@@ -150,12 +155,12 @@ def test_empty_post_is_not_the_warm_up(server):
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
-def test_any_method_reaches_the_handler(server, in_process, method):  # noqa: F811
+def test_any_method_reaches_the_handler(server, in_process, method):
     status, _, content = send(server.port, {"inputs": QUESTION}, method)
     assert (status, json.loads(content)["generated_text"]) == (200, in_process[0][0])
 
 
-def test_query_parameters_come_before_the_body(server, in_process):  # noqa: F811
+def test_query_parameters_come_before_the_body(server, in_process):
     path = "/invocations?a=1&inputs=b"
     status, _, content = send(server.port, {"inputs": QUESTION}, path=path)
     assert (status, json.loads(content)["generated_text"]) == (200, in_process[0][0])
@@ -168,7 +173,7 @@ def test_form_is_no_json(server):
     assert json.loads(content)["error"].startswith("body: expected a JSON object")
 
 
-def test_requests_that_wait_come_as_a_batch(server, in_process):  # noqa: F811
+def test_requests_that_wait_come_as_a_batch(server, in_process):
     """One reply for each; a status of the batch, failures in the items' own bodies."""
     bodies = [{"inputs": text} for text in QUESTIONS[:7]]
     bodies[3] = {"inputs": QUESTION, "parameters": {"top_p": 7}}
@@ -198,7 +203,7 @@ def test_bad_request_is_400_with_code_message_and_error(server):
     assert set(json.loads(content)) == {"code", "message", "error"}
 
 
-def test_stream_is_chunks_of_json_lines(server, in_process):  # noqa: F811
+def test_stream_is_chunks_of_json_lines(server, in_process):
     body = {"inputs": QUESTION, "stream": True}
     status, headers, content = send(server.port, body)
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
@@ -208,7 +213,7 @@ def test_stream_is_chunks_of_json_lines(server, in_process):  # noqa: F811
     assert all(set(line) == {"outputs"} for line in lines)
 
 
-def test_nothing_a_client_sends_ends_the_worker(server, in_process):  # noqa: F811
+def test_nothing_a_client_sends_ends_the_worker(server, in_process):
     """A worker that ends costs the real server its model: it stays FAILED."""
     worker = worker_of(server)
     for field, reason, body in ALL_BAD:
@@ -324,7 +329,7 @@ def test_killing_the_worker_under_load_loses_nothing_silently(tmp_path):
 def test_merged_model_without_code_answers_the_same(
     built,
     tmp_path,
-    in_process,  # noqa: F811
+    in_process,
 ):
     """The client builds the prompt; the answer is that of base and adapter."""
     archive = artifact.build_without_code(
@@ -371,7 +376,7 @@ def vllm_stand_in():
     return module
 
 
-def test_several_adapters_without_code(built, tmp_path, in_process):  # noqa: F811
+def test_several_adapters_without_code(built, tmp_path, in_process):
     second = save_adapter(tmp_path / "second", built / "saved_base")
     artifact.build_without_code(
         built / "saved_base",

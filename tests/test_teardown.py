@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 from datasets import Dataset, DatasetDict
-from interrupted_notebook import NOTEBOOK
-from tiny_artifact import QUESTIONS, save_adapter, save_base
 
+from support import interrupted_notebook
+from support.tiny_artifact import QUESTIONS, save_adapter, save_base
 from utils.billing import POLICY
 from utils.course import ROOT
 
@@ -70,9 +69,8 @@ def environment(tmp_path_factory):
 
 
 def break_off(environment, ways, *cells, timeout):
-    script = str(Path(__file__).with_name("interrupted_notebook.py"))
     done = subprocess.run(
-        [sys.executable, script, ways, *cells],
+        [sys.executable, interrupted_notebook.__file__, ways, *cells],
         env=environment,
         cwd=ROOT / "notebooks",
         capture_output=True,
@@ -99,7 +97,7 @@ def test_a_broken_off_notebook_leaves_nothing(sample):
 @pytest.mark.parametrize("way", ["error", "interrupt", "signal"])
 def test_broken_off_at_any_cell_it_leaves_nothing(environment, way):
     left = break_off(environment, way, timeout=2400)["left"]
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    cells = nbformat.read(interrupted_notebook.NOTEBOOK, as_version=4).cells
     ids = [cell.id for cell in cells if cell.cell_type == "code"]
     assert list(left) == [*(f"{name}, {way}" for name in ids), "the end"]
     assert {case: found for case, found in left.items() if found} == {}

@@ -12,11 +12,11 @@ import mlflow
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
-from test_models import A10G, LAPTOP, T4, XEON
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
+from support.machines import A10G, LAPTOP, T4, XEON
+from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
 from utils.training import (

@@ -1,6 +1,6 @@
 """Runs notebook 06 in this process and breaks off at cells; prints what is left.
 
-usage: python tests/interrupted_notebook.py WAY[,WAY…] [CELL…]
+usage: python tests/support/interrupted_notebook.py WAY[,WAY…] [CELL…]
 
 The ways to break off: `error` raises at the end of the cell, `interrupt` raises what
 Ctrl-C raises there, `signal` sends Ctrl-C while the cell runs. The cells are given by

@@ -9,7 +9,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -17,6 +16,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 from utils.models import MODELS
 from utils.training import add_lora, save_adapter, train, training_arguments

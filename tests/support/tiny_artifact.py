@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import artifact
 
 QUESTIONS = [
