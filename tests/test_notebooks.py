@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from support.wrong_answers import WRONG_ANSWERS
+from support.wrong_answers import wrong_answers
 from utils.course import ROOT
 from utils.run import find_notebooks
 
@@ -261,10 +261,12 @@ def test_exercises_have_solution_and_planted_mistakes(path: Path) -> None:
         re.MULTILINE,
     )
     assert len(checks) == len(found), "a check must be the last line of its cell"
+    planted = wrong_answers(path.stem[:2])
+    assert planted.keys() == {call.func.id for _, call, _ in found}
     for _, call, solution in found:
         ast.parse(solution)
         assert "..." not in solution
-        mistakes = WRONG_ANSWERS.get(call.func.id, [])
+        mistakes = planted[call.func.id]
         assert len(mistakes) >= 2, f"plant two mistakes for {call.func.id}"
         hints = {hint for _, hint in mistakes}
         assert len(hints) == len(mistakes)
@@ -314,7 +316,7 @@ def with_proofs(path: Path) -> nbformat.NotebookNode:
     for number, call, solution in reversed(exercises(path)):
         check = ast.unparse(call)
         cases = [(solution, check, None)]
-        for answer, hint in WRONG_ANSWERS.get(call.func.id, []):
+        for answer, hint in wrong_answers(path.stem[:2])[call.func.id]:
             cases.append((answer, check, hint))
         proof = nbformat.v4.new_code_cell(
             PROOF.format(cases=cases), id=f"proof-{number}"
