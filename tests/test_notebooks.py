@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from support.lessons import CLAIM_TAG, claims_in
 from support.wrong_answers import wrong_answers
 from utils.course import ROOT
 from utils.run import find_notebooks
@@ -242,6 +243,19 @@ def test_few_outputs_are_ignored(path: Path) -> None:
     for cell in code_cells(path):
         assert not set(tags(cell)) & {"nbval-skip", "raises-exception"}, cell.id
         assert "NBVAL" not in cell.source, cell.id
+
+
+@each_notebook
+def test_tags_are_known_and_name_claims_of_their_cell(path: Path) -> None:
+    """Those of claims are explained in support/lessons.py."""
+    for cell in read(path).cells:
+        of_claims = [tag for tag in tags(cell) if CLAIM_TAG.fullmatch(tag)]
+        assert set(tags(cell)) - set(of_claims) <= {"nbval-ignore-output"}, cell.id
+        numbers = [CLAIM_TAG.fullmatch(tag)[1] for tag in of_claims]
+        claims = [str(number) for number in range(1, len(claims_in(cell)) + 1)]
+        all_at_once = numbers == [None] and claims
+        one_by_one = len(set(numbers)) == len(numbers) and set(numbers) <= set(claims)
+        assert all_at_once or one_by_one, f"{cell.id}: {of_claims}"
 
 
 @each_notebook
