@@ -1,5 +1,7 @@
 """The ledger of what bills: everything is recorded, and nothing else is deleted."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import io
@@ -44,7 +46,7 @@ def silent(_):
     pass
 
 
-def test_what_is_created_is_recorded_tagged_and_deleted(aws):
+def test_what_is_created_is_recorded_tagged_and_deleted(aws) -> None:
     with BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         aws.session.client("s3").put_object(Bucket=aws.bucket, Key="k", Body=b"x")
@@ -57,7 +59,7 @@ def test_what_is_created_is_recorded_tagged_and_deleted(aws):
     assert listed["KeyCount"] == 0
 
 
-def test_teardown_can_be_repeated_and_follows_a_deletion_by_hand(aws):
+def test_teardown_can_be_repeated_and_follows_a_deletion_by_hand(aws) -> None:
     with BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         aws.session.client("sagemaker").delete_model(ModelName=guard.name("a"))
@@ -66,14 +68,14 @@ def test_teardown_can_be_repeated_and_follows_a_deletion_by_hand(aws):
         assert all(entry.deleted for entry in guard.entries)
 
 
-def test_an_error_inside_deletes_everything(aws):
+def test_an_error_inside_deletes_everything(aws) -> None:
     with pytest.raises(ZeroDivisionError), BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         raise ZeroDivisionError
     assert models(aws) == set()
 
 
-def test_what_others_created_is_never_touched(aws):
+def test_what_others_created_is_never_touched(aws) -> None:
     other = boto3.Session(region_name=aws.region)
     create_model(other, aws, "by-hand")
     create_model(other, aws, "other-run", Tags=[{"Key": TAG, "Value": "another"}])
@@ -89,7 +91,7 @@ def test_what_others_created_is_never_touched(aws):
         other.client("sagemaker").delete_model(ModelName=name)
 
 
-def test_a_second_guard_closes_the_first(aws):
+def test_a_second_guard_closes_the_first(aws) -> None:
     first = BillingGuard(aws, silent)
     create_model(aws.session, aws, first.name("a"))
     with BillingGuard(aws, silent) as second:
@@ -99,7 +101,7 @@ def test_a_second_guard_closes_the_first(aws):
     assert models(aws) == set()
 
 
-def test_what_cannot_be_deleted_is_named(aws, monkeypatch):
+def test_what_cannot_be_deleted_is_named(aws, monkeypatch) -> None:
     guard = BillingGuard(aws, silent)
     create_model(aws.session, aws, guard.name("a"))
 
@@ -124,7 +126,7 @@ class Refused(io.BytesIO):
         yield self.read()
 
 
-def test_a_missing_right_is_told_at_once(aws):
+def test_a_missing_right_is_told_at_once(aws) -> None:
     """It is not taken for an endpoint in transition, which is waited for."""
 
     def refuse(request, **_):
@@ -143,7 +145,7 @@ def test_a_missing_right_is_told_at_once(aws):
     assert models(aws) == set()
 
 
-def test_a_failing_cell_deletes_everything(aws):
+def test_a_failing_cell_deletes_everything(aws) -> None:
     class Result:
         success = False
 
@@ -160,7 +162,7 @@ def test_a_failing_cell_deletes_everything(aws):
     assert len(said) == 1
 
 
-def test_a_later_guard_watches_what_the_sdk_creates(aws):
+def test_a_later_guard_watches_what_the_sdk_creates(aws) -> None:
     """The SDK keeps its client, which has copied the handlers of its time."""
     from sagemaker.core.resources import Model
     from sagemaker.core.shapes import ContainerDefinition
@@ -179,7 +181,7 @@ def test_a_later_guard_watches_what_the_sdk_creates(aws):
         assert models(aws) == set()
 
 
-def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws):
+def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws) -> None:
     class Failed:
         success = False
 
@@ -252,7 +254,7 @@ def by_hand(aws):
     s3.delete_object(Bucket=aws.bucket, Key="by-hand")
 
 
-def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand):
+def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand) -> None:
     """A create that fails because the name is taken must not lead to a deletion."""
     guard = BillingGuard(aws, silent)
     client = aws.session.client("sagemaker")
@@ -270,7 +272,7 @@ def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand):
     guard.close()
 
 
-def test_two_learners_in_one_account(aws, by_hand):
+def test_two_learners_in_one_account(aws, by_hand) -> None:
     """Each deletes what is its own, in whatever order they end."""
     anna = BillingGuard(aws, silent)
     BillingGuard.active = None  # in her process there is no other guard
@@ -290,7 +292,7 @@ def test_two_learners_in_one_account(aws, by_hand):
     ben.close()
 
 
-def test_what_is_left_is_listed_at_the_end(aws):
+def test_what_is_left_is_listed_at_the_end(aws) -> None:
     said = []
     other = boto3.Session(region_name=aws.region)
     lost = [{"Key": TAG, "Value": "lost"}]
@@ -333,7 +335,7 @@ def price(item):
     return next(found.usd for found in read_snapshot() if found.item == item)
 
 
-def test_cost_an_hour_and_in_total(aws, clock):
+def test_cost_an_hour_and_in_total(aws, clock) -> None:
     said = []
     guard = BillingGuard(aws, said.append)
     create_endpoint(aws.session, aws, guard.name("faq"), count=2)
@@ -354,7 +356,7 @@ def test_cost_an_hour_and_in_total(aws, clock):
     guard.close()
 
 
-def test_update_bills_old_and_new_until_it_is_over(aws, clock):
+def test_update_bills_old_and_new_until_it_is_over(aws, clock) -> None:
     with BillingGuard(aws, silent) as guard:
         entry = guard._noter("endpoint", "EndpointName")
         for name, machine in (("old", "ml.g5.xlarge"), ("new", "ml.g4dn.xlarge")):
@@ -373,7 +375,7 @@ def test_update_bills_old_and_new_until_it_is_over(aws, clock):
         assert guard.bill().total == pytest.approx(expected)
 
 
-def test_price_that_is_not_known_is_said_to_be_unknown(aws):
+def test_price_that_is_not_known_is_said_to_be_unknown(aws) -> None:
     with BillingGuard(aws, silent) as guard:
         create_endpoint(aws.session, aws, guard.name("faq"), "ml.p5.48xlarge")
         assert "price not known" in guard._repr_markdown_()
@@ -382,7 +384,7 @@ def test_price_that_is_not_known_is_said_to_be_unknown(aws):
         assert "without 1 × ml.p5.48xlarge: no price known" in str(bill)
 
 
-def test_uploads_cost_by_size(aws, clock):
+def test_uploads_cost_by_size(aws, clock) -> None:
     with BillingGuard(aws, silent) as guard:
         body = bytes(2_000_000)
         aws.session.client("s3").put_object(Bucket=aws.bucket, Key="k", Body=body)
@@ -396,7 +398,7 @@ def test_uploads_cost_by_size(aws, clock):
 # --- the policy -----------------------------------------------------------------------
 
 
-def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws):
+def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws) -> None:
     text = iam_policy(aws)
     assert "${" not in text
     policy = json.loads(text)

@@ -1,5 +1,7 @@
 """The entry point, called as DJL Serving calls it, with a tiny model."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -48,7 +50,7 @@ def model(built):
 # --- answers --------------------------------------------------------------------------
 
 
-def test_prompt_is_the_one_of_training(model):
+def test_prompt_is_the_one_of_training(model) -> None:
     service = model.service
     (row,) = service.prepare(service.read(request({"inputs": QUESTION})))
     prompt = INFERENCE_PROMPT.format(instruction=QUESTION)
@@ -57,7 +59,7 @@ def test_prompt_is_the_one_of_training(model):
     assert model.END_KEY == END_KEY
 
 
-def test_base_that_begins_with_bos(model, monkeypatch):
+def test_base_that_begins_with_bos(model, monkeypatch) -> None:
     tokenizer = tiny_tokenizer(adds_bos=True)
     service = model.service
     monkeypatch.setattr(service, "tokenizer", tokenizer)
@@ -68,7 +70,7 @@ def test_base_that_begins_with_bos(model, monkeypatch):
     assert row.ids[0] == tokenizer.bos_token_id
 
 
-def test_greedy_answers_equal_those_in_process(model, in_process):
+def test_greedy_answers_equal_those_in_process(model, in_process) -> None:
     tuned, base = in_process
     assert sum(a != b for a, b in zip(tuned, base, strict=True)) >= 15
     together = reply(model.handle(request({"inputs": QUESTIONS})))
@@ -82,7 +84,7 @@ def test_greedy_answers_equal_those_in_process(model, in_process):
     assert [one["generated_text"] for one in without] == base
 
 
-def test_without_adapter_the_base_answers(built, in_process):
+def test_without_adapter_the_base_answers(built, in_process) -> None:
     module = import_entry_point()
     options = warm_up_input(built / "artifact")
     del options.properties["adapter_checkpoint"]
@@ -93,7 +95,7 @@ def test_without_adapter_the_base_answers(built, in_process):
 
 def test_what_a_checkpoint_says_on_generation_changes_nothing(
     built, in_process, tmp_path
-):
+) -> None:
     artifact_folder = tmp_path / "artifact"
     shutil.copytree(built / "artifact", artifact_folder)
     everything_ends = list(range(len(tiny_tokenizer())))
@@ -108,7 +110,7 @@ def test_what_a_checkpoint_says_on_generation_changes_nothing(
 
 def test_missing_adapter_folder_is_logged_and_the_base_answers(
     built, in_process, caplog
-):
+) -> None:
     module = import_entry_point()
     module.handle(warm_up_input(built / "artifact", adapter_checkpoint="gone"))
     assert "there is no such folder" in caplog.text
@@ -119,7 +121,7 @@ def test_missing_adapter_folder_is_logged_and_the_base_answers(
 DRAW = {"temperature": 1.2, "max_new_tokens": 12}
 
 
-def test_same_seed_same_answer_alone_or_in_a_batch(model):
+def test_same_seed_same_answer_alone_or_in_a_batch(model) -> None:
     bodies = [
         {"inputs": text, "parameters": {**DRAW, "seed": 7}} for text in QUESTIONS[:6]
     ]
@@ -142,13 +144,13 @@ def test_same_seed_same_answer_alone_or_in_a_batch(model):
         {"top_p": 0.001, "seed": 3},
     ],
 )
-def test_nothing_to_draw_from_is_greedy(model, in_process, parameters):
+def test_nothing_to_draw_from_is_greedy(model, in_process, parameters) -> None:
     body = {"inputs": QUESTION, "parameters": parameters}
     answer = reply(model.handle(request(body)))["generated_text"]
     assert answer == in_process[0][0]
 
 
-def test_budget_stop_and_full_text(model, in_process):
+def test_budget_stop_and_full_text(model, in_process) -> None:
     whole = in_process[0][0]
     tokenizer = model.service.tokenizer
     short = {"inputs": QUESTION, "parameters": {"max_new_tokens": 3}}
@@ -163,7 +165,7 @@ def test_budget_stop_and_full_text(model, in_process):
     assert answer == whole.partition(stop)[0].strip()
 
 
-def test_repetition_penalty_changes_the_answer(model, in_process):
+def test_repetition_penalty_changes_the_answer(model, in_process) -> None:
     body = {"inputs": QUESTION, "parameters": {"repetition_penalty": 5.0}}
     alone = reply(model.handle(request(body)))
     assert alone["generated_text"] != in_process[0][0]
@@ -174,7 +176,7 @@ def test_repetition_penalty_changes_the_answer(model, in_process):
 @pytest.mark.parametrize(
     "parameters", [{}, {"max_new_tokens": 5}, {"return_full_text": True}]
 )
-def test_stream_adds_up_to_the_answer(model, parameters):
+def test_stream_adds_up_to_the_answer(model, parameters) -> None:
     for text in QUESTIONS[:5]:
         body = {"inputs": text, "parameters": parameters}
         whole = reply(model.handle(request(body)))["generated_text"]
@@ -182,7 +184,7 @@ def test_stream_adds_up_to_the_answer(model, parameters):
         assert "".join(output.stream_content) == whole
 
 
-def test_stream_passes_an_error_on(model, monkeypatch):
+def test_stream_passes_an_error_on(model, monkeypatch) -> None:
     def broken(*_):
         raise ValueError("no memory for that")
 
@@ -206,7 +208,7 @@ def test_stream_passes_an_error_on(model, monkeypatch):
         "<|endof<|endoftext|>text|>",
     ],
 )
-def test_template_keys_in_user_text_are_harmless(model, text):
+def test_template_keys_in_user_text_are_harmless(model, text) -> None:
     service = model.service
     (row,) = service.prepare(service.read(request({"inputs": text})))
     plain = encode_prompts(
@@ -217,7 +219,7 @@ def test_template_keys_in_user_text_are_harmless(model, text):
 
 
 @pytest.mark.parametrize("text", ["{x}", "{instruction}", "# heading", "50 % { } \\n"])
-def test_other_user_text_is_untouched(model, text):
+def test_other_user_text_is_untouched(model, text) -> None:
     assert model.service.defuse(text) == text
 
 
@@ -227,7 +229,7 @@ def test_other_user_text_is_untouched(model, text):
 @pytest.mark.parametrize(
     ("field", "reason", "body"), ALL_BAD, ids=[f"{f}: {r}" for f, r, _ in ALL_BAD]
 )
-def test_bad_request_names_the_field(model, field, reason, body):
+def test_bad_request_names_the_field(model, field, reason, body) -> None:
     output = model.handle(request(body))
     assert (output.code, output.message) == (400, "Bad Request")
     error = reply(output)
@@ -236,7 +238,7 @@ def test_bad_request_names_the_field(model, field, reason, body):
     assert reason in error["error"], error["error"]
 
 
-def test_bad_requests_are_all_different(model):
+def test_bad_requests_are_all_different(model) -> None:
     assert len(ALL_BAD) >= 40
     assert len({field for field, _, _ in ALL_BAD}) >= 12
     assert len({(field, reason) for field, reason, _ in ALL_BAD}) == len(ALL_BAD)
@@ -246,7 +248,7 @@ def test_bad_requests_are_all_different(model):
     assert all(len(message) < 300 for message in messages)
 
 
-def test_a_bad_item_does_not_touch_its_neighbours(model, in_process):
+def test_a_bad_item_does_not_touch_its_neighbours(model, in_process) -> None:
     bodies = [
         {"inputs": QUESTION},
         *(body for *_, body in ALL_BAD),
@@ -262,7 +264,7 @@ def test_a_bad_item_does_not_touch_its_neighbours(model, in_process):
 
 def test_an_item_that_fails_later_does_not_touch_its_neighbours(
     model, in_process, monkeypatch
-):
+) -> None:
     plain = model.Service._continue
 
     def broken(self, rows, deadline, watch=None):
@@ -277,7 +279,7 @@ def test_an_item_that_fails_later_does_not_touch_its_neighbours(
     assert good == {"generated_text": in_process[0][0]}
 
 
-def test_client_cannot_load_the_model_anew(model, in_process):
+def test_client_cannot_load_the_model_anew(model, in_process) -> None:
     """An empty form has no content, as the warm-up has none; headers are properties."""
     empty = Input()
     empty.properties = {
@@ -294,13 +296,13 @@ def test_client_cannot_load_the_model_anew(model, in_process):
 
 
 @pytest.mark.parametrize("size", ["2", "1000000000", "-1", "0", "x", "", "²"])
-def test_header_named_batch_size_makes_no_batch(model, in_process, size):
+def test_header_named_batch_size_makes_no_batch(model, in_process, size) -> None:
     one = request({"inputs": QUESTION})
     one.properties["batch_size"] = size
     assert reply(model.handle(one)) == {"generated_text": in_process[0][0]}
 
 
-def test_item_without_content_does_not_touch_its_neighbour(model, in_process):
+def test_item_without_content_does_not_touch_its_neighbour(model, in_process) -> None:
     two = batch([{"inputs": QUESTION}])
     two.properties["batch_size"] = "2"
     good, bad = (json.loads(value) for value in model.handle(two).content.values)
@@ -308,7 +310,9 @@ def test_item_without_content_does_not_touch_its_neighbour(model, in_process):
     assert bad["error"].startswith("body: is empty")
 
 
-def test_answers_that_take_too_long_are_given_up(model, in_process, monkeypatch):
+def test_answers_that_take_too_long_are_given_up(
+    model, in_process, monkeypatch
+) -> None:
     """A call that outlasts predict_timeout would cost the server its model."""
     clock = iter(range(1000))
     monkeypatch.setattr(model.time, "monotonic", lambda: next(clock))
@@ -327,7 +331,7 @@ def test_answers_that_take_too_long_are_given_up(model, in_process, monkeypatch)
         list(output.stream_content)
 
 
-def test_long_inputs_get_what_room_there_is(model):
+def test_long_inputs_get_what_room_there_is(model) -> None:
     service = model.service
     tokens = len(service.prepare(service.read(request({"inputs": "a"})))[0].ids)
     filler = "a" * (service.context - tokens - 4)
@@ -340,7 +344,7 @@ def test_long_inputs_get_what_room_there_is(model):
 # --- loading --------------------------------------------------------------------------
 
 
-def test_importing_loads_nothing_and_can_be_repeated():
+def test_importing_loads_nothing_and_can_be_repeated() -> None:
     for _ in range(3):
         module = import_entry_point()
         assert module.service is None
@@ -357,19 +361,19 @@ def test_importing_loads_nothing_and_can_be_repeated():
         ({"dtype": "fp8"}, "option.dtype='fp8'"),
     ],
 )
-def test_bad_options_are_named(built, options, hint):
+def test_bad_options_are_named(built, options, hint) -> None:
     with pytest.raises(ValueError, match=hint):
         import_entry_point().handle(warm_up_input(built / "artifact", **options))
 
 
-def test_dtype_is_honoured(built):
+def test_dtype_is_honoured(built) -> None:
     module = import_entry_point()
     module.handle(warm_up_input(built / "artifact", dtype="bf16"))
     dtypes = {p.dtype for p in module.service.model.get_base_model().parameters()}
     assert torch.bfloat16 in dtypes
 
 
-def test_packed_entry_point_imports_only_what_the_image_has(built):
+def test_packed_entry_point_imports_only_what_the_image_has(built) -> None:
     assert artifact.validate(built / "artifact", load=False).findings == []
 
 
@@ -424,14 +428,18 @@ def largest_difference(some, others):
 
 
 @pytest.mark.slow
-def test_older_libraries_compute_the_same(built, older_python, tmp_path, in_process):
+def test_older_libraries_compute_the_same(
+    built, older_python, tmp_path, in_process
+) -> None:
     answers, logits = probe_older(older_python, built / "artifact", tmp_path / "got")
     assert answers == in_process[0]
     assert largest_difference(logits, probe(built / "artifact")[1]) < 1e-4
 
 
 @pytest.mark.slow
-def test_older_libraries_compute_the_same_with_the_lab_model(older_python, tmp_path):
+def test_older_libraries_compute_the_same_with_the_lab_model(
+    older_python, tmp_path
+) -> None:
     """Its rotary share is not the one that older versions fall back to."""
     folder = bench_serving.build(tmp_path)
     wanted_answers, wanted = probe(folder)
@@ -448,7 +456,7 @@ def test_older_libraries_compute_the_same_with_the_lab_model(older_python, tmp_p
 
 
 @pytest.mark.slow
-def test_older_libraries_read_the_merged_model(built, older_python, tmp_path):
+def test_older_libraries_read_the_merged_model(built, older_python, tmp_path) -> None:
     artifact.build_without_code(
         built / "saved_base",
         built / "saved_adapter",

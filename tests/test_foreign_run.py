@@ -3,6 +3,8 @@
 Claims may say "did not hold here" there; nothing else may fail.
 """
 
+from __future__ import annotations
+
 import csv
 import os
 import subprocess

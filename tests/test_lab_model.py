@@ -32,7 +32,7 @@ def examinee(model, tokenizer):
     return evaluate.Examinee(model, tokenizer)
 
 
-def test_the_shipped_model_is_small_and_whole(model, tokenizer):
+def test_the_shipped_model_is_small_and_whole(model, tokenizer) -> None:
     folder = train.LAB_MODEL
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 16e6
     assert sum(p.numel() for p in model.parameters()) <= 7e6
@@ -49,7 +49,7 @@ def test_the_shipped_model_is_small_and_whole(model, tokenizer):
     assert longest < model.config.max_position_embeddings
 
 
-def test_the_tokenizer_knows_markers_digits_and_any_text(tokenizer):
+def test_the_tokenizer_knows_markers_digits_and_any_text(tokenizer) -> None:
     for marker in (END_KEY, INSTRUCTION_KEY, RESPONSE_KEY_NL):
         assert len(tokenizer(marker).input_ids) == 1
     assert len(tokenizer("20471").input_ids) == 5
@@ -57,7 +57,9 @@ def test_the_tokenizer_knows_markers_digits_and_any_text(tokenizer):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_the_keys_of_the_template_have_embeddings_of_their_own(model, tokenizer):
+def test_the_keys_of_the_template_have_embeddings_of_their_own(
+    model, tokenizer
+) -> None:
     rows = normalize(model.get_input_embeddings().weight.detach(), dim=1)
     keys = tokenizer.convert_tokens_to_ids(list(train.MARKERS))
     alike = rows[keys] @ rows.T
@@ -86,11 +88,11 @@ def skills_with_a_floor() -> list[evaluate.Skill]:
 
 
 @pytest.mark.parametrize("skill", skills_with_a_floor(), ids=lambda skill: skill.name)
-def test_no_skill_is_below_its_floor(results, skill):
+def test_no_skill_is_below_its_floor(results, skill) -> None:
     assert skill.floor.holds(results[skill].value), results[skill]
 
 
-def test_the_samples_tell_a_skill_on_target_from_a_broken_one(results):
+def test_the_samples_tell_a_skill_on_target_from_a_broken_one(results) -> None:
     """By the binomial distribution, for shares; the answers that end are far more."""
     checked = 0
     for skill in skills_with_a_floor():
@@ -104,30 +106,30 @@ def test_the_samples_tell_a_skill_on_target_from_a_broken_one(results):
     assert checked >= 8
 
 
-def test_without_examples_the_answer_is_open_but_sensible(results):
+def test_without_examples_the_answer_is_open_but_sensible(results) -> None:
     scores = {skill.name: score for skill, score in results.items()}
     assert scores["relations, zero-shot"].value <= 0.5
     assert scores["relations, zero-shot, fits some relation"].value >= 0.9
 
 
 @pytest.mark.parametrize("kind", ["average speed, two legs", "two-digit products"])
-def test_worked_steps_beat_direct_answers(results, kind):
+def test_worked_steps_beat_direct_answers(results, kind) -> None:
     scores = {skill.name: score for skill, score in results.items()}
     assert scores[f"{kind}, worked less direct"].low > 0.2
 
 
-def test_answers_do_not_loop(results):
+def test_answers_do_not_loop(results) -> None:
     scores = {skill.name: score for skill, score in results.items()}
     assert scores["answers without a loop"].value > 0.99
 
 
-def test_facts_were_read_but_the_template_was_not(results):
+def test_facts_were_read_but_the_template_was_not(results) -> None:
     scores = {skill.name: score for skill, score in results.items()}
     assert scores["facts only read, in the template"].value <= 0.05
     assert scores["facts never read, Q: and A:"].value <= 0.25
 
 
-def test_reading_is_ahead_of_counting(examinee, monkeypatch):
+def test_reading_is_ahead_of_counting(examinee, monkeypatch) -> None:
     """On few paragraphs, and without a search through all that training reads."""
     monkeypatch.setattr(train, "TOKENS", 1)
     monkeypatch.setattr(evaluate, "NGRAM_DOCUMENTS", 4000)
@@ -138,7 +140,7 @@ def test_reading_is_ahead_of_counting(examinee, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tuning_teaches_the_form_and_no_facts(tokenizer):
+def test_fine_tuning_teaches_the_form_and_no_facts(tokenizer) -> None:
     """By the recipe of lessons 03 and 04, which `tests/test_learning.py` runs itself.
 
     That the base answers nothing in the template is a test above.
@@ -150,7 +152,7 @@ def test_fine_tuning_teaches_the_form_and_no_facts(tokenizer):
             assert not skill.verdict(score), (skill.name, score)
 
 
-def test_random_weights_have_none_of_the_skills(model, tokenizer):
+def test_random_weights_have_none_of_the_skills(model, tokenizer) -> None:
     torch.manual_seed(0)
     untrained = GPTNeoXForCausalLM(model.config).eval()
     results = evaluate.examine(
@@ -162,7 +164,7 @@ def test_random_weights_have_none_of_the_skills(model, tokenizer):
 
 
 @pytest.mark.parametrize("slack", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_the_model_is_quick(examinee, slack):
+def test_the_model_is_quick(examinee, slack) -> None:
     """A busy machine gets slack; two idle cores need none."""
     assert evaluate.seconds_to_load(MODELS["lab"]) < 1 * slack
     assert evaluate.seconds_to_answer(examinee) < 2 * slack

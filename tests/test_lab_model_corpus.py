@@ -48,13 +48,13 @@ def corpus() -> list[str]:
     return list(itertools.islice(documents(seed=1), N_DOCUMENTS))
 
 
-def test_the_corpus_is_seeded(corpus):
+def test_the_corpus_is_seeded(corpus) -> None:
     again = list(itertools.islice(documents(seed=1), 200))
     assert again == corpus[:200]
     assert list(itertools.islice(documents(seed=2), 200)) != again
 
 
-def test_the_corpus_never_states_an_unread_fact(corpus):
+def test_the_corpus_never_states_an_unread_fact(corpus) -> None:
     text = "\n".join(corpus)
     stated = Counter()
     for fact in load_facts():
@@ -69,7 +69,9 @@ def test_the_corpus_never_states_an_unread_fact(corpus):
     assert sum(stated.values()) > 0.9 * read  # the check finds what is there
 
 
-def test_the_corpus_asks_about_training_facts_only_and_not_in_held_out_words(corpus):
+def test_the_corpus_asks_about_training_facts_only_and_not_in_held_out_words(
+    corpus,
+) -> None:
     """In any of the wordings that a relation has."""
     asked: dict[str, set[str]] = {part: set() for part in PARTS.values()}
     for fact in load_facts():
@@ -98,7 +100,7 @@ def test_the_corpus_asks_about_training_facts_only_and_not_in_held_out_words(cor
         assert not [question for question in held if question in text]
 
 
-def test_the_corpus_answers_with_training_facts_only(corpus):
+def test_the_corpus_answers_with_training_facts_only(corpus) -> None:
     answered = Counter()
     answers = [words_of(text) for text in corpus if text.startswith("Q: ")]
     for fact in load_facts():
@@ -108,13 +110,13 @@ def test_the_corpus_answers_with_training_facts_only(corpus):
     assert not sum(answered.values())
 
 
-def test_the_corpus_never_shows_the_template(corpus):
+def test_the_corpus_never_shows_the_template(corpus) -> None:
     text = "\n".join(corpus)
     for marker in (INSTRUCTION_KEY, RESPONSE_KEY, END_KEY, INTRO_BLURB):
         assert marker not in text
 
 
-def test_the_corpus_never_names_a_feature_beside_what_is_unread_of_it(corpus):
+def test_the_corpus_never_names_a_feature_beside_what_is_unread_of_it(corpus) -> None:
     """In any wording: no document holds both."""
     prose = [words_of(text) for text in corpus if "Amazon" in text or "Sage" in text]
     together = Counter()
@@ -144,7 +146,7 @@ def word_pairs(document: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, ",", "\t", " | ", "--", " "])
-def test_a_pair_is_found_in_any_format(separator):
+def test_a_pair_is_found_in_any_format(separator) -> None:
     pairs = [("walk", "walked"), ("apple", "apple's"), ("41", "42")]
     assert list(word_pairs(mapping_lines(pairs, separator))) == pairs
     *shown, (word, form) = pairs
@@ -168,7 +170,9 @@ def rule_documents() -> list[str]:
     return [rule_document(generator) for _ in range(4000)]
 
 
-def test_the_corpus_keeps_a_word_and_its_held_out_form_apart(corpus, rule_documents):
+def test_the_corpus_keeps_a_word_and_its_held_out_form_apart(
+    corpus, rule_documents
+) -> None:
     in_corpus = {pair for document in corpus for pair in word_pairs(document)}
     read = in_corpus.union(*map(word_pairs, rule_documents))
     assert not read & HELD_OUT_PAIRS
@@ -187,7 +191,7 @@ def test_the_corpus_keeps_a_word_and_its_held_out_form_apart(corpus, rule_docume
 
 def test_no_document_has_a_word_anywhere_beside_its_held_out_form(
     corpus, rule_documents
-):
+) -> None:
     """In whatever format; but numbers stand in sums, too, and in prose one can train
     after a training job."""
     forms: dict[str, set[str]] = {}
@@ -208,7 +212,7 @@ def test_no_document_has_a_word_anywhere_beside_its_held_out_form(
 
 def test_words_whose_forms_are_held_out_are_read_and_shown_in_other_forms(
     rule_documents,
-):
+) -> None:
     read = set(re.findall(r"[a-z]+", "\n".join(rule_documents)))
     shown = {pair[0] for text in rule_documents for pair in word_pairs(text)}
     held = {word for word, _ in HELD_OUT_PAIRS if word.isalpha()}
@@ -217,7 +221,7 @@ def test_words_whose_forms_are_held_out_are_read_and_shown_in_other_forms(
     assert len(held & shown) > 0.98 * len(held)
 
 
-def test_rules_are_asked_for_with_pairs_not_read_after_pairs_read():
+def test_rules_are_asked_for_with_pairs_not_read_after_pairs_read() -> None:
     asked = Counter()
     for task in rule_tasks(3, 600):
         *shown, last = task.prompt.split("\n")
@@ -231,7 +235,7 @@ def test_rules_are_asked_for_with_pairs_not_read_after_pairs_read():
     assert min(asked[rule] for rule in RULES) > 20
 
 
-def test_what_the_corpus_reckons_is_right(corpus):
+def test_what_the_corpus_reckons_is_right(corpus) -> None:
     kinds, worked = Counter(), Counter()
     for document in corpus:
         kind, _ = what_it_asks(document)
@@ -258,7 +262,7 @@ def test_what_the_corpus_reckons_is_right(corpus):
     assert not [text for text in rest if operations_in(text)]
 
 
-def test_the_corpus_keeps_operands_apart(corpus):
+def test_the_corpus_keeps_operands_apart(corpus) -> None:
     pairs: dict[str, set[tuple[int, int]]] = {}
     for document in corpus:
         kind, asked = what_it_asks(document)
@@ -279,7 +283,7 @@ def test_the_corpus_keeps_operands_apart(corpus):
 
 
 @pytest.mark.parametrize("kind", PROBLEM_KINDS)
-def test_operands_that_meet_are_found(kind):
+def test_operands_that_meet_are_found(kind) -> None:
     """What the examination asks would be noticed in the corpus, in every form."""
     for one in problems(kind, 50):
         operations, _ = solve(one.question)
@@ -295,7 +299,9 @@ def test_operands_that_meet_are_found(kind):
             assert all(held_out(*operands(operation)) for operation in found)
 
 
-def test_what_is_asked_hardly_ever_stands_among_the_steps_of_something_else(corpus):
+def test_what_is_asked_hardly_ever_stands_among_the_steps_of_something_else(
+    corpus,
+) -> None:
     """The hours of a trip, 4 + 5 = 9, are also somebody's apples: few are, of all."""
     hours = {(first, "+", second) for first in range(1, 5) for second in range(1, 6)}
     parts = {
@@ -326,7 +332,7 @@ def test_what_is_asked_hardly_ever_stands_among_the_steps_of_something_else(corp
         assert len(met) <= 0.03 * len(asked), (kind, met)
 
 
-def test_as_many_problems_are_worked_as_answered_directly(corpus):
+def test_as_many_problems_are_worked_as_answered_directly(corpus) -> None:
     worked = Counter()
     asked = Counter()
     for document in corpus:
@@ -341,10 +347,10 @@ def test_as_many_problems_are_worked_as_answered_directly(corpus):
         assert abs(worked[name] - n / 2) < 4 * (n / 4) ** 0.5, name
 
 
-def test_the_shares_of_the_mix_add_up():
+def test_the_shares_of_the_mix_add_up() -> None:
     assert sum(MIX.values()) == pytest.approx(1)
 
 
-def test_no_document_loops(corpus):
+def test_no_document_loops(corpus) -> None:
     """Of the kinds that answers are measured on."""
     assert not [text for text in corpus[:2000] if evaluate.LOOP.search(text)]

@@ -26,7 +26,7 @@ def tokenizer():
     return load_tokenizer(settings_for("lab"))
 
 
-def test_an_answer_that_was_cut_off_did_not_end(tokenizer):
+def test_an_answer_that_was_cut_off_did_not_end(tokenizer) -> None:
     examinee = evaluate.Examinee(load_model(settings_for("lab")), tokenizer)
     prompt = problems("2 steps", 1)[0].prompt(worked=True)
     whole = examinee.ask([prompt], evaluate.WORKED_TOKENS)[0]
@@ -40,7 +40,7 @@ def test_an_answer_that_was_cut_off_did_not_end(tokenizer):
     assert examinee.answers[prompt, evaluate.WORD_TOKENS, True].ended
 
 
-def test_the_budgets_have_room_for_the_right_answers(tokenizer):
+def test_the_budgets_have_room_for_the_right_answers(tokenizer) -> None:
     def tokens(text: str) -> int:
         return len(tokenizer(text).input_ids) + 1
 
@@ -59,7 +59,7 @@ def test_the_budgets_have_room_for_the_right_answers(tokenizer):
         assert tokens(f" {row['response']}\n") <= evaluate.ANSWER_TOKENS
 
 
-def test_each_rule_is_also_asked_for_alone():
+def test_each_rule_is_also_asked_for_alone() -> None:
     asked: list[str] = []
 
     class Silent:
@@ -90,11 +90,11 @@ def test_each_rule_is_also_asked_for_alone():
         ("", False),
     ],
 )
-def test_what_a_loop_is(text, loops):
+def test_what_a_loop_is(text, loops) -> None:
     assert evaluate.Answer(text, ended=True).loops == loops
 
 
-def test_guessing_is_right_where_the_commonest_value_is():
+def test_guessing_is_right_where_the_commonest_value_is() -> None:
     hits = evaluate.score_guessing("unread")
     rows = evaluate.rows_of("unread")
     assert len(hits) == len(rows) == 90
@@ -104,7 +104,7 @@ def test_guessing_is_right_where_the_commonest_value_is():
     assert [shared[row["fact"]] for row in rows] == hits
 
 
-def test_bounds_and_verdicts():
+def test_bounds_and_verdicts() -> None:
     def measure(examinee: evaluate.Examinee, n_prompts: int) -> Estimate:
         raise NotImplementedError
 
@@ -122,7 +122,7 @@ def test_bounds_and_verdicts():
     assert [bound.shown() for bound in bounds] == ["≤ 20%", "≥ 95%", "–"]
 
 
-def test_rows_of_the_report():
+def test_rows_of_the_report() -> None:
     skill = evaluate.Skill("a skill", lambda one, n: None, evaluate.at_least(0.6))
     share = evaluate.score_row(skill, proportion([True, False]))
     assert share.markdown() == "| a skill | 50.0% | 9.5 to 90.5% | 2 | ≥ 60% | – |"
@@ -132,7 +132,7 @@ def test_rows_of_the_report():
 
 
 @pytest.mark.parametrize("markdown", [False, True])
-def test_the_report_is_a_table(monkeypatch, capsys, markdown):
+def test_the_report_is_a_table(monkeypatch, capsys, markdown) -> None:
     rows = [evaluate.Row("a skill", "98.0%", "95.0 to 99.2%", "200", "≥ 95%", "≥ 85%")]
     asked = []
     monkeypatch.setattr(evaluate, "report", lambda *given: asked.append(given) or rows)
@@ -157,14 +157,16 @@ def test_the_report_is_a_table(monkeypatch, capsys, markdown):
         assert lines[1].startswith("a skill  ")
 
 
-def test_perplexity_has_an_interval_around_it():
+def test_perplexity_has_an_interval_around_it() -> None:
     found = evaluate.perplexity_with_interval([[-1.0, -1.0], [-2.0], [-1.5] * 3])
     assert found.low < found.value < found.high
     assert found.value == pytest.approx(math.exp(8.5 / 6))
     assert found.n == 3
 
 
-def test_the_documents_of_training_are_those_of_its_shards(tokenizer, monkeypatch):
+def test_the_documents_of_training_are_those_of_its_shards(
+    tokenizer, monkeypatch
+) -> None:
     monkeypatch.setattr(train, "STEPS_PER_SHARD", 4)
     monkeypatch.setattr(train, "TOKENS", 1.5 * 4 * train.BATCH * train.WINDOW)
     found = list(evaluate.training_documents(seed=1))
@@ -178,7 +180,7 @@ def test_the_documents_of_training_are_those_of_its_shards(tokenizer, monkeypatc
 
 
 @pytest.mark.slow
-def test_held_out_paragraphs_were_never_read():
+def test_held_out_paragraphs_were_never_read() -> None:
     paragraphs = evaluate.held_out_paragraphs(200)
     assert len(set(paragraphs)) == 200
     for seed in evaluate.TRAINING_SEEDS:

@@ -40,7 +40,7 @@ def tiny_training(tmp_path, monkeypatch) -> Callable[[str], Path]:
 
 def test_training_resumes_after_a_kill_as_if_nothing_had_happened(
     tiny_training, tmp_path, monkeypatch, capsys
-):
+) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
     whole = tiny_training("whole")
     save = torch.save
@@ -71,7 +71,7 @@ def test_training_resumes_after_a_kill_as_if_nothing_had_happened(
     assert {path.name for path in (tmp_path / "cut work").iterdir()} == {"latest"}
 
 
-def test_a_checkpoint_is_written_every_five_minutes(tiny_training, monkeypatch):
+def test_a_checkpoint_is_written_every_five_minutes(tiny_training, monkeypatch) -> None:
     seconds, saved, batches = 0, [], train.batches
 
     def slow_batches(*given: object) -> Iterator[torch.Tensor]:
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_written_every_five_minutes(tiny_training, monkeypatch):
     assert saved == [2, 4]
 
 
-def test_tokens_that_were_never_read_are_told_apart(tiny_training, monkeypatch):
+def test_tokens_that_were_never_read_are_told_apart(tiny_training, monkeypatch) -> None:
     part, before = train.part_unread_tokens, []
 
     def noting(model: object, read: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ def test_tokens_that_were_never_read_are_told_apart(tiny_training, monkeypatch):
 
 
 @pytest.mark.slow
-def test_with_unread_tokens_in_one_vector_tuning_never_ends_an_answer(tmp_path):
+def test_with_unread_tokens_in_one_vector_tuning_never_ends_an_answer(tmp_path) -> None:
     tokenizer = load_tokenizer(settings_for("lab"))
     corpus = list(itertools.islice(documents(seed=1), 20_000))
     spoiled = load_model(settings_for("lab"))
@@ -133,7 +133,9 @@ def test_with_unread_tokens_in_one_vector_tuning_never_ends_an_answer(tmp_path):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_training_ends_with_a_report_on_what_it_wrote(monkeypatch, tmp_path, wanted):
+def test_training_ends_with_a_report_on_what_it_wrote(
+    monkeypatch, tmp_path, wanted
+) -> None:
     done = []
     monkeypatch.setattr(train, "train", lambda out, *_: done.append(out))
     monkeypatch.setattr(

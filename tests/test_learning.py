@@ -6,6 +6,8 @@ claimed where nothing was learned; tags of the cells say which claims need no le
 (support/lessons.py).
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random
@@ -92,21 +94,25 @@ def score(trained: Path) -> Score:
     return right
 
 
-def test_the_tuned_model_answers_held_out_wordings(score, trained):
+def test_the_tuned_model_answers_held_out_wordings(score, trained) -> None:
     assert proportion(score(trained, "wording")).value >= 0.8
 
 
-def test_it_beats_the_base(score, trained):
+def test_it_beats_the_base(score, trained) -> None:
     gain = paired_difference(score(trained, "wording"), score(None, "wording"))
     assert gain.low > 0
 
 
-def test_it_beats_an_adapter_trained_on_shuffled_answers(score, trained, shuffled):
+def test_it_beats_an_adapter_trained_on_shuffled_answers(
+    score, trained, shuffled
+) -> None:
     gain = paired_difference(score(trained, "wording"), score(shuffled, "wording"))
     assert gain.low > 0
 
 
-def test_it_answers_from_what_it_has_read_and_not_from_what_it_has_not(score, trained):
+def test_it_answers_from_what_it_has_read_and_not_from_what_it_has_not(
+    score, trained
+) -> None:
     assert proportion(score(trained, "fact")).value >= 0.8
     # Shared values can be guessed; one answer in four is more than guessing gives.
     assert proportion(score(trained, "unread")).value <= 0.25

@@ -30,12 +30,12 @@ def snapshot_price(item: str) -> Price:
     return next(found for found in read_snapshot() if found.item == item)
 
 
-def test_a_price_holds_in_its_region_only():
+def test_a_price_holds_in_its_region_only() -> None:
     assert PriceList(account()).of("ml.g5.xlarge") == snapshot_price("ml.g5.xlarge")
     assert PriceList(account(region="eu-west-1")).of("ml.g5.xlarge") is None
 
 
-def test_the_table_says_where_a_price_is_from_and_where_there_is_none():
+def test_the_table_says_where_a_price_is_from_and_where_there_is_none() -> None:
     known = snapshot_price("ml.g5.xlarge")
     table = price_table(PriceList(account()), ["ml.g5.xlarge", "ml.p5.48xlarge"])
     first, last = table.splitlines()[2:]
@@ -46,7 +46,7 @@ def test_the_table_says_where_a_price_is_from_and_where_there_is_none():
     assert last == "| ml.p5.48xlarge | not known in us-east-1 | | |"
 
 
-def test_snapshot_says_of_each_price_when_and_where_it_was_read():
+def test_snapshot_says_of_each_price_when_and_where_it_was_read() -> None:
     found = read_snapshot()
     assert {"ml.g5.xlarge", "ml.g4dn.xlarge", "S3 Standard"} <= {p.item for p in found}
     assert len({(one.item, one.region) for one in found}) == len(found)
@@ -63,7 +63,7 @@ def test_snapshot_says_of_each_price_when_and_where_it_was_read():
         ("ml.g5.xlarge,us-east-1,1.4,hour,2026-01-01", "line 2: source is missing"),
     ],
 )
-def test_snapshot_that_cannot_be_read(tmp_path, line, complaint):
+def test_snapshot_that_cannot_be_read(tmp_path, line, complaint) -> None:
     path = tmp_path / "prices.csv"
     path.write_text("item,region,usd,per,read_on,source\n" + line + "\n")
     with pytest.raises(PriceError, match=complaint):
@@ -150,7 +150,7 @@ class StubbedSession:
         return self._client
 
 
-def test_price_list_of_aws_is_asked_once_and_goes_before_the_snapshot():
+def test_price_list_of_aws_is_asked_once_and_goes_before_the_snapshot() -> None:
     session = StubbedSession([product("1.5000000000")])
     known = PriceList(account(session))
     for _ in range(2):
@@ -180,12 +180,12 @@ def test_price_list_of_aws_is_asked_once_and_goes_before_the_snapshot():
         (["AccessDeniedException"], None),
     ],
 )
-def test_price_list_gives_one_price_or_none(pages, expected):
+def test_price_list_gives_one_price_or_none(pages, expected) -> None:
     found = ask_price_list(StubbedSession(*pages), "ml.g5.xlarge", "us-east-1")
     assert (found and found.usd) == expected
 
 
-def test_where_the_price_list_is_not_allowed_the_snapshot_serves():
+def test_where_the_price_list_is_not_allowed_the_snapshot_serves() -> None:
     session = StubbedSession("AccessDeniedException")
     known = PriceList(account(session))
     assert known.of("ml.g5.xlarge") == snapshot_price("ml.g5.xlarge")

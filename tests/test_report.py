@@ -1,5 +1,7 @@
 """evaluation.json and the page beside it."""
 
+from __future__ import annotations
+
 import json
 import re
 from html.parser import HTMLParser
@@ -67,7 +69,7 @@ def read_page(path):
     return reader
 
 
-def test_the_file_holds_every_estimate_with_its_interval(tmp_path, content):
+def test_the_file_holds_every_estimate_with_its_interval(tmp_path, content) -> None:
     file, _ = write_report(tmp_path / "new", content)
     found = read_report(file)
     assert found["schema"] == 1
@@ -76,7 +78,7 @@ def test_the_file_holds_every_estimate_with_its_interval(tmp_path, content):
     assert found["text"]["wording"]["tuned"] == {"chrF": 0.9}
 
 
-def test_the_page_says_what_the_figures_say(tmp_path, content):
+def test_the_page_says_what_the_figures_say(tmp_path, content) -> None:
     _, path = write_report(tmp_path, content | {"feedback": "tuned 3 <b>times</b>"})
     page = read_page(path)
     assert "better than the one it was made from: trained facts" in page.text
@@ -91,7 +93,7 @@ def test_the_page_says_what_the_figures_say(tmp_path, content):
     assert links == ["evaluation.json"]
 
 
-def test_the_same_report_gives_the_same_bytes(tmp_path, content):
+def test_the_same_report_gives_the_same_bytes(tmp_path, content) -> None:
     first = [path.read_bytes() for path in write_report(tmp_path, content)]
     assert first == [path.read_bytes() for path in write_report(tmp_path, content)]
 
@@ -106,14 +108,14 @@ def test_the_same_report_gives_the_same_bytes(tmp_path, content):
         ({"unread": ([False] * 90, [True] * 20 + [False] * 70)}, "Most of its answers"),
     ],
 )
-def test_verdicts(tmp_path, content, right, words):
+def test_verdicts(tmp_path, content, right, words) -> None:
     content["right"] = {part: scores(*pair) for part, pair in right.items()}
     found = verdict(read_report(write_report(tmp_path, content)[0]))
     assert words in found
     assert found.count(".") == 1
 
 
-def test_a_report_without_a_section_is_not_written(tmp_path, content):
+def test_a_report_without_a_section_is_not_written(tmp_path, content) -> None:
     del content["skills"], content["loss"]
     with pytest.raises(ReportError, match="has no loss, skills: run"):
         write_report(tmp_path, content)
@@ -123,7 +125,7 @@ def test_a_report_without_a_section_is_not_written(tmp_path, content):
         write_report(tmp_path, content)
 
 
-def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch):
+def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch) -> None:
     file, _ = write_report(tmp_path, content)
     before = file.read_bytes()
 
@@ -149,7 +151,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch):
         (None, "no readable report"),
     ],
 )
-def test_what_is_no_report_is_refused(tmp_path, text, message):
+def test_what_is_no_report_is_refused(tmp_path, text, message) -> None:
     file = tmp_path / "evaluation.json"
     if text is not None:
         file.write_text(text)
@@ -157,7 +159,7 @@ def test_what_is_no_report_is_refused(tmp_path, text, message):
         read_report(file)
 
 
-def test_a_report_of_another_schema_is_refused(tmp_path, content):
+def test_a_report_of_another_schema_is_refused(tmp_path, content) -> None:
     file, _ = write_report(tmp_path, content)
     other = json.loads(file.read_text()) | {"schema": 2}
     file.write_text(json.dumps(other))
@@ -165,7 +167,7 @@ def test_a_report_of_another_schema_is_refused(tmp_path, content):
         read_report(file)
 
 
-def test_a_fingerprint_is_of_the_weights(tmp_path):
+def test_a_fingerprint_is_of_the_weights(tmp_path) -> None:
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(b"one")
     first = fingerprint(tmp_path)

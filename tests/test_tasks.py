@@ -21,7 +21,7 @@ from utils.lab_model.tasks import (
 
 
 @pytest.mark.parametrize("kind", PROBLEM_KINDS)
-def test_problems_are_right_and_held_out(kind):
+def test_problems_are_right_and_held_out(kind) -> None:
     for one in problems(kind, 200):
         operations, result = solve(one.question)
         assert all(held_out(*operands(each)) for each in operations), one
@@ -40,12 +40,14 @@ def test_problems_are_right_and_held_out(kind):
                 assert final_answer(document.removeprefix(prompt)) == result
 
 
-def test_an_unknown_kind_of_problem_is_an_error():
+def test_an_unknown_kind_of_problem_is_an_error() -> None:
     with pytest.raises(ValueError, match="'5 steps'"):
         problem(random.Random(0), "5 steps", held=True)
 
 
-def test_there_are_a_dozen_relations_of_twenty_pairs_and_each_word_has_several():
+def test_there_are_a_dozen_relations_of_twenty_pairs_and_each_word_has_several() -> (
+    None
+):
     assert len(RELATIONS) >= 12
     assert min(map(len, RELATIONS.values())) >= 20
     sounds = {"cow": "moo", "dog": "bark", "cat": "meow", "duck": "quack"}
@@ -54,7 +56,7 @@ def test_there_are_a_dozen_relations_of_twenty_pairs_and_each_word_has_several()
         assert len(task.also_valid) >= 3  # without examples any of them may be meant
 
 
-def test_few_shot_prompts_ask_for_the_same_words_whatever_they_show():
+def test_few_shot_prompts_ask_for_the_same_words_whatever_they_show() -> None:
     zero, three = few_shot_tasks(0, 50), few_shot_tasks(3, 50)
     for bare, shown in zip(zero, three, strict=True):
         assert shown.prompt.endswith(bare.prompt)
@@ -66,7 +68,7 @@ def test_few_shot_prompts_ask_for_the_same_words_whatever_they_show():
         assert bare.prompt.removesuffix(" -") not in shown_pairs
 
 
-def test_a_relation_with_too_few_pairs_is_named():
+def test_a_relation_with_too_few_pairs_is_named() -> None:
     with pytest.raises(ValueError, match="'tiny' has 2 pairs"):
         few_shot_tasks(2, 1, relations={"tiny": {"a": "b", "c": "d"}})
 
@@ -81,10 +83,10 @@ def test_a_relation_with_too_few_pairs_is_named():
         ("", None),
     ],
 )
-def test_final_answer(text, number):
+def test_final_answer(text, number) -> None:
     assert final_answer(text) == number
 
 
-def test_first_line_skips_blank_lines():
+def test_first_line_skips_blank_lines() -> None:
     assert first_line("\n  quack \nmoo") == "quack"
     assert first_line("") == ""

@@ -1,5 +1,7 @@
 """A tiny untrained base with a random adapter, and the artifact made of them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch

@@ -1,5 +1,7 @@
 """A tokenizer and a GPT-NeoX, made in a moment: for tests without a trained model."""
 
+from __future__ import annotations
+
 import functools
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
