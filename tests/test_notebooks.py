@@ -276,7 +276,9 @@ def test_exercises_have_solution_and_planted_mistakes(path: Path) -> None:
     )
     assert len(checks) == len(found), "a check must be the last line of its cell"
     planted = wrong_answers(path.stem[:2])
-    assert planted.keys() == {call.func.id for _, call, _ in found}
+    assert planted.keys() == {call.func.id for _, call, _ in found}, (
+        f"see tests/support/wrong_answers/lesson_{path.stem[:2]}.py"
+    )
     for _, call, solution in found:
         ast.parse(solution)
         assert "..." not in solution
