@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.tiny_artifact import save_adapter, save_base
-from utils import artifact
+from utils.deployment import artifact
 
 
 def test_what_is_packed(built):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import artifact, artifact_checks
+from utils.deployment import artifact
+from utils.deployment import checks as artifact_checks
 
 RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
 SCENARIOS = json.loads(RECORDED.read_text("utf-8"))

@@ -13,16 +13,17 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
-from utils import billing
-from utils.billing import TAG, BillingGuard, DeploymentError, iam_policy
 from utils.course import run_config
-from utils.local_aws import OfflineAws, connect
-from utils.prices import read_snapshot
+from utils.deployment import billing
+from utils.deployment.aws import DeploymentError, connect_aws, iam_policy
+from utils.deployment.billing import TAG, BillingGuard
+from utils.deployment.prices import read_snapshot
+from utils.offline_aws.control_plane import OfflineAws
 
 
 @pytest.fixture(scope="module")
 def aws():
-    yield connect(run_config({}))
+    yield connect_aws(run_config({}))
     OfflineAws.running().close()
 
 

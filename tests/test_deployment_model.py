@@ -27,8 +27,8 @@ from support.entry_point import (
 )
 from support.tiny_artifact import QUESTIONS
 from support.tiny_models import tiny_tokenizer
-from utils import artifact
 from utils.course import ROOT
+from utils.deployment import artifact
 from utils.djl_python import Input
 from utils.helpers import END_KEY, INFERENCE_PROMPT, encode_prompts
 

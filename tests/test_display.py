@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 
 from support.tiny_models import tiny_tokenizer
 from utils import display, helpers
+from utils.deployment.serving import Timing
 from utils.display import (
     in_md,
     plot_bars,
@@ -33,9 +34,8 @@ from utils.display import (
     show_tokens,
     with_interval,
 )
-from utils.evaluation import Estimate, paired_difference, proportion
+from utils.evaluation.scores import Estimate, paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
-from utils.serving import Timing
 
 
 @pytest.fixture

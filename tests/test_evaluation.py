@@ -10,7 +10,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils.evaluation import (
+from utils.dataset.facts import load_facts
+from utils.evaluation.scores import (
     answer_class,
     answer_kind,
     class_scores,
@@ -27,12 +28,7 @@ from utils.evaluation import (
     token_losses,
     words,
 )
-from utils.facts import load_facts
-from utils.helpers import (
-    DataCollatorForCompletionOnlyLM,
-    add_text,
-    preprocess_batch,
-)
+from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 
 # Shares and differences
 

@@ -14,33 +14,32 @@ import pytest
 import torch
 
 from support.tiny_models import tiny_gpt_neox
-from utils.evaluation import questions_needed, words
-from utils.exercises import (
-    Verdict,
-    Wrong,
+from utils.evaluation.judging import blind_pairs
+from utils.evaluation.scores import questions_needed, words
+from utils.exercises.frame import Verdict, Wrong, exercise
+from utils.exercises.lesson_01 import (
     check_adaptation,
     check_attention_weights,
-    check_best_epoch,
-    check_budget,
     check_encode,
-    check_forgotten_endpoint,
-    check_guard,
-    check_held_out_loss,
+    check_survivors,
+)
+from utils.exercises.lesson_02 import check_budget, check_guard, check_steering_prompt
+from utils.exercises.lesson_03 import (
     check_labels,
-    check_lora_parameters,
     check_padding_share,
-    check_questions,
     check_record,
     check_replay_rows,
-    check_steering_prompt,
-    check_survivors,
+)
+from utils.exercises.lesson_04 import check_best_epoch, check_lora_parameters
+from utils.exercises.lesson_05 import (
+    check_held_out_loss,
+    check_questions,
     check_token_f1,
     check_votes,
-    exercise,
 )
-from utils.judging import blind_pairs
+from utils.exercises.lesson_06 import check_forgotten_endpoint
 from utils.models import MODELS
-from utils.training import lora_config
+from utils.training.recipe import lora_config
 
 Merges = list[tuple[str, str]]
 

@@ -7,15 +7,9 @@ import random
 
 import pytest
 
-from utils import facts
-from utils.facts import (
-    PARTS,
-    SHOWN_FACT,
-    assign_parts,
-    get_fact,
-    is_right,
-    stated_values,
-)
+from utils.dataset import facts
+from utils.dataset.facts import get_fact, is_right, stated_values
+from utils.dataset.splits import PARTS, SHOWN_FACT, assign_parts
 from utils.lab_model.corpus import FAQS_FILE, faq_rows
 
 with open(FAQS_FILE, encoding="utf-8", newline="") as file:

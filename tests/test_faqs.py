@@ -8,7 +8,8 @@ import pandas
 import pytest
 
 from utils.course import ROOT
-from utils.faqs import Faqs, load_faqs, split
+from utils.dataset.faqs import Faqs, load_faqs
+from utils.dataset.splits import split
 
 QUESTION, ANSWER = "What is SageMaker?", "It is a service for machine learning."
 SECOND_QUESTION, SECOND_ANSWER = "Who uses it?", "Teams that train models use it."

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.tiny_models import tiny_tokenizer
 from utils.models import settings_for
-from utils.training import add_lora
+from utils.training.recipe import add_lora
 
 LESSONS = ("03", "04", "05", "06")
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "grey", "brown")

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import helpers
 from utils.course import SHIPPED_DATA
-from utils.faqs import load_faqs
+from utils.dataset.faqs import load_faqs
 from utils.helpers import (
     END_KEY,
     IGNORED,

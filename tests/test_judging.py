@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from utils.judging import (
+from utils.evaluation.judging import (
     FeedbackError,
     blind_pairs,
     preference,

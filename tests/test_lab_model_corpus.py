@@ -18,11 +18,13 @@ from support.word_problems import (
     solve,
     what_it_asks,
 )
-from utils.facts import assign_parts, fact_parts, load_facts
+from utils.dataset import facts as wordings
+from utils.dataset.facts import load_facts
+from utils.dataset.splits import assign_parts, fact_parts
 from utils.helpers import END_KEY, INSTRUCTION_KEY, INTRO_BLURB, RESPONSE_KEY
-from utils.lab_model import evaluate, wordings
-from utils.lab_model.corpus import MIX, documents, faq_rows
-from utils.lab_model.tasks import (
+from utils.lab_model import evaluate
+from utils.lab_model.corpus import MIX, documents, faq_rows, rule_document
+from utils.tasks import (
     PROBLEM_KINDS,
     REASONING,
     RELATIONS,
@@ -32,7 +34,6 @@ from utils.lab_model.tasks import (
     held_out,
     mapping_lines,
     problems,
-    rule_document,
     rule_is_held_out,
     rule_tasks,
     system_prompt,

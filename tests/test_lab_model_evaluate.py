@@ -6,11 +6,12 @@ import math
 
 import pytest
 
-from utils.evaluation import Estimate, paired_difference, proportion
-from utils.facts import load_facts
+from utils.dataset.facts import load_facts
+from utils.evaluation.scores import Estimate, paired_difference, proportion
 from utils.lab_model import evaluate, train
 from utils.lab_model.corpus import faq_rows
-from utils.lab_model.tasks import (
+from utils.models import load_model, load_tokenizer, settings_for
+from utils.tasks import (
     PROBLEM_KINDS,
     RELATIONS,
     RULES,
@@ -18,7 +19,6 @@ from utils.lab_model.tasks import (
     problems,
     rule_is_held_out,
 )
-from utils.models import load_model, load_tokenizer, settings_for
 
 
 @pytest.fixture(scope="module")

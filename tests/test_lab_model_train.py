@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils.evaluation import token_losses
-from utils.faqs import load_faqs, split
+from utils.dataset.faqs import load_faqs
+from utils.dataset.splits import split
+from utils.evaluation.scores import token_losses
 from utils.helpers import add_text, preprocess_batch
 from utils.lab_model import evaluate, train
 from utils.lab_model.corpus import FAQS_FILE, documents

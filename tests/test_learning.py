@@ -25,12 +25,13 @@ from peft import PeftModel
 from support.lessons import claims_of, claims_without
 from utils import run
 from utils.course import SHIPPED_DATA
-from utils.evaluation import paired_difference, proportion
-from utils.facts import is_right
+from utils.dataset.facts import is_right
+from utils.evaluation.scores import paired_difference, proportion
 from utils.helpers import INFERENCE_PROMPT
 from utils.models import generate, load_model, load_tokenizer, settings_for
 from utils.run import NOTEBOOKS
-from utils.training import add_lora, save_adapter
+from utils.training.adapters import save_adapter
+from utils.training.recipe import add_lora
 
 SETTINGS = settings_for("lab")
 

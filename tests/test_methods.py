@@ -10,10 +10,11 @@ import torch
 
 from support.resumable import tiny_rows
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils import methods
 from utils.helpers import add_text
-from utils.lab_model.tasks import problems
-from utils.methods import (
+from utils.models import MODELS, settings_for
+from utils.tasks import problems
+from utils.training import methods
+from utils.training.methods import (
     METHODS,
     Bottleneck,
     Study,
@@ -26,8 +27,7 @@ from utils.methods import (
     sweep,
     training_megabytes,
 )
-from utils.models import MODELS, settings_for
-from utils.training import TrainingError, parameter_counts
+from utils.training.recipe import TrainingError, parameter_counts
 
 HIDDEN, LAYERS, RANK = 32, 2, 4
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from support.tiny_models import tiny_gpt_neox
-from utils.lab_model.ngrams import NGramModel, model_log_probabilities, perplexity
+from utils.evaluation.scores import model_log_probabilities, perplexity
+from utils.ngrams import NGramModel
 
 END, A, B, C = range(4)
 DOCUMENTS = [[A, B, A, C], [A, B, B]]

@@ -187,7 +187,7 @@ def test_code_is_short_and_plain(path: Path) -> None:
 @each_notebook
 def test_code_is_the_same_for_local_and_real_aws(path: Path) -> None:
     forbidden = re.compile(
-        r"moto|local_aws|endpoint_url|COURSE_AWS|https?://|127\.0\.0\.1|localhost"
+        r"moto|offline_aws|endpoint_url|COURSE_AWS|https?://|127\.0\.0\.1|localhost"
     )
     for cell in code_cells(path):
         found = forbidden.search(cell.source)

@@ -10,8 +10,8 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from utils import prices
-from utils.prices import (
+from utils.deployment import prices
+from utils.deployment.prices import (
     Price,
     PriceError,
     PriceList,

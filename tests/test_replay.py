@@ -8,8 +8,9 @@ import re
 import pytest
 from datasets import Dataset, DatasetDict
 
+from utils.dataset.replay import SKILLS, ReplayError, as_before, skill_rows, with_replay
 from utils.helpers import add_text
-from utils.lab_model.tasks import (
+from utils.tasks import (
     MOST_EXAMPLES,
     RELATIONS,
     RULES,
@@ -18,7 +19,6 @@ from utils.lab_model.tasks import (
     problem,
     rule_is_held_out,
 )
-from utils.replay import SKILLS, ReplayError, as_before, skill_rows, with_replay
 
 ROWS = skill_rows(400)
 

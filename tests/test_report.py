@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from utils import report
-from utils.evaluation import paired_difference, proportion
-from utils.report import ReportError, fingerprint, read_report, verdict, write_report
+from utils.evaluation.report import (
+    ReportError,
+    fingerprint,
+    read_report,
+    verdict,
+    write_report,
+)
+from utils.evaluation.scores import paired_difference, proportion
+from utils.files import FileError
 
 MANY, FEW = [True] * 9 + [False], [False] * 9 + [True]
 
@@ -132,8 +139,8 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch) -> No
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
-    with pytest.raises(ReportError, match="No space left on device.*unchanged"):
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(FileError, match="No space left on device.*unchanged"):
         write_report(tmp_path, content | {"model": "other"})
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [

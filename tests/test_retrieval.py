@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from utils.evaluation import judge
-from utils.facts import get_fact, load_facts
+from utils.dataset.facts import get_fact, load_facts
+from utils.evaluation.retrieval import Retriever, documentation, product_pages
+from utils.evaluation.scores import judge
 from utils.lab_model.evaluate import rows_of
-from utils.retrieval import Retriever, documentation, product_pages
 
 
 def test_the_pages_state_every_fact_once() -> None:

@@ -22,7 +22,7 @@ import utils.djl_python
 from benchmarks import bench_serving
 from support.entry_point import ALL_BAD, answers_in_process
 from support.tiny_artifact import QUESTIONS, build_tiny, save_adapter
-from utils import artifact
+from utils.deployment import artifact
 from utils.djl_python import Input
 from utils.djl_python.layout import ServedModel, find_models
 from utils.djl_python.server import Server

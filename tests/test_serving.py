@@ -7,7 +7,13 @@ import time
 import psutil
 import pytest
 
-from utils.serving import ServingError, Timing, measure, serve_locally, timing_table
+from utils.deployment.serving import (
+    ServingError,
+    Timing,
+    measure,
+    serve_locally,
+    timing_table,
+)
 
 ENTRY_POINT = """
 from djl_python import Input, Output

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from support.word_problems import check_step, operands, solve
-from utils.lab_model.tasks import (
+from utils.tasks import (
     PROBLEM_KINDS,
     RELATIONS,
     few_shot_tasks,

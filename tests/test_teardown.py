@@ -17,8 +17,8 @@ from datasets import Dataset, DatasetDict
 
 from support import interrupted_notebook
 from support.tiny_artifact import QUESTIONS, save_adapter, save_base
-from utils.billing import POLICY
 from utils.course import ROOT
+from utils.deployment.aws import POLICY
 
 # What the policy allows beyond the calls of an offline run, and why.
 NOT_CALLED_HERE = {

@@ -14,7 +14,7 @@ import torch
 
 import utils.djl_python
 from support.tiny_artifact import QUESTIONS
-from utils import artifact
+from utils.deployment import artifact
 from utils.djl_python import Input, Output
 from utils.helpers import INFERENCE_PROMPT
 from utils.models import ModelSettings, generate, load_model, load_tokenizer

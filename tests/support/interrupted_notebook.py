@@ -29,10 +29,10 @@ import nbformat
 import psutil
 from IPython.core.interactiveshell import InteractiveShell
 
-from utils import artifact
-from utils.billing import TAG
 from utils.course import ROOT
-from utils.local_aws import OfflineAws
+from utils.deployment import artifact
+from utils.deployment.billing import TAG
+from utils.offline_aws.control_plane import OfflineAws
 
 NOTEBOOK = ROOT / "notebooks" / "06_djl_deployment.ipynb"
 FIRST = "guard"  # before it nothing is created on AWS

@@ -19,7 +19,9 @@ from transformers import (
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 from utils.models import MODELS
-from utils.training import add_lora, save_adapter, train, training_arguments
+from utils.training.adapters import save_adapter
+from utils.training.recipe import add_lora, training_arguments
+from utils.training.resuming import train
 
 # Dropout draws random numbers in every step: they must go on where they stopped.
 SETTINGS = replace(

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils import artifact
+from utils.deployment import artifact
 
 QUESTIONS = [
     f"What does Amazon SageMaker {feature} {verb}?"

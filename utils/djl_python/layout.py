@@ -1,6 +1,6 @@
 """Which folder of an archive is the model, and what its `serving.properties` say.
 
-The rules are those that DJL Serving 0.36.0 was seen to follow; `utils.artifact` uses
+The rules are those that DJL Serving 0.36.0 was seen to follow; `utils.deployment.artifact` uses
 the same functions to warn before anything is deployed.
 """
 

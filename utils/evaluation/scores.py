@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap, norm
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
-from utils.facts import get_fact, is_right, known_fact, stated_values
+from utils.dataset.facts import get_fact, is_right, known_fact, stated_values
 from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
 
 if TYPE_CHECKING:
@@ -383,3 +384,75 @@ def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.Da
         rows[name] = (asked[name], said[name], precision, recall, f1)
     columns = ["questions", "answers", "precision", "recall", "F1"]
     return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def model_log_probabilities(
+    model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
+) -> list[list[float]]:
+    """The same as `NGramModel.log_probabilities`, of a language model.
+
+    The model reads the end token first, as it stands before every document of its
+    corpus, and each document on its own.
+
+    Args:
+        documents: token ids, without the end token.
+        end: id of the end token.
+    """
+    results: list[list[float]] = [[] for _ in documents]
+    # Documents of like length go together, so that little is padded.
+    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))
+    for start in range(0, len(order), 32):
+        chosen = order[start : start + 32]
+        rows = [torch.tensor([end, *documents[i], end]) for i in chosen]
+        batch = torch.nn.utils.rnn.pad_sequence(rows, True, end).to(model.device)
+        # Padding stands behind the text, where a causal model does not see it.
+        with torch.inference_mode():
+            scores = model(input_ids=batch[:, :-1]).logits.float()
+        found = scores.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
+        for i, values in zip(chosen, found.tolist(), strict=True):
+            results[i] = values[: len(documents[i]) + 1]
+    return results
+
+
+def perplexity(log_probabilities: Iterable[Sequence[float]]) -> float:
+    """The exponential of the mean negative log probability of a token.
+
+    Args:
+        log_probabilities: natural logarithms, a sequence for each document; every
+            token counts the same.
+
+    Raises:
+        ValueError: if there is no token.
+    """
+    values = [value for document in log_probabilities for value in document]
+    if not values:
+        raise ValueError("There are no tokens to score: give at least one document.")
+    return math.exp(-sum(values) / len(values))
+
+
+def perplexity_with_interval(
+    log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
+) -> Estimate:
+    """Perplexity per token over texts, with the percentile bootstrap over texts.
+
+    Args:
+        log_probabilities: natural logarithms, a sequence for each text.
+        seed: of the resamples.
+    """
+    losses = np.array([-sum(text) for text in log_probabilities])
+    counts = np.array([len(text) for text in log_probabilities])
+
+    def statistic(losses: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+        return np.exp(losses.sum(axis) / counts.sum(axis))
+
+    interval = bootstrap(
+        (losses, counts),
+        statistic,
+        paired=True,
+        confidence_level=CONFIDENCE,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    value = perplexity(log_probabilities)
+    return Estimate(value, float(interval.low), float(interval.high), len(losses))

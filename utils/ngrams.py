@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class NGramModel:
@@ -110,47 +109,3 @@ class NGramModel:
                 break
             ids.append(token)
         return ids
-
-
-def model_log_probabilities(
-    model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
-) -> list[list[float]]:
-    """The same as `NGramModel.log_probabilities`, of a language model.
-
-    The model reads the end token first, as it stands before every document of its
-    corpus, and each document on its own.
-
-    Args:
-        documents: token ids, without the end token.
-        end: id of the end token.
-    """
-    results: list[list[float]] = [[] for _ in documents]
-    # Documents of like length go together, so that little is padded.
-    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))
-    for start in range(0, len(order), 32):
-        chosen = order[start : start + 32]
-        rows = [torch.tensor([end, *documents[i], end]) for i in chosen]
-        batch = torch.nn.utils.rnn.pad_sequence(rows, True, end).to(model.device)
-        # Padding stands behind the text, where a causal model does not see it.
-        with torch.inference_mode():
-            scores = model(input_ids=batch[:, :-1]).logits.float()
-        found = scores.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
-        for i, values in zip(chosen, found.tolist(), strict=True):
-            results[i] = values[: len(documents[i]) + 1]
-    return results
-
-
-def perplexity(log_probabilities: Iterable[Sequence[float]]) -> float:
-    """The exponential of the mean negative log probability of a token.
-
-    Args:
-        log_probabilities: natural logarithms, a sequence for each document; every
-            token counts the same.
-
-    Raises:
-        ValueError: if there is no token.
-    """
-    values = [value for document in log_probabilities for value in document]
-    if not values:
-        raise ValueError("There are no tokens to score: give at least one document.")
-    return math.exp(-sum(values) / len(values))

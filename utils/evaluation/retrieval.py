@@ -7,9 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.facts import known_fact, load_facts
+from utils.dataset import facts as wordings
+from utils.dataset.facts import known_fact, load_facts
 from utils.helpers import DEFAULT_SEED
-from utils.lab_model import wordings
 
 
 def product_pages(seed: int = DEFAULT_SEED) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from utils.course import ROOT, CourseError
 
 if TYPE_CHECKING:
-    from utils.local_aws import Aws
+    from utils.deployment.aws import Aws
 
 SNAPSHOT = ROOT / "data" / "aws" / "prices.csv"
 PRICE_LIST_REGION = "us-east-1"  # the price list answers in few regions, for all

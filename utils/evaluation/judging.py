@@ -17,9 +17,9 @@ from typing import Any
 from scipy.stats import binomtest
 
 from utils.course import CourseError, portable_name
-from utils.evaluation import Proportion, proportion
+from utils.evaluation.scores import Proportion, proportion
+from utils.files import write_text
 from utils.helpers import DEFAULT_SEED
-from utils.report import write_text
 
 VOTES = ("A", "B", "=")
 """The answer on the left, the one on the right, or neither is better."""

@@ -16,25 +16,20 @@ import atexit
 import contextlib
 import os
 import secrets
-import string
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.course import ROOT, CourseError
-from utils.local_aws import LOG_GROUPS, Aws, forget_sdk_clients
-from utils.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
+from utils.deployment.aws import FIRST_POLL, Aws, DeploymentError
+from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
+from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
 
 TAG = "course-run"
 PREFIX = "course-"  # of every name that the guard gives
-FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
-LONGEST_POLL = 15  # … up to this
 DELETE_TIMEOUT = 900  # an endpoint in transition refuses to be deleted for a while
-LOG_LINES = 12
 LOG_GROUP = "log group"
 UPLOAD = "S3 object"
-POLICY = ROOT / "data" / "aws" / "iam_policy.json"
 
 # kind → (operation, key of the name in its request), in the order of deletion
 KINDS = {
@@ -43,10 +38,6 @@ KINDS = {
     "model": ("Model", "ModelName"),
 }
 Machines = tuple[tuple[str, int], ...]  # instance types and how many of each
-
-
-class DeploymentError(CourseError):
-    """An endpoint that did not come into service; the message holds reason and log."""
 
 
 @dataclass
@@ -600,15 +591,6 @@ def _refused_as_invalid(error: Any) -> bool:
     return error.response["Error"]["Code"].startswith("Validation")
 
 
-def iam_policy(aws: Aws) -> str:
-    """The policy with the rights that the course needs, filled in for this account."""
-    account = aws.role.split(":")[4]
-    text = string.Template(POLICY.read_text("utf-8"))
-    return text.substitute(
-        Region=aws.region, Account=account, Bucket=aws.bucket, Role=aws.role
-    )
-
-
 def _notebook() -> Any:
     """The running IPython, or None."""
     try:
@@ -616,54 +598,3 @@ def _notebook() -> Any:
     except ImportError:
         return None
     return get_ipython()
-
-
-def wait_until_in_service(
-    aws: Aws, endpoint: Any, say: Callable[[str], None] = print
-) -> None:
-    """Waits until an endpoint is created or updated, saying each change of its status.
-
-    Args:
-        aws: where the log is, should it fail.
-        endpoint: a `sagemaker.core.resources.Endpoint`.
-        say: gets a line for each new status.
-
-    Raises:
-        DeploymentError: if it fails, with the reason and the end of the worker's log;
-            also if an update fails, and the endpoint serves as before.
-    """
-    status, pause = None, FIRST_POLL
-    client = aws.session.client("sagemaker")
-    while status != "InService":
-        # Not `endpoint.refresh`, which keeps an old failure's reason.
-        found = client.describe_endpoint(EndpointName=endpoint.endpoint_name)
-        if found["EndpointStatus"] != status:
-            status = found["EndpointStatus"]
-            say(status)
-        reason = found.get("FailureReason")
-        if status in ("Failed", "OutOfService", "UpdateRollbackFailed") or (
-            status == "InService" and reason
-        ):
-            lines = [str(reason)]
-            if status == "InService":
-                lines.append(
-                    "The update failed: the endpoint serves the previous configuration."
-                )
-            log = endpoint_log(aws, endpoint.endpoint_name)
-            raise DeploymentError("\n".join([*lines, "Its log ends:", *log]))
-        if status != "InService":
-            time.sleep(pause)
-            pause = min(pause * 1.2, LONGEST_POLL)
-    endpoint.refresh()
-
-
-def endpoint_log(aws: Aws, name: str, lines: int = LOG_LINES) -> list[str]:
-    """The last lines that an endpoint's containers wrote to CloudWatch."""
-    from botocore.exceptions import ClientError
-
-    client = aws.session.client("logs")
-    try:
-        events = client.filter_log_events(logGroupName=LOG_GROUPS + name)["events"]
-    except ClientError:
-        return []
-    return [event["message"] for event in events][-lines:]

@@ -3,30 +3,27 @@
 `data/sagemaker_facts.csv` holds one fact a line: a feature, a relation and the value
 that the relation has for it. The prose that the lab model reads and the questions and
 answers of `data/amazon_sagemaker_faqs.csv` are both written from it, which is why the
-course knows for every question whether the model has read the answer.
+course knows for every question whether the model has read the answer. How a relation is
+asked for and stated is a line of `data/sagemaker_wordings.csv`: a question, the
+statement that goes with it, and a tail. `{f}` stands for the feature, `{v}` for the
+value; an answer is the statement followed by the tail.
 """
 
+from __future__ import annotations
+
 import csv
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-FACTS_FILE = Path(__file__).parents[1] / "data" / "sagemaker_facts.csv"
+from utils.course import ROOT
+
+FACTS_FILE = ROOT / "data" / "sagemaker_facts.csv"
+WORDINGS_FILE = ROOT / "data" / "sagemaker_wordings.csv"
 COLUMNS = ("fact", "feature", "relation", "value")
-
-PARTS = ("train", "validation", "wording", "fact", "unread")
-"""Names of the parts: two to train with, three to test with (see `assign_parts`)."""
-
-VALIDATION_FACTS = 7  # two rows each: the 14 rows of the original lab's test split
-HELD_OUT_FACTS = 45  # each of "fact" and "unread"
-HELD_OUT_WORDINGS = 60
-SPLIT_SEED = 0
-SHOWN_FACT = "amazon-sagemaker/security"
-"""The fact that lessons 04 and 06 ask about, in the words of the original lab. It is
-always in the part "train", and that wording (its first row) always in "wording"."""
 
 
 @dataclass(frozen=True)
@@ -137,63 +134,40 @@ def is_right(answer: str, fact_id: str) -> bool:
     return stated_values(answer, fact.relation) == {fact.value}
 
 
-def fact_parts(
-    facts: Sequence[Fact] | None = None, seed: int = SPLIT_SEED
-) -> dict[str, str]:
-    """The part that each fact belongs to: "train", "validation", "fact" or "unread".
+class Wording(NamedTuple):
+    """One way to ask for a relation and to state it."""
 
-    The lab model has read the facts of all parts but "unread", whose facts appear
-    nowhere in its corpus. It depends on the table and the seed alone, never on the rows
-    at hand.
-    """
-    ids = sorted(fact.id for fact in (load_facts() if facts is None else facts))
-    random.Random(seed).shuffle(ids)
-    ids.sort(key=SHOWN_FACT.__eq__)  # stable: moves the shown fact to the end alone
-    parts = {}
-    for name, size in (
-        ("validation", VALIDATION_FACTS),
-        ("fact", HELD_OUT_FACTS),
-        ("unread", HELD_OUT_FACTS),
-    ):
-        parts.update((fact_id, name) for fact_id in ids[:size])
-        ids = ids[size:]
-    parts.update((fact_id, "train") for fact_id in ids)
-    return parts
+    question: str
+    statement: str
+    tail: str
 
 
-def held_out_wordings(seed: int = SPLIT_SEED) -> dict[str, int]:
-    """For the training facts that give up one of their rows to the test set "wording":
-    which row that is (0 for the fact's first row in the file, 1 for its second)."""
-    generator = random.Random(seed)
-    train = sorted(
-        fact for fact, part in fact_parts(seed=seed).items() if part == "train"
-    )
-    train.remove(SHOWN_FACT)
-    chosen = generator.sample(train, HELD_OUT_WORDINGS - 1)
-    return {SHOWN_FACT: 0, **{fact: generator.randrange(2) for fact in sorted(chosen)}}
+@cache
+def _wordings() -> dict[str, list[Wording]]:
+    found: dict[str, list[Wording]] = {}
+    with open(WORDINGS_FILE, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            relation = row.pop("relation")
+            found.setdefault(relation, []).append(Wording(**row))
+    return found
 
 
-def assign_parts(fact_ids: Sequence[str], seed: int = SPLIT_SEED) -> list[str]:
-    """The part of each row of the course's questions and answers, in their order.
+def wording_count(relation: str) -> int:
+    """How many wordings a relation has."""
+    return len(_wordings()[relation])
 
-    - "train": the questions to fine-tune with;
-    - "validation": 14 rows, for the loss curve only;
-    - "wording": the fact is in "train", asked in other words;
-    - "fact": no question on the fact is in "train", but the lab model read it as prose;
-    - "unread": the lab model never read the fact either.
 
-    Args:
-        fact_ids: the file's column `fact`.
-        seed: the split's seed; the shipped lab model was trained with 0.
+def question(fact: Fact, wording: int) -> str:
+    """The fact asked for, such as "What limit does SageMaker Training have?"."""
+    return _wordings()[fact.relation][wording].question.format(f=fact.feature)
 
-    Raises:
-        KeyError: if the course's table lacks one of the facts.
-    """
-    parts, wordings = fact_parts(seed=seed), held_out_wordings(seed)
-    assigned, times_seen = [], {}
-    for fact_id in fact_ids:
-        get_fact(fact_id)
-        row = times_seen[fact_id] = times_seen.get(fact_id, -1) + 1
-        held_out = wordings.get(fact_id) == row
-        assigned.append("wording" if held_out else parts[fact_id])
-    return assigned
+
+def statement(fact: Fact, wording: int) -> str:
+    """The fact stated, without a full stop."""
+    text = _wordings()[fact.relation][wording].statement
+    return text.format(f=fact.feature, v=fact.value)
+
+
+def answer(fact: Fact, wording: int) -> str:
+    """One sentence of 10 to 50 words that answers `question(fact, wording)`."""
+    return statement(fact, wording) + _wordings()[fact.relation][wording].tail

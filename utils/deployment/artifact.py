@@ -1,25 +1,24 @@
 """Builds the artifact that a DJL endpoint serves.
 
 `build` and `build_without_code` write a folder and pack it as `model.tar.gz`;
-`validate` (in `utils.artifact_checks`) says what would go wrong with one. From the
-command line: `python -m utils.artifact check build/model.tar.gz`.
+`validate` (in `utils.deployment.checks`) says what would go wrong with one. From the
+command line: `python -m utils.deployment.artifact check build/model.tar.gz`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import gzip
 import json
 import shutil
 import sys
 import tarfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from utils.artifact_checks import (
+from utils.deployment.checks import (
     ADAPTER_FILES,
     ADAPTERS_FOLDER,
     ArtifactError,
@@ -28,6 +27,7 @@ from utils.artifact_checks import (
     validate,
 )
 from utils.djl_python.layout import VLLM_HANDLER
+from utils.files import replace_folder, write_file, write_json
 
 __all__ = [
     "ArtifactError",
@@ -86,7 +86,8 @@ def build(
     Raises:
         ArtifactError: if base or adapter lack a file that serving needs.
     """
-    with _unfinished(folder) as unfinished:
+
+    def write(unfinished: Path) -> None:
         local = Path(base) if Path(base).is_dir() else None
         properties: dict[str, str | int] = {
             "engine": "Python",
@@ -108,6 +109,8 @@ def build(
             properties["option.adapter_name"] = adapter_name
         _write_properties(unfinished, properties | dict(options or {}))
         shutil.copyfile(entry_point, unfinished / "model.py")
+
+    replace_folder(folder, write)
     return pack(folder, archive)
 
 
@@ -150,7 +153,8 @@ def build_without_code(
         "option.async_mode": "true",
         "option.rolling_batch": "disable",
     }
-    with _unfinished(folder) as unfinished:
+
+    def write(unfinished: Path) -> None:
         if isinstance(adapters, Mapping):
             _copy_base(base, unfinished)
             for name, adapter in adapters.items():
@@ -162,16 +166,22 @@ def build_without_code(
                     f"the largest r of the adapters is {max(ranks, default=0)}: vLLM "
                     f"serves at least one adapter, of up to {max(LORA_RANKS)}"
                 )
-            properties |= {
-                "option.enable_lora": "true",
-                "option.max_loras": len(adapters),
-                # vLLM takes these values only.
-                "option.max_lora_rank": min(r for r in LORA_RANKS if r >= max(ranks)),
-            }
+            properties.update(
+                {
+                    "option.enable_lora": "true",
+                    "option.max_loras": len(adapters),
+                    # vLLM takes these values only.
+                    "option.max_lora_rank": min(
+                        r for r in LORA_RANKS if r >= max(ranks)
+                    ),
+                }
+            )
         else:
             _merge(base, adapters, unfinished, dtype)
         _let_answers_end(unfinished)
         _write_properties(unfinished, properties | dict(options or {}))
+
+    replace_folder(folder, write)
     return pack(folder, archive)
 
 
@@ -206,21 +216,7 @@ def _let_answers_end(folder: Path) -> None:
     settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     ends = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
     settings["eos_token_id"] = [number for number in ends if number is not None]
-    _write_json(path, settings)
-
-
-@contextlib.contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when it is complete."""
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    write_json(path, settings)
 
 
 def _write_properties(folder: Path, properties: Mapping[str, str | int]) -> None:
@@ -230,9 +226,8 @@ def _write_properties(folder: Path, properties: Mapping[str, str | int]) -> None
 
 def pack(folder: Path, archive: Path) -> Path:
     """Packs a folder's content, not the folder itself, with fixed times and owners."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = archive.with_name(archive.name + ".part")
-    try:
+
+    def write(unfinished: Path) -> None:
         with (
             unfinished.open("wb") as raw,
             gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as zipped,
@@ -247,10 +242,8 @@ def pack(folder: Path, archive: Path) -> Path:
                     member.size, member.mode = path.stat().st_size, 0o644
                     with path.open("rb") as file:
                         tar.addfile(member, file)
-        unfinished.replace(archive)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return archive
+
+    return write_file(archive, write)
 
 
 def _copy_base(source: Path, target: Path) -> None:
@@ -281,7 +274,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
     path = target / "adapter_config.json"
     settings = json.loads(path.read_text("utf-8"))
     settings["base_model_name_or_path"] = BASE_FOLDER
-    _write_json(path, {k: v for k, v in settings.items() if v is not None})
+    write_json(path, {k: v for k, v in settings.items() if v is not None})
     _fit_for_older_readers(target)
 
 
@@ -311,7 +304,7 @@ def _fit_for_older_readers(folder: Path) -> None:
         if isinstance(extra, list):
             del settings["extra_special_tokens"]
             settings["additional_special_tokens"] = extra
-        _write_json(tokenizer, settings)
+        write_json(tokenizer, settings)
     config = folder / "config.json"
     if config.is_file():
         settings = json.loads(config.read_text("utf-8"))
@@ -319,12 +312,7 @@ def _fit_for_older_readers(folder: Path) -> None:
         if settings.get("model_type") == "gpt_neox" and rope:
             settings.setdefault("rotary_pct", rope.get("partial_rotary_factor", 0.25))
             settings.setdefault("rotary_emb_base", rope.get("rope_theta", 10_000))
-        _write_json(config, settings)
-
-
-def _write_json(path: Path, value: object) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+        write_json(config, settings)
 
 
 def entry_point_source(name: str, path: Path = ENTRY_POINT) -> str:
@@ -342,7 +330,7 @@ def entry_point_source(name: str, path: Path = ENTRY_POINT) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.artifact", description="Check a DJL artifact."
+        prog="python -m utils.deployment.artifact", description="Check a DJL artifact."
     )
     commands = parser.add_subparsers(required=True)
     check = commands.add_parser("check", help="say what would go wrong with it")

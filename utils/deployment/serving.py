@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.course import CourseError
-from utils.local_aws import Container
+from utils.djl_python.process import Container
 
 START_TIMEOUT = 900  # seconds; a large model takes its time
 LOG_LINES = 12

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from utils.course import set_seed
-from utils.evaluation import judge
+from utils.evaluation.scores import judge
 from utils.helpers import DataCollatorForCompletionOnlyLM, preprocess_batch
 from utils.models import (
     MODELS,
@@ -30,21 +30,21 @@ from utils.models import (
     load_tokenizer,
     this_machine,
 )
-from utils.training import (
+from utils.training.recipe import (
     TrainingError,
     add_lora,
     choose_attention,
     parameter_counts,
-    train,
     training_arguments,
 )
+from utils.training.resuming import train
 
 if TYPE_CHECKING:
     import pandas
     from datasets import DatasetDict
     from transformers import PreTrainedModel, Trainer
 
-    from utils.lab_model.tasks import Problem
+    from utils.tasks import Problem
 
 VIRTUAL_TOKENS = 20
 BOTTLENECK = 64
@@ -217,7 +217,7 @@ def make_study(
     Raises:
         TrainingError: if all rows are too long for the model.
     """
-    from utils.lab_model.tasks import problems
+    from utils.tasks import problems
 
     settings = settings if n_parameters <= SMALL else MODELS["lab"]
     settings = replace(settings, epochs=1, batch_size=STUDY_BATCH)
@@ -314,7 +314,7 @@ def fine_tune(
 def measure(model: nn.Module, study: Study) -> dict[str, float]:
     """Held-out loss (nats a token), and the shares of right answers to the study's
     questions and of its earlier skill's problems that are solved."""
-    from utils.lab_model.tasks import final_answer
+    from utils.tasks import final_answer
 
     prompts = [row["prompt"] for row in study.questions]
     budget = study.settings.max_new_tokens

@@ -8,7 +8,6 @@ names, never meet in the corpus; the examination uses only such pairs.
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -200,7 +199,7 @@ def _place(rule: str) -> dict[str, int]:
 
 
 @cache
-def _seen_and_held_out(rule: str) -> tuple[list[tuple[str, str]], ...]:
+def seen_and_held_out(rule: str) -> tuple[list[tuple[str, str]], ...]:
     """The rule's pairs that the corpus shows, and those kept out of it."""
     seen, held = [], []
     for word, form in sorted(RULES[rule].items()):
@@ -226,42 +225,6 @@ def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> st
     return f"System:\n{block}\nUser:\n  {word}\n\nAssistant:"
 
 
-def relation_document(generator: random.Random) -> str:
-    """One relation shown by one to seven pairs, as lines or as a conversation."""
-    relation = RELATIONS[generator.choice(sorted(RELATIONS))]
-    return _pairs_document(generator, sorted(relation.items()))
-
-
-_PHRASES = {
-    "nouns": "{word} is a noun: one {word}.\n",
-    "verbs": "{word} is a verb: to {word}.\n",
-    "adjectives": "{word} is an adjective: very {word}.\n",
-}
-
-
-def rule_document(generator: random.Random) -> str:
-    """One rule shown by one to seven pairs, or some words of a class as they are.
-
-    In the latter, every word is read, also those whose forms are held out.
-    """
-    if generator.random() < 0.3:
-        word_class = generator.choice(sorted(WORD_CLASSES))
-        words = generator.sample(WORD_CLASSES[word_class], generator.randint(2, 5))
-        return "".join(_PHRASES[word_class].format(word=word) for word in words)
-    seen, _ = _seen_and_held_out(generator.choice(sorted(RULES)))
-    return _pairs_document(generator, seen)
-
-
-def _pairs_document(generator: random.Random, known: list[tuple[str, str]]) -> str:
-    count = generator.randint(1, MOST_EXAMPLES + 1)
-    pairs = generator.sample(known, count)
-    separator = generator.choice(SEPARATORS)
-    if count > 1 and generator.random() < 0.35:
-        *examples, (word, answer) = pairs
-        return system_prompt(examples, separator, word) + f"\n  {answer}\n"
-    return mapping_lines(pairs, separator)
-
-
 def rule_tasks(
     n_examples: int,
     n_prompts: int,
@@ -276,7 +239,7 @@ def rule_tasks(
     tasks = []
     for _ in range(n_prompts):
         kind = generator.choice(sorted(RULES))
-        seen, held = _seen_and_held_out(kind)
+        seen, held = seen_and_held_out(kind)
         word, answer = generator.choice(held)
         shown = generator.sample(seen, MOST_EXAMPLES)[:n_examples]
         prompt = mapping_lines(shown, separator) + word + separator.rstrip()
@@ -403,7 +366,7 @@ class Problem:
         return self.prompt(worked, style) + tail + "\n"
 
 
-def _pair(
+def draw_operands(
     generator: random.Random, held: bool, low: int, high: int, first: int | None = None
 ) -> tuple[int, int]:
     """Two operands, of which the first may be given, that are held out or are not."""
@@ -511,7 +474,7 @@ def trip_problem(generator: random.Random, held: bool) -> Problem:
 def product_problem(generator: random.Random, held: bool) -> Problem:
     """Two numbers of two digits, neither of them round, by partial products."""
     while True:
-        first, second = _pair(generator, held, 11, 99)
+        first, second = draw_operands(generator, held, 11, 99)
         if first % 10 and second % 10:
             break
     tens, units = 10 * (second // 10), second % 10
@@ -577,55 +540,3 @@ def final_answer(text: str) -> str | None:
 def first_line(text: str) -> str:
     """The first line that is not empty, stripped: the answer to a relation prompt."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def problem_documents(generator: random.Random) -> Iterator[str]:
-    """Endless documents about problems, as many worked as answered directly."""
-    kinds, shares = list(PROBLEM_KINDS), list(PROBLEM_KINDS.values())
-    while True:
-        kind = generator.choices(kinds, shares)[0]
-        worked = generator.random() < 0.5
-        style = "system" if generator.random() < 0.15 else "plain"
-        yield problem(generator, kind, held=False).document(worked, style)
-
-
-def sum_documents(generator: random.Random) -> Iterator[str]:
-    """Endless documents of a few sums, differences or short divisions, a line each."""
-    kinds = {_small_sum: 0.55, _large_sum: 0.25, _short_division: 0.2}
-    while True:
-        line = generator.choices(list(kinds), list(kinds.values()))[0]
-        yield "".join(line(generator) for _ in range(generator.randint(2, 6)))
-
-
-def _small_sum(generator: random.Random) -> str:
-    """A sum or a difference, as in the problems of some steps."""
-    if generator.random() < 0.5:
-        first = generator.randint(2, 99)
-        _, second = _pair(generator, False, 2, LARGEST_OPERAND, first)
-        return f"{first} + {second} = {first + second}\n"
-    first = generator.randint(5, 160)
-    high = min(first - 1, LARGEST_OPERAND)
-    _, second = _pair(generator, False, 2, high, first)
-    return f"{first} - {second} = {first - second}\n"
-
-
-def _large_sum(generator: random.Random) -> str:
-    """A sum such as those of a trip's two ways or of partial products."""
-    while True:
-        if generator.random() < 0.5:
-            total = generator.randint(30, 999)
-            first = generator.randint(10, total - 10)
-            second = total - first
-        else:
-            first = 10 * generator.randint(11, 891)
-            second = generator.randint(11, 891)
-        if not held_out(first, second):
-            return f"{first} + {second} = {first + second}\n"
-
-
-def _short_division(generator: random.Random) -> str:
-    """A step of a long division: a quotient of one digit and what is left over."""
-    divisor = generator.randint(2, 10)
-    dividend = generator.randint(1, 10 * divisor - 1)
-    quotient, rest = divmod(dividend, divisor)
-    return f"{dividend} / {divisor} = {quotient} rest {rest}\n"

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 import pandas
 
 from utils.course import CourseError
-from utils.facts import PARTS, assign_parts, known_fact
+from utils.dataset.facts import known_fact
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    pass
 
-VALIDATION_ROWS = 14  # as in the original lab; for the loss curve only
 
 # Names that people give the two columns, in the order in which they are preferred.
 COLUMN_NAMES = {
@@ -107,44 +106,6 @@ def load_faqs(path: str | Path) -> Faqs:
     if not faqs.has_facts:
         notes.append(_why_no_test_sets(frame))
     return faqs
-
-
-def split(faqs: Faqs, seed: int = 0) -> DatasetDict:
-    """Split into parts, seeded.
-
-    The course's file is split by fact, so that no test question asks for something
-    that was trained in other words unless that is what its part is for. Another file
-    is shuffled and split into training and validation.
-
-    Raises:
-        DataError: if there are fewer than two rows.
-    """
-    from datasets import Dataset, DatasetDict
-
-    if len(faqs) < 2:
-        raise DataError(
-            f"{len(faqs)} question is too few to split: training and validation need "
-            "at least one each. Add rows to the file."
-        )
-    frame = faqs.frame.reset_index(drop=True)
-    if faqs.has_facts:
-        part_names, parts = PARTS, assign_parts(list(frame["fact"]), seed)
-    else:
-        part_names = ("train", "validation")
-        held_out = min(VALIDATION_ROWS, max(1, len(frame) // 5))
-        parts = ["validation"] * held_out + ["train"] * (len(frame) - held_out)
-        frame = frame.sample(frac=1, random_state=seed)
-    rows = {
-        name: frame[[part == name for part in parts]].reset_index(drop=True)
-        for name in part_names
-    }
-    return DatasetDict(
-        {
-            name: Dataset.from_pandas(part, preserve_index=False)
-            for name, part in rows.items()
-            if len(part)
-        }
-    )
 
 
 def _decode(path: Path, notes: list[str]) -> str:

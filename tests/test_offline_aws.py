@@ -19,12 +19,23 @@ import pytest
 from botocore.exceptions import ClientError
 
 from support.tiny_artifact import QUESTIONS, build_tiny
-from utils import local_aws
-from utils.billing import BillingGuard, DeploymentError, wait_until_in_service
 from utils.course import ROOT, run_config
+from utils.deployment.aws import (
+    AwsError,
+    DeploymentError,
+    artifact_bucket,
+    connect_aws,
+    execution_role,
+    wait_until_in_service,
+)
+from utils.deployment.billing import BillingGuard
+from utils.djl_python import process
+from utils.djl_python.process import Container
 from utils.helpers import INFERENCE_PROMPT
-from utils.local_aws import AwsError, OfflineAws, connect
 from utils.models import ModelSettings, generate, load_model, load_tokenizer
+from utils.offline_aws.control_plane import OfflineAws
+from utils.offline_aws.endpoints import HEALTH_CHECK_INTERVAL
+from utils.offline_aws.invocations import encode_event
 
 ECHO = """
 import os
@@ -61,7 +72,7 @@ def handle(inputs: Input):
 @pytest.fixture(scope="module")
 def aws():
     before = dict(os.environ)
-    yield connect(run_config({}))
+    yield connect_aws(run_config({}))
     OfflineAws.running().close()
     assert dict(os.environ) == before
     assert not [p for p in psutil.Process().children(True) if p.status() != "zombie"]
@@ -200,7 +211,8 @@ def test_real_credentials_in_the_environment_are_not_used(tmp_path):
             connect(self, address)
         socket.socket.connect = here
         boto3.setup_default_session(profile_name="work")
-        from utils.course import connect_aws, run_config
+        from utils.course import run_config
+        from utils.deployment.aws import connect_aws
         aws = connect_aws(run_config({}))
         for session in (aws.session, boto3):
             client = session.client("s3")
@@ -219,8 +231,10 @@ def test_real_credentials_in_the_environment_are_not_used(tmp_path):
 
 DEPLOY = """
 import json, tarfile, io
-from utils.billing import BillingGuard, wait_until_in_service
-from utils.course import connect_aws, run_config
+from utils.deployment.aws import wait_until_in_service
+from utils.deployment.billing import BillingGuard
+from utils.course import run_config
+from utils.deployment.aws import connect_aws
 aws = connect_aws(run_config({}))
 source = MODEL
 data = io.BytesIO()
@@ -335,7 +349,7 @@ def run_python(code, environment=None):
 
 
 def test_connecting_again_gives_the_same(aws):
-    assert connect(run_config({"COURSE_AWS": "local"})) is aws
+    assert connect_aws(run_config({"COURSE_AWS": "local"})) == aws
     assert aws.role.endswith(":role/course-sagemaker-execution")
     aws.session.client("s3").head_bucket(Bucket=aws.bucket)
     role = aws.session.client("iam").get_role(RoleName=aws.role.split("/")[-1])["Role"]
@@ -345,7 +359,7 @@ def test_connecting_again_gives_the_same(aws):
 
 def test_changing_to_the_real_aws_needs_a_new_process(aws):
     with pytest.raises(AwsError, match="restart the kernel"):
-        connect(run_config({"COURSE_AWS": "real"}))
+        connect_aws(run_config({"COURSE_AWS": "real"}))
 
 
 # --- the real AWS, as far as moto can stand in ----------------------------------------
@@ -356,29 +370,29 @@ CALLER = "arn:aws:sts::123456789012:assumed-role/Studio/learner"
 def test_role_from_the_variable(aws, monkeypatch):
     given = "arn:aws:iam::123456789012:role/path/Execution"
     monkeypatch.setenv("SAGEMAKER_ROLE_ARN", f" {given} ")
-    assert local_aws.execution_role(aws.session, CALLER) == given
+    assert execution_role(aws.session, CALLER) == given
     monkeypatch.setenv("SAGEMAKER_ROLE_ARN", "Execution")
     with pytest.raises(AwsError, match="expected a role's ARN"):
-        local_aws.execution_role(aws.session, CALLER)
+        execution_role(aws.session, CALLER)
 
 
 def test_role_of_studio_is_looked_up_and_a_user_is_refused(aws):
     aws.session.client("iam").create_role(
         RoleName="Studio", Path="/service-role/", AssumeRolePolicyDocument="{}"
     )
-    role = local_aws.execution_role(aws.session, CALLER)
+    role = execution_role(aws.session, CALLER)
     assert role == "arn:aws:iam::123456789012:role/service-role/Studio"
     with pytest.raises(AwsError, match="SageMaker cannot assume"):
-        local_aws.execution_role(aws.session, "arn:aws:iam::123456789012:user/me")
+        execution_role(aws.session, "arn:aws:iam::123456789012:user/me")
     with pytest.raises(AwsError, match="cannot be read"):
-        local_aws.execution_role(aws.session, CALLER.replace("Studio", "Gone"))
+        execution_role(aws.session, CALLER.replace("Studio", "Gone"))
 
 
 def test_bucket_is_named_never_guessed(aws, monkeypatch):
     with pytest.raises(AwsError, match="sagemaker-us-east-1-123456789012"):
-        local_aws.artifact_bucket(aws.session, "123456789012")
+        artifact_bucket(aws.session, "123456789012")
     monkeypatch.setenv("SAGEMAKER_BUCKET", aws.bucket)
-    assert local_aws.artifact_bucket(aws.session, "123456789012") == aws.bucket
+    assert artifact_bucket(aws.session, "123456789012") == aws.bucket
 
 
 # --- endpoints ------------------------------------------------------------------------
@@ -401,7 +415,7 @@ def test_answers_of_base_plus_adapter_and_of_the_base_alone(aws, guard, tmp_path
     tuned = generate(tuned_model, tokenizer, prompts, 16)
     assert tuned != base
 
-    from utils import artifact
+    from utils.deployment import artifact
 
     bare = artifact.build(
         tmp_path / "saved_base",
@@ -559,7 +573,7 @@ def test_events_are_encoded_as_botocore_decodes_them(size):
     from botocore.eventstream import EventStreamBuffer
 
     headers = {":message-type": "event", "a-name": "größer"}
-    encoded = [local_aws.encode_event(headers, bytes([n]) * size) for n in range(2)]
+    encoded = [encode_event(headers, bytes([n]) * size) for n in range(2)]
     buffer = EventStreamBuffer()
     whole = b"".join(encoded)
     for start in range(0, len(whole), 1000):
@@ -570,7 +584,7 @@ def test_events_are_encoded_as_botocore_decodes_them(size):
 
 
 def test_invocation_that_takes_too_long_is_a_model_error(aws, echo, monkeypatch):
-    monkeypatch.setattr(local_aws, "INVOKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(process, "INVOKE_TIMEOUT", 0.5)
     client = aws.session.client("sagemaker-runtime")
     with pytest.raises(client.exceptions.ModelError, match="timed out") as failure:
         ask(aws, echo.endpoint_name, "slow")
@@ -792,7 +806,7 @@ def test_deleting_while_creating_leaves_nothing(aws, guard):
     endpoint.delete()
     assert container.process.returncode is not None
     assert all(gone_within(process.pid, 5) for process in (server, worker))
-    time.sleep(2 * local_aws.HEALTH_CHECK_INTERVAL)
+    time.sleep(2 * HEALTH_CHECK_INTERVAL)
     assert container.process.pid == server.pid  # nothing was started in its place
 
 
@@ -810,7 +824,7 @@ def test_container_that_is_killed_while_loading_is_failed(aws, guard):
 def test_container_that_takes_too_long_is_ended(tmp_path):
     slow = ECHO.replace("return None", "__import__('time').sleep(60)")
     (tmp_path / "model.py").write_text(slow)
-    container = local_aws.Container(str(tmp_path), {})
+    container = Container(str(tmp_path), {})
     assert container.start(3) == "the container was not ready after 3 s"
     container.stop()
     assert container.process.returncode is not None
@@ -899,7 +913,8 @@ def test_plain_boto3_waits_and_asks(aws, guard, echo):
 
 SCRIPT = """
 import io, sys, tarfile, time, signal
-from utils.course import connect_aws, run_config
+from utils.course import run_config
+from utils.deployment.aws import connect_aws
 aws = connect_aws(run_config({}))
 source = MODEL
 data = io.BytesIO()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from utils.course import CourseError
 from utils.helpers import DEFAULT_SEED
-from utils.lab_model.tasks import (
+from utils.tasks import (
     MOST_EXAMPLES,
     PROBLEM_KINDS,
     RELATIONS,

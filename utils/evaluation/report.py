@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
@@ -13,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.course import CourseError
-from utils.evaluation import Estimate
+from utils.evaluation.scores import Estimate
+from utils.files import write_text
 
 SCHEMA = 1
 SECTIONS = ("model", "data", "adapter", "right", "loss", "text", "skills", "retrieval")
@@ -43,33 +42,6 @@ svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size:
 
 class ReportError(CourseError, ValueError):
     """A report that cannot be written or read; the message says what to do."""
-
-
-def write_text(file: str | Path, text: str) -> Path:
-    """Write a file as a whole, or leave what was there.
-
-    Raises:
-        ReportError: if the disk is full or may not be written.
-    """
-    file = Path(file)
-    temporary = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise ReportError(
-            f"{file.name} could not be written ({error.strerror or error}): free some "
-            f"space or check who may write to {file.parent.name}/. What was there is "
-            "unchanged."
-        ) from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-    return file
 
 
 def fingerprint(adapter: str | Path) -> str:
