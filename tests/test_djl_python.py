@@ -291,7 +291,7 @@ def test_what_switches_on_asynchronous_mode(
 def test_numbers_are_read_as_java_reads_them(tmp_path, value):
     for key in ("batch_size", "max_batch_delay", "job_queue_size"):
         model = ServedModel("model", tmp_path, {key: value})
-        with pytest.raises(LoadError, match=f"{key}=.*NumberFormatException"):
+        with pytest.raises(LoadError, match=f"{key}: .*NumberFormatException"):
             getattr(model, key)
     model = ServedModel("model", tmp_path, {"option.predict_timeout": value})
     assert model.predict_timeout == 240
@@ -329,7 +329,7 @@ def test_broken_unicode_escape_is_an_error():
 @pytest.mark.parametrize("name", ["batch_size", "job_queue_size", "minWorkers"])
 def test_a_number_that_is_none_ends_the_server(tmp_path, name):
     store = write_store(tmp_path, {"model.py": ECHO, "serving.properties": f"{name}=x"})
-    with pytest.raises(LoadError, match=f"{name}='x'"):
+    with pytest.raises(LoadError, match=f"{name}: expected a whole number, found 'x'"):
         Server(store).load()
 
 

@@ -1,5 +1,8 @@
 """The front end: `/ping`, `/invocations`, the queue, the batches, and the workers."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import logging
 import os
@@ -23,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from .layout import (
+    STARTING_RULES,
     HangError,
     LoadError,
     ServedModel,
-    check_engine,
     find_models,
-    read_description,
+    never_ready,
+    no_requirements,
 )
 
 log = logging.getLogger("djl_serving")
@@ -109,7 +113,6 @@ class Worker:
             LoadError: saying why the model did not load.
             HangError: if DJL would try again for ever.
         """
-        failure = HangError if self.model.async_mode else LoadError
         self._spawn()
         kind, *rest = self._receive(PYTHON_START_TIMEOUT, "importing the entry point")
         if kind == "failed":
@@ -122,12 +125,9 @@ class Worker:
         )
         if kind == "failed":
             self.stop()
-            raise failure(
-                f"{rest[0]} (asynchronous mode with a handler that is not asynchronous:"
-                " set option.rolling_batch=disable, or move config.json from the root)"
-                if "'await' expression" in rest[0]
-                else rest[0]
-            )
+            failure = HangError if self.model.async_mode else LoadError
+            awaited = "'await' expression" in rest[0]
+            raise failure(never_ready(self.model) if awaited else rest[0])
         if kind == "stream":
             while self._receive(self.model.predict_timeout, "the warm-up")[0] != "end":
                 pass
@@ -271,6 +271,12 @@ def _error_text(kind: str, rest: Sequence) -> str:
         return ""
 
 
+def _sentence(text: object) -> str:
+    """Return what another program said, with a full stop at its end."""
+    said = str(text).strip()
+    return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
 def _share(event: tuple, jobs: Sequence[Job]) -> None:
     """Hands each member of a batch its own entry of the reply."""
     _, code, message, properties, pairs = event
@@ -317,8 +323,10 @@ class ModelRunner:
         Raises:
             LoadError: if the model does not load.
         """
-        check_engine(self.model)
-        read_description(self.model.folder)
+        for rule in STARTING_RULES:
+            for finding in rule(self.model):
+                if finding.level == "error":
+                    raise LoadError(finding)
         self._queue_size = self.model.job_queue_size
         self._batch_size = self.model.batch_size
         self._batch_delay = self.model.max_batch_delay
@@ -452,8 +460,8 @@ class Server:
                 log.error("worker restarts, try %d: %s", tries, error)
                 if tries == give_up_after:
                     raise LoadError(
-                        f"{error}. The server restarts the worker for ever and never "
-                        "opens its port"
+                        f"{_sentence(error)} The server restarts the worker for ever "
+                        "and never opens its port."
                     ) from error
                 time.sleep(RESTART_PAUSE)
             except LoadError:
@@ -463,23 +471,17 @@ class Server:
     def _load_once(self) -> None:
         self.models = {}
         for model in find_models(self.store, self.environment):
-            if (model.folder / "requirements.txt").is_file():
-                self._check_requirements(model)
+            self._check_requirements(model)
             runner = self.models[model.name] = ModelRunner(model)
             runner.start()
 
     def _check_requirements(self, model: ServedModel) -> None:
-        text = (
-            f"{model.name}: requirements.txt is installed by pip when the container "
-            "starts; a failure is only logged and the model is served without"
-        )
-        if not self.allow_requirements:
-            raise LoadError(
-                f"{text}. Leave the file out (the image has torch, transformers and "
-                "peft), or allow it with --allow-requirements: nothing is installed "
-                "here."
-            )
-        log.warning("%s. Nothing is installed here.", text)
+        for finding in no_requirements(model):
+            if not self.allow_requirements:
+                allow = "or allow it with --allow-requirements: nothing is installed"
+                remedy = f"{finding.remedy}, {allow} here"
+                raise LoadError(dataclasses.replace(finding, remedy=remedy))
+            log.warning("%s Nothing is installed here.", finding)
 
     def listen(self) -> int:
         """Opens the port and answers in threads; returns the port."""
@@ -506,7 +508,7 @@ class Server:
         for runner in self.models.values():
             runner.stop()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         self.load(give_up_after=1)
         self.listen()
         return self
@@ -597,7 +599,8 @@ class FrontEnd(BaseHTTPRequestHandler):
         while left > 0 and (part := self.rfile.read(min(left, 1 << 20))):
             left -= len(part)  # a client that is still sending would not read a reply
         self.close_connection = True
-        self._reply(413, _reason(413) and "Request Entity Too Large", {}, b"")
+        # Python 3.13 knows this status under another phrase than the real server.
+        self._reply(413, "Request Entity Too Large", {}, b"")
         return None
 
     def _read_chunks(self) -> Iterator[bytes]:
