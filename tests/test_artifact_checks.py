@@ -13,6 +13,7 @@ import pytest
 from tiny_artifact import build_tiny
 
 from utils import artifact, artifact_checks
+from utils.djl_python import layout
 from utils.djl_python.layout import LoadError
 from utils.djl_python.server import Server
 
@@ -554,6 +555,29 @@ def test_server_and_validate_speak_with_one_voice(
     with pytest.raises(LoadError) as refusal:
         Server(tmp_path).load(give_up_after=1)
     assert str(refusal.value).startswith(found.sentences)
+
+
+def test_every_check_is_listed() -> None:
+    """Of the functions named check_…, two are called on their own: see `validate`."""
+    listed = {*artifact_checks.ARCHIVE_CHECKS, *artifact_checks.MODEL_CHECKS}
+    apart = {artifact_checks.check_members, artifact_checks.check_resolution}
+    named = {
+        value
+        for name, value in vars(artifact_checks).items()
+        if name.startswith("check_")
+    }
+    assert named - listed == apart
+    assert set(layout.STARTING_RULES) <= listed
+
+
+def test_base_outside_the_archive_is_an_error_and_no_crash(
+    copied: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(copied / "base", tmp_path / "elsewhere"))
+    put("config.json", "[]")(base)
+    line("option.base_model=base", f"option.base_model={base}")(copied)
+    report = artifact.validate(copied, load=False)
+    assert f"{base}/config.json: holds a list" in str(report)
 
 
 def test_requirements_are_described_alike(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def check_files(artifact: Artifact) -> Iterator[Finding]:
 
 
 def check_layout(artifact: Artifact) -> Iterator[Finding]:
-    """Find out which folder is the model, and whether there is just one."""
+    """Find an archive that holds no model, or several, or one in a folder."""
     if artifact.unreadable:
         yield artifact.unreadable
         return
@@ -425,7 +425,7 @@ def check_properties(model: ServedModel) -> Iterator[Finding]:
     """Find values with blanks or quotes, and keys that nothing reads."""
     for key, value in model.properties.items():
         known = _is_known(key)
-        # What is read by nobody can do no harm.
+        # The value of a key that nothing reads does no harm.
         level = "error" if known else "warning"
         if value != value.strip():
             what = f"the value {value!r} keeps its trailing space"
@@ -478,7 +478,7 @@ def check_sizes(model: ServedModel) -> Iterator[Finding]:
 
 
 def check_model_id(model: ServedModel) -> Iterator[Finding]:
-    """Find an option that is the image's own beside a handler that is not."""
+    """Find the option model_id together with a handler in the archive."""
     if "model_id" in model.options and model.entry_point.endswith(".py"):
         yield warning(
             "option.model_id",
@@ -932,7 +932,9 @@ def check_json(model: ServedModel) -> Iterator[Finding]:
 
 
 def _relative(path: Path, model: ServedModel) -> str:
-    return path.relative_to(model.folder).as_posix()
+    """Return a path as the archive names it, or in full if it lies elsewhere."""
+    inside = path.is_relative_to(model.folder)
+    return (path.relative_to(model.folder) if inside else path).as_posix()
 
 
 def _read_object(path: Path) -> dict:

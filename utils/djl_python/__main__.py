@@ -20,7 +20,7 @@ from pathlib import Path
 from .layout import LoadError, unpack
 from .server import Server
 
-FAREWELL = 5  # seconds to clean up in, once the parent is gone
+CLEANUP_TIMEOUT = 5  # seconds to end the workers, once the parent is gone
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -103,7 +103,7 @@ def watch_parent() -> None:
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(FAREWELL)
+        time.sleep(CLEANUP_TIMEOUT)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="parent-watch").start()

@@ -510,10 +510,10 @@ class Server:
 
     def listen(self) -> int:
         """Open the port and answer in threads; return the port."""
-        runner = self
+        server = self
 
         class Handler(FrontEnd):
-            server_state = runner
+            server_state = server
 
         self._http = _HttpServer(("127.0.0.1", self.port), Handler)
         self.port = self._http.server_address[1]
