@@ -28,8 +28,13 @@ from utils.training.recipe import (
     parameter_counts,
     training_arguments,
 )
-from utils.training.resuming import save_history, train
-from utils.training.tracking import EXPERIMENT, track_runs, tracked_history
+from utils.training.resuming import train
+from utils.training.tracking import (
+    EXPERIMENT,
+    save_history,
+    track_runs,
+    tracked_history,
+)
 
 SETTINGS = replace(MODELS["lab"], lora_r=4, lora_alpha=8, epochs=2, batch_size=4)
 
