@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from utils.machine import openmp_environment
+import utils  # noqa: F401 - sets how threads wait, before a test loads PyTorch
 
 BUILD = Path(tempfile.mkdtemp(prefix="course-tests-")) / "build"
 NOWHERE = "http://127.0.0.1:9"
@@ -29,9 +29,6 @@ os.environ |= {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_SHARED_CREDENTIALS_FILE": str(BUILD.parent / "no-credentials"),
     "AWS_CONFIG_FILE": str(BUILD.parent / "no-config"),
-    # Threads that wait for each other must not spin for long: beside another busy
-    # process that makes small models ten times slower.
-    **openmp_environment(os.environ),
     # Processes that a test starts: requests to other machines fail at once.
     "HTTP_PROXY": NOWHERE,
     "HTTPS_PROXY": NOWHERE,
@@ -89,3 +86,19 @@ def make_notebook(tmp_path: Path) -> MakeNotebook:
         return path
 
     return make
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, an adapter and their artifact; not to be changed."""
+    from support.tiny_artifact import build_tiny  # PyTorch, which few files need
+
+    folder = tmp_path_factory.mktemp("artifact")
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(built: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact's folder, to break."""
+    return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))

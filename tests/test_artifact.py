@@ -1,5 +1,7 @@
 """Building artifacts."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -8,25 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_artifact import build_tiny, save_adapter, save_base
 
-from utils import artifact
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("artifact")
-    build_tiny(folder)
-    return folder
+from support.tiny_artifact import save_adapter, save_base
+from utils.deployment import artifact
 
 
-@pytest.fixture
-def copied(built, tmp_path):
-    """A copy of the artifact's folder, to break."""
-    return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))
-
-
-def test_what_is_packed(built):
+def test_what_is_packed(built) -> None:
     with tarfile.open(built / "model.tar.gz") as tar:
         names = {member.name for member in tar if member.isfile()}
     assert names == {
@@ -44,7 +33,7 @@ def test_what_is_packed(built):
     }
 
 
-def test_same_input_same_bytes(built, tmp_path):
+def test_same_input_same_bytes(built, tmp_path) -> None:
     for path in (built / "saved_base").iterdir():
         os.utime(path, (time.time(), time.time() - 1000))
     again = artifact.build(
@@ -57,12 +46,12 @@ def test_same_input_same_bytes(built, tmp_path):
     assert again.read_bytes() == (built / "model.tar.gz").read_bytes()
 
 
-def test_no_path_of_this_machine_is_packed(built):
+def test_no_path_of_this_machine_is_packed(built) -> None:
     for path in (built / "artifact").rglob("*.json"):
         assert str(built) not in path.read_text("utf-8"), path.name
 
 
-def test_older_readers_find_what_they_look_for(built):
+def test_older_readers_find_what_they_look_for(built) -> None:
     folder = built / "artifact"
     for part in ("base", "adapter"):
         tokenizer = json.loads((folder / part / "tokenizer_config.json").read_text())
@@ -73,7 +62,7 @@ def test_older_readers_find_what_they_look_for(built):
     assert config["rotary_pct"] == share
 
 
-def test_base_of_the_hub_is_named_not_packed(built, tmp_path):
+def test_base_of_the_hub_is_named_not_packed(built, tmp_path) -> None:
     artifact.build(
         "owner/name",
         built / "saved_adapter",
@@ -89,7 +78,9 @@ def test_base_of_the_hub_is_named_not_packed(built, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_incomplete_adapter_is_refused_and_nothing_is_written(built, tmp_path, name):
+def test_incomplete_adapter_is_refused_and_nothing_is_written(
+    built, tmp_path, name
+) -> None:
     adapter = Path(shutil.copytree(built / "saved_adapter", tmp_path / "adapter"))
     (adapter / name).unlink()
     with pytest.raises(artifact.ArtifactError, match=f"adapter/{name} is missing"):
@@ -99,7 +90,7 @@ def test_incomplete_adapter_is_refused_and_nothing_is_written(built, tmp_path, n
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_a_failed_build_keeps_the_last_one(built, tmp_path):
+def test_a_failed_build_keeps_the_last_one(built, tmp_path) -> None:
     target, archive = tmp_path / "artifact", tmp_path / "model.tar.gz"
     artifact.build(built / "saved_base", None, target, archive)
     before = archive.read_bytes()
@@ -109,14 +100,14 @@ def test_a_failed_build_keeps_the_last_one(built, tmp_path):
     assert (target / "model.py").is_file()
 
 
-def test_source_of_one_function():
+def test_source_of_one_function() -> None:
     assert artifact.entry_point_source("handle").startswith("def handle(inputs: Input)")
     assert artifact.entry_point_source("defuse").startswith("def defuse(self")
     with pytest.raises(artifact.ArtifactError, match="no function nosuch"):
         artifact.entry_point_source("nosuch")
 
 
-def test_saved_parts_are_untouched_by_building(built, tmp_path):
+def test_saved_parts_are_untouched_by_building(built, tmp_path) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", base)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -124,7 +115,7 @@ def test_saved_parts_are_untouched_by_building(built, tmp_path):
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
-def test_command_line(built, copied, capsys):
+def test_command_line(built, copied, capsys) -> None:
     archive = str(built / "model.tar.gz")
     assert artifact.main(["check", archive, "--no-load"]) == 0
     assert "can be deployed" in capsys.readouterr().out

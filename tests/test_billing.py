@@ -1,5 +1,7 @@
 """The ledger of what bills: everything is recorded, and nothing else is deleted."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import io
@@ -10,18 +12,18 @@ import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
-from botocore.stub import Stubber
 
-from utils import billing, prices
-from utils.billing import TAG, BillingGuard, DeploymentError, iam_policy
 from utils.course import run_config
-from utils.local_aws import OfflineAws, connect
-from utils.prices import PriceError, PriceList, ask_price_list, read_snapshot
+from utils.deployment import billing
+from utils.deployment.aws import DeploymentError, connect_aws, iam_policy
+from utils.deployment.billing import TAG, BillingGuard
+from utils.deployment.prices import read_snapshot
+from utils.offline_aws.control_plane import OfflineAws
 
 
 @pytest.fixture(scope="module")
 def aws():
-    yield connect(run_config({}))
+    yield connect_aws(run_config({}))
     OfflineAws.running().close()
 
 
@@ -45,7 +47,7 @@ def silent(_):
     pass
 
 
-def test_what_is_created_is_recorded_tagged_and_deleted(aws):
+def test_what_is_created_is_recorded_tagged_and_deleted(aws) -> None:
     with BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         aws.session.client("s3").put_object(Bucket=aws.bucket, Key="k", Body=b"x")
@@ -58,7 +60,7 @@ def test_what_is_created_is_recorded_tagged_and_deleted(aws):
     assert listed["KeyCount"] == 0
 
 
-def test_teardown_can_be_repeated_and_follows_a_deletion_by_hand(aws):
+def test_teardown_can_be_repeated_and_follows_a_deletion_by_hand(aws) -> None:
     with BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         aws.session.client("sagemaker").delete_model(ModelName=guard.name("a"))
@@ -67,14 +69,14 @@ def test_teardown_can_be_repeated_and_follows_a_deletion_by_hand(aws):
         assert all(entry.deleted for entry in guard.entries)
 
 
-def test_an_error_inside_deletes_everything(aws):
+def test_an_error_inside_deletes_everything(aws) -> None:
     with pytest.raises(ZeroDivisionError), BillingGuard(aws, silent) as guard:
         create_model(aws.session, aws, guard.name("a"))
         raise ZeroDivisionError
     assert models(aws) == set()
 
 
-def test_what_others_created_is_never_touched(aws):
+def test_what_others_created_is_never_touched(aws) -> None:
     other = boto3.Session(region_name=aws.region)
     create_model(other, aws, "by-hand")
     create_model(other, aws, "other-run", Tags=[{"Key": TAG, "Value": "another"}])
@@ -90,7 +92,7 @@ def test_what_others_created_is_never_touched(aws):
         other.client("sagemaker").delete_model(ModelName=name)
 
 
-def test_a_second_guard_closes_the_first(aws):
+def test_a_second_guard_closes_the_first(aws) -> None:
     first = BillingGuard(aws, silent)
     create_model(aws.session, aws, first.name("a"))
     with BillingGuard(aws, silent) as second:
@@ -100,7 +102,7 @@ def test_a_second_guard_closes_the_first(aws):
     assert models(aws) == set()
 
 
-def test_what_cannot_be_deleted_is_named(aws, monkeypatch):
+def test_what_cannot_be_deleted_is_named(aws, monkeypatch) -> None:
     guard = BillingGuard(aws, silent)
     create_model(aws.session, aws, guard.name("a"))
 
@@ -125,7 +127,7 @@ class Refused(io.BytesIO):
         yield self.read()
 
 
-def test_a_missing_right_is_told_at_once(aws):
+def test_a_missing_right_is_told_at_once(aws) -> None:
     """It is not taken for an endpoint in transition, which is waited for."""
 
     def refuse(request, **_):
@@ -144,7 +146,7 @@ def test_a_missing_right_is_told_at_once(aws):
     assert models(aws) == set()
 
 
-def test_a_failing_cell_deletes_everything(aws):
+def test_a_failing_cell_deletes_everything(aws) -> None:
     class Result:
         success = False
 
@@ -161,7 +163,7 @@ def test_a_failing_cell_deletes_everything(aws):
     assert len(said) == 1
 
 
-def test_a_later_guard_watches_what_the_sdk_creates(aws):
+def test_a_later_guard_watches_what_the_sdk_creates(aws) -> None:
     """The SDK keeps its client, which has copied the handlers of its time."""
     from sagemaker.core.resources import Model
     from sagemaker.core.shapes import ContainerDefinition
@@ -180,7 +182,7 @@ def test_a_later_guard_watches_what_the_sdk_creates(aws):
         assert models(aws) == set()
 
 
-def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws):
+def test_log_group_stays_when_a_cell_fails_and_goes_with_the_teardown(aws) -> None:
     class Failed:
         success = False
 
@@ -253,7 +255,7 @@ def by_hand(aws):
     s3.delete_object(Bucket=aws.bucket, Key="by-hand")
 
 
-def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand):
+def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand) -> None:
     """A create that fails because the name is taken must not lead to a deletion."""
     guard = BillingGuard(aws, silent)
     client = aws.session.client("sagemaker")
@@ -271,7 +273,7 @@ def test_what_was_made_by_hand_survives_even_under_the_same_names(aws, by_hand):
     guard.close()
 
 
-def test_two_learners_in_one_account(aws, by_hand):
+def test_two_learners_in_one_account(aws, by_hand) -> None:
     """Each deletes what is its own, in whatever order they end."""
     anna = BillingGuard(aws, silent)
     BillingGuard.active = None  # in her process there is no other guard
@@ -291,7 +293,7 @@ def test_two_learners_in_one_account(aws, by_hand):
     ben.close()
 
 
-def test_what_is_left_is_listed_at_the_end(aws):
+def test_what_is_left_is_listed_at_the_end(aws) -> None:
     said = []
     other = boto3.Session(region_name=aws.region)
     lost = [{"Key": TAG, "Value": "lost"}]
@@ -334,7 +336,7 @@ def price(item):
     return next(found.usd for found in read_snapshot() if found.item == item)
 
 
-def test_cost_an_hour_and_in_total(aws, clock):
+def test_cost_an_hour_and_in_total(aws, clock) -> None:
     said = []
     guard = BillingGuard(aws, said.append)
     create_endpoint(aws.session, aws, guard.name("faq"), count=2)
@@ -355,7 +357,7 @@ def test_cost_an_hour_and_in_total(aws, clock):
     guard.close()
 
 
-def test_update_bills_old_and_new_until_it_is_over(aws, clock):
+def test_update_bills_old_and_new_until_it_is_over(aws, clock) -> None:
     with BillingGuard(aws, silent) as guard:
         entry = guard._noter("endpoint", "EndpointName")
         for name, machine in (("old", "ml.g5.xlarge"), ("new", "ml.g4dn.xlarge")):
@@ -374,18 +376,16 @@ def test_update_bills_old_and_new_until_it_is_over(aws, clock):
         assert guard.bill().total == pytest.approx(expected)
 
 
-def test_price_that_is_not_known_is_said_to_be_unknown(aws):
+def test_price_that_is_not_known_is_said_to_be_unknown(aws) -> None:
     with BillingGuard(aws, silent) as guard:
         create_endpoint(aws.session, aws, guard.name("faq"), "ml.p5.48xlarge")
         assert "price not known" in guard._repr_markdown_()
         bill = guard.bill()
         assert bill.total == 0
         assert "without 1 × ml.p5.48xlarge: no price known" in str(bill)
-    elsewhere = dataclasses.replace(aws, region="eu-west-1")
-    assert PriceList(elsewhere).of("ml.g5.xlarge") is None
 
 
-def test_uploads_cost_by_size(aws, clock):
+def test_uploads_cost_by_size(aws, clock) -> None:
     with BillingGuard(aws, silent) as guard:
         body = bytes(2_000_000)
         aws.session.client("s3").put_object(Bucket=aws.bucket, Key="k", Body=body)
@@ -396,156 +396,10 @@ def test_uploads_cost_by_size(aws, clock):
         assert guard.bill().total == pytest.approx(cost)
 
 
-def test_snapshot_says_of_each_price_when_and_where_it_was_read():
-    found = read_snapshot()
-    assert {"ml.g5.xlarge", "ml.g4dn.xlarge", "S3 Standard"} <= {p.item for p in found}
-    assert len({(one.item, one.region) for one in found}) == len(found)
-    for one in found:
-        assert one.read_on.startswith("20") and len(one.source) > 20
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ("ml.g5.xlarge,us-east-1,cheap,hour,2026-01-01,here", "line 2: .*'cheap'"),
-        ("ml.g5.xlarge,us-east-1,1.4,day,2026-01-01,here", "line 2: .*'day'"),
-        ("ml.g5.xlarge,us-east-1,1.4,hour,,here", "line 2: read_on is missing"),
-        ("ml.g5.xlarge,us-east-1,1.4,hour,2026-01-01", "line 2: source is missing"),
-    ],
-)
-def test_snapshot_that_cannot_be_read(tmp_path, line, complaint):
-    path = tmp_path / "prices.csv"
-    path.write_text("item,region,usd,per,read_on,source\n" + line + "\n")
-    with pytest.raises(PriceError, match=complaint):
-        read_snapshot(path)
-
-
-def product(usd, unit="Hrs", on_demand=True, published="2026-11-02T18:17:12Z"):
-    """One product as pricing:GetProducts sends it: a text that holds JSON."""
-    sku, term, rate = "2ZTBT3DNV5BNWVZ9", "JRTCKXETXF", "6YS6EN2CT7"
-    dimension = {
-        "unit": unit,
-        "endRange": "Inf",
-        "description": f"${usd} per Hosting ml.g5.xlarge hour in US East (N. Virginia)",
-        "appliesTo": [],
-        "rateCode": f"{sku}.{term}.{rate}",
-        "beginRange": "0",
-        "pricePerUnit": {"USD": usd},
-    }
-    terms = {
-        f"{sku}.{term}": {
-            "priceDimensions": {f"{sku}.{term}.{rate}": dimension},
-            "sku": sku,
-            "effectiveDate": "2026-11-01T00:00:00Z",
-            "offerTermCode": term,
-            "termAttributes": {},
-        }
-    }
-    return json.dumps(
-        {
-            "product": {
-                "productFamily": "ML Instance",
-                "attributes": {
-                    "servicecode": "AmazonSageMaker",
-                    "servicename": "Amazon SageMaker",
-                    "regionCode": "us-east-1",
-                    "location": "US East (N. Virginia)",
-                    "locationType": "AWS Region",
-                    "component": "Hosting",
-                    "instanceName": "ml.g5.xlarge",
-                    "instanceType": "ml.g5.xlarge-Hosting",
-                    "usagetype": "USE1-Host:ml.g5.xlarge",
-                    "operation": "RunInstance",
-                },
-                "sku": sku,
-            },
-            "serviceCode": "AmazonSageMaker",
-            "terms": {"OnDemand": terms} if on_demand else {"Reserved": terms},
-            "version": "20261102181712",
-            "publicationDate": published,
-        }
-    )
-
-
-class StubbedSession:
-    """A session whose price list answers with these pages."""
-
-    def __init__(self, *pages):
-        self._client = boto3.Session().client(
-            "pricing",
-            region_name="us-east-1",
-            aws_access_key_id="a",
-            aws_secret_access_key="b",
-        )
-        self.stubber = Stubber(self._client)
-        for number, page in enumerate(pages):
-            if isinstance(page, str):
-                self.stubber.add_client_error("get_products", page)
-                continue
-            answer = {"FormatVersion": "aws_v1", "PriceList": page}
-            if number + 1 < len(pages):
-                answer["NextToken"] = f"page {number + 1}"
-            self.stubber.add_response("get_products", answer)
-        self.asked = []
-        self._client.meta.events.register(
-            "provide-client-params.pricing.GetProducts", self._keep
-        )
-
-    def _keep(self, params, **_):
-        self.asked.append(params)
-
-    def client(self, service, region_name):
-        assert (service, region_name) == ("pricing", prices.PRICE_LIST_REGION)
-        self.stubber.activate()
-        return self._client
-
-
-def test_price_list_of_aws_is_asked_once_and_goes_before_the_snapshot(aws):
-    session = StubbedSession([product("1.5000000000")])
-    real = dataclasses.replace(aws, session=session, real=True)
-    known = PriceList(real)
-    for _ in range(2):
-        found = known.of("ml.g5.xlarge")
-        assert (found.usd, found.per, found.read_on) == (1.5, "hour", "2026-11-02")
-        assert "price list" in found.source
-    asked = session.asked[0]
-    assert len(session.asked) == 1
-    assert asked["ServiceCode"] == "AmazonSageMaker"
-    assert {one["Field"]: one["Value"] for one in asked["Filters"]} == {
-        "instanceName": "ml.g5.xlarge",
-        "component": "Hosting",
-        "regionCode": "us-east-1",
-    }
-    assert known.of("S3 Standard").usd == price("S3 Standard")
-
-
-@pytest.mark.parametrize(
-    ("pages", "expected"),
-    [
-        ([[product("1.4080000000")], [product("1.4080000000")]], 1.408),
-        ([[product("1.4080000000"), product("0.0000000000")]], 1.408),
-        ([[product("1.4080000000"), product("7.0", unit="Quantity")]], 1.408),
-        ([[product("1.4080000000"), product("1.2", on_demand=False)]], 1.408),
-        ([[product("1.4080000000"), product("2.0")]], None),  # which of them?
-        ([[]], None),
-        (["AccessDeniedException"], None),
-    ],
-)
-def test_price_list_gives_one_price_or_none(pages, expected):
-    found = ask_price_list(StubbedSession(*pages), "ml.g5.xlarge", "us-east-1")
-    assert (found and found.usd) == expected
-
-
-def test_where_the_price_list_is_not_allowed_the_snapshot_serves(aws):
-    session = StubbedSession("AccessDeniedException")
-    known = PriceList(dataclasses.replace(aws, session=session, real=True))
-    assert known.of("ml.g5.xlarge").usd == price("ml.g5.xlarge")
-
-
 # --- the policy -----------------------------------------------------------------------
 
 
-def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws):
+def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws) -> None:
     text = iam_policy(aws)
     assert "${" not in text
     policy = json.loads(text)

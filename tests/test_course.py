@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy
 import pytest
@@ -15,14 +13,12 @@ from utils import course
 from utils.course import (
     ROOT,
     SHIPPED_DATA,
-    STEPS,
     ClaimError,
     ConfigError,
     PreflightError,
     claim,
     key_figure,
     preflight,
-    road_map,
     run_config,
     set_seed,
 )
@@ -231,31 +227,3 @@ def test_seed_repeats_all_three_generators() -> None:
     assert draw() == first
     set_seed(7)
     assert draw() != first
-
-
-@pytest.mark.parametrize("step", [step.number for step in STEPS])
-def test_road_map_lights_one_step(step: str) -> None:
-    drawing = road_map(step).svg()
-    assert drawing == road_map(step).svg()
-    tree = ElementTree.fromstring(drawing)
-    texts = ["".join(text.itertext()) for text in tree.iter() if "text" in text.tag]
-    assert [text[:2] for text in texts[::2]] == [known.number for known in STEPS]
-    lit = re.findall(r"\[(\d\d) ", repr(road_map(step)))
-    assert lit == [step]
-
-
-@pytest.mark.parametrize("step", [step.number for step in STEPS])
-def test_road_map_files_are_what_the_code_draws(step: str) -> None:
-    path = ROOT / "notebooks" / "figures" / f"road_map_{step}.svg"
-    remedy = f"write road_map({step!r}).svg() to {path.name} again"
-    assert path.read_text(encoding="utf-8").strip() == road_map(step).svg(), remedy
-
-
-def test_road_map_refuses_an_unknown_step() -> None:
-    with pytest.raises(ValueError, match="'99'"):
-        road_map("99")
-
-
-def test_road_map_names_the_notebooks_that_exist() -> None:
-    names = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert [step.notebook for step in STEPS] == names

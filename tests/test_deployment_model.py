@@ -1,6 +1,7 @@
 """The entry point, called as DJL Serving calls it, with a tiny model."""
 
-import importlib.util
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -11,69 +12,32 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from benchmarks import bench_serving
 from conftest import CALLERS_ENVIRONMENT
-from tiny_artifact import QUESTIONS, build_tiny
-from tiny_models import tiny_tokenizer
-
-import utils.djl_python
-from utils import artifact
+from support.entry_point import (
+    ALL_BAD,
+    answers_in_process,
+    batch,
+    import_entry_point,
+    probe,
+    reply,
+    request,
+    warm_up_input,
+)
+from support.tiny_artifact import QUESTIONS
+from support.tiny_models import tiny_tokenizer
 from utils.course import ROOT
-from utils.djl_python import Input, Output
+from utils.deployment import artifact
+from utils.djl_python import Input
 from utils.helpers import END_KEY, INFERENCE_PROMPT, encode_prompts
-from utils.models import ModelSettings, generate, load_model, load_tokenizer
 
 QUESTION = QUESTIONS[0]
 
 
-def import_entry_point():
-    sys.modules["djl_python"] = utils.djl_python
-    spec = importlib.util.spec_from_file_location("model", artifact.ENTRY_POINT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def warm_up_input(folder, **options):
-    inputs = Input()
-    inputs.properties = {
-        "model_dir": str(folder),
-        "device_id": "-1",
-        "base_model": "base",
-        "adapter_checkpoint": "adapter",
-        "adapter_name": "faq",
-        "max_new_tokens": "16",
-        **options,
-    }
-    return inputs
-
-
-def request(body):
-    inputs = Input()
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    inputs.content.add("data", data)
-    return inputs
-
-
-def batch(bodies):
-    inputs = Input()
-    inputs.properties["batch_size"] = str(len(bodies))
-    for index, body in enumerate(bodies):
-        value = request(body).content.value_at(0)
-        inputs.content.add(f"batch_{index:03d}.data", value)
-    return inputs
-
-
-def reply(output: Output):
-    return json.loads(output.content.value_at(0))
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("deployment")
-    build_tiny(folder)
-    return folder
+def in_process(built):
+    return answers_in_process(built)
 
 
 @pytest.fixture(scope="module")
@@ -83,25 +47,10 @@ def model(built):
     return module
 
 
-@pytest.fixture(scope="module")
-def in_process(built):
-    """Answers of base plus adapter, and of the base, through the course's functions."""
-    from peft import PeftModel
-
-    settings = ModelSettings("tiny", str(built / "saved_base"), machine="any")
-    tokenizer = load_tokenizer(settings)
-    prompts = [INFERENCE_PROMPT.format(instruction=text) for text in QUESTIONS]
-    base = generate(load_model(settings), tokenizer, prompts, 16)
-    tuned_model = PeftModel.from_pretrained(
-        load_model(settings), built / "saved_adapter"
-    )
-    return generate(tuned_model, tokenizer, prompts, 16), base
-
-
 # --- answers --------------------------------------------------------------------------
 
 
-def test_prompt_is_the_one_of_training(model):
+def test_prompt_is_the_one_of_training(model) -> None:
     service = model.service
     (row,) = service.prepare(service.read(request({"inputs": QUESTION})))
     prompt = INFERENCE_PROMPT.format(instruction=QUESTION)
@@ -110,7 +59,7 @@ def test_prompt_is_the_one_of_training(model):
     assert model.END_KEY == END_KEY
 
 
-def test_base_that_begins_with_bos(model, monkeypatch):
+def test_base_that_begins_with_bos(model, monkeypatch) -> None:
     tokenizer = tiny_tokenizer(adds_bos=True)
     service = model.service
     monkeypatch.setattr(service, "tokenizer", tokenizer)
@@ -121,7 +70,7 @@ def test_base_that_begins_with_bos(model, monkeypatch):
     assert row.ids[0] == tokenizer.bos_token_id
 
 
-def test_greedy_answers_equal_those_in_process(model, in_process):
+def test_greedy_answers_equal_those_in_process(model, in_process) -> None:
     tuned, base = in_process
     assert sum(a != b for a, b in zip(tuned, base, strict=True)) >= 15
     together = reply(model.handle(request({"inputs": QUESTIONS})))
@@ -135,7 +84,7 @@ def test_greedy_answers_equal_those_in_process(model, in_process):
     assert [one["generated_text"] for one in without] == base
 
 
-def test_without_adapter_the_base_answers(built, in_process):
+def test_without_adapter_the_base_answers(built, in_process) -> None:
     module = import_entry_point()
     options = warm_up_input(built / "artifact")
     del options.properties["adapter_checkpoint"]
@@ -146,7 +95,7 @@ def test_without_adapter_the_base_answers(built, in_process):
 
 def test_what_a_checkpoint_says_on_generation_changes_nothing(
     built, in_process, tmp_path
-):
+) -> None:
     artifact_folder = tmp_path / "artifact"
     shutil.copytree(built / "artifact", artifact_folder)
     everything_ends = list(range(len(tiny_tokenizer())))
@@ -161,7 +110,7 @@ def test_what_a_checkpoint_says_on_generation_changes_nothing(
 
 def test_missing_adapter_folder_is_logged_and_the_base_answers(
     built, in_process, caplog
-):
+) -> None:
     module = import_entry_point()
     module.handle(warm_up_input(built / "artifact", adapter_checkpoint="gone"))
     assert "there is no such folder" in caplog.text
@@ -172,7 +121,7 @@ def test_missing_adapter_folder_is_logged_and_the_base_answers(
 DRAW = {"temperature": 1.2, "max_new_tokens": 12}
 
 
-def test_same_seed_same_answer_alone_or_in_a_batch(model):
+def test_same_seed_same_answer_alone_or_in_a_batch(model) -> None:
     bodies = [
         {"inputs": text, "parameters": {**DRAW, "seed": 7}} for text in QUESTIONS[:6]
     ]
@@ -195,13 +144,13 @@ def test_same_seed_same_answer_alone_or_in_a_batch(model):
         {"top_p": 0.001, "seed": 3},
     ],
 )
-def test_nothing_to_draw_from_is_greedy(model, in_process, parameters):
+def test_nothing_to_draw_from_is_greedy(model, in_process, parameters) -> None:
     body = {"inputs": QUESTION, "parameters": parameters}
     answer = reply(model.handle(request(body)))["generated_text"]
     assert answer == in_process[0][0]
 
 
-def test_budget_stop_and_full_text(model, in_process):
+def test_budget_stop_and_full_text(model, in_process) -> None:
     whole = in_process[0][0]
     tokenizer = model.service.tokenizer
     short = {"inputs": QUESTION, "parameters": {"max_new_tokens": 3}}
@@ -216,7 +165,7 @@ def test_budget_stop_and_full_text(model, in_process):
     assert answer == whole.partition(stop)[0].strip()
 
 
-def test_repetition_penalty_changes_the_answer(model, in_process):
+def test_repetition_penalty_changes_the_answer(model, in_process) -> None:
     body = {"inputs": QUESTION, "parameters": {"repetition_penalty": 5.0}}
     alone = reply(model.handle(request(body)))
     assert alone["generated_text"] != in_process[0][0]
@@ -227,7 +176,7 @@ def test_repetition_penalty_changes_the_answer(model, in_process):
 @pytest.mark.parametrize(
     "parameters", [{}, {"max_new_tokens": 5}, {"return_full_text": True}]
 )
-def test_stream_adds_up_to_the_answer(model, parameters):
+def test_stream_adds_up_to_the_answer(model, parameters) -> None:
     for text in QUESTIONS[:5]:
         body = {"inputs": text, "parameters": parameters}
         whole = reply(model.handle(request(body)))["generated_text"]
@@ -235,7 +184,7 @@ def test_stream_adds_up_to_the_answer(model, parameters):
         assert "".join(output.stream_content) == whole
 
 
-def test_stream_passes_an_error_on(model, monkeypatch):
+def test_stream_passes_an_error_on(model, monkeypatch) -> None:
     def broken(*_):
         raise ValueError("no memory for that")
 
@@ -259,7 +208,7 @@ def test_stream_passes_an_error_on(model, monkeypatch):
         "<|endof<|endoftext|>text|>",
     ],
 )
-def test_template_keys_in_user_text_are_harmless(model, text):
+def test_template_keys_in_user_text_are_harmless(model, text) -> None:
     service = model.service
     (row,) = service.prepare(service.read(request({"inputs": text})))
     plain = encode_prompts(
@@ -270,109 +219,17 @@ def test_template_keys_in_user_text_are_harmless(model, text):
 
 
 @pytest.mark.parametrize("text", ["{x}", "{instruction}", "# heading", "50 % { } \\n"])
-def test_other_user_text_is_untouched(model, text):
+def test_other_user_text_is_untouched(model, text) -> None:
     assert model.service.defuse(text) == text
 
 
 # --- bad requests ---------------------------------------------------------------------
 
-# (field, reason, what stands in the body beside {"inputs": "x"} or the body itself)
-LONE = '{"inputs": "\\ud800"}'
-BAD_REQUESTS = [
-    ("body", "is empty", b""),
-    ("body", "expected a JSON object in UTF-8 (Expecting prop", b"{not json"),
-    ("body", "expected a JSON object in UTF-8 (Unterminated str", b'{"inputs": "x'),
-    ("body", "expected a JSON object in UTF-8 (Extra data", b'{"inputs": "x"} {}'),
-    ("body", "expected a JSON object in UTF-8 (Exceeds the limit", b"9" * 5000),
-    ("body", "is not UTF-8 (byte 1)", b'"\xff"'),
-    ("body", "is nested too deeply", b"[" * 100_000),
-    ("body", "found null", b"null"),
-    ("body", "found []", b"[]"),
-    ("body", "found 'text'", b'"text"'),
-    ("input", "unknown field", {"input": "y"}),
-    ("inputs", "missing", {"inputs": ...}),
-    ("inputs", "is there twice", b'{"inputs": "x", "inputs": "y"}'),
-    ("inputs", "expected text or a list of texts, found null", {"inputs": None}),
-    ("inputs", "expected text or a list of texts, found 3", {"inputs": 3}),
-    ("inputs", 'expected text or a list of texts, found {"a"', {"inputs": {"a": 1}}),
-    ("inputs", "is empty", {"inputs": " \n"}),
-    ("inputs", "expected 1 to 64 texts, found 0", {"inputs": []}),
-    ("inputs", "expected 1 to 64 texts, found 65", {"inputs": ["x"] * 65}),
-    ("inputs", "has 20001 characters", {"inputs": "x" * 20_001}),
-    ("inputs", "tokens with the template", {"inputs": "word " * 2000}),
-    ("inputs", "holds half a surrogate pair at character 0", LONE.encode()),
-    ("inputs[1]", "expected text, found 3", {"inputs": ["x", 3]}),
-    ("inputs[1]", "is empty", {"inputs": ["x", ""]}),
-    ("inputs[2]", "has 20001 characters", {"inputs": ["x", "y", "x" * 20_001]}),
-    ("inputs[2]", "tokens with the template", {"inputs": ["x", "y", "word " * 2000]}),
-    ("parameters", "expected an object, found [", {"parameters": [1]}),
-    ("parameters", "expected an object, found 'hot'", {"parameters": "hot"}),
-    ("adapter", "expected one of base, faq, found 'nosuch'", {"adapter": "nosuch"}),
-    ("adapter", 'expected one of base, faq, found ["faq"]', {"adapter": ["faq"]}),
-    ("stream", "expected true or false, found 1", {"stream": 1}),
-    ("stream", "expected true or false, found 'yes'", {"stream": "yes"}),
-    ("stream", "works for one text", {"inputs": ["x"], "stream": True}),
-]
-BAD_PARAMETERS = [
-    ("max_tokens", "unknown parameter; known are max_new_tokens", 3),
-    ("max_new_tokens", "found 0, which is too small", 0),
-    ("max_new_tokens", "which is too large", 10**30),
-    ("max_new_tokens", "found 2.5, which is written as a fraction", 2.5),
-    ("max_new_tokens", "found '9'", "9"),
-    ("max_new_tokens", "found true, which is no number", True),
-    ("temperature", "found 0, which is too small", 0),
-    ("temperature", "found 11, which is too large", 11),
-    ("temperature", "found NaN, which is no number", float("nan")),
-    ("temperature", "found Infinity, which is not finite", float("inf")),
-    ("temperature", "found 'hot'", "hot"),
-    ("temperature", "found an object", {"celsius": 3}),
-    ("temperature", "has no effect with do_sample=false", ("do_sample", False, 1.0)),
-    ("top_p", "found 1.1, which is too large", 1.1),
-    ("top_p", "found -0.5, which is too small", -0.5),
-    ("top_p", "found a list of 1", [0.9]),
-    ("top_p", "has no effect with do_sample=false", ("do_sample", False, 0.5)),
-    ("top_k", "found 0, which is too small", 0),
-    ("top_k", "found 1.0, which is written as a fraction", 1.0),
-    ("top_k", "found false, which is no number", False),
-    ("repetition_penalty", "found 0, which is too small", 0),
-    ("repetition_penalty", "found 100, which is too large", 100),
-    ("do_sample", "expected true or false, found 'yes'", "yes"),
-    ("seed", "found -1, which is too small", -1),
-    ("seed", "which is too large", 2**63),
-    ("stop", "expected a text or a list of 1 to 8 texts, found []", []),
-    ("stop", 'expected a text or a list of 1 to 8 texts, found ["x"', ["x"] * 9),
-    ("stop", "expected text, found 3", [3]),
-    ("stop", "is empty", ""),
-    ("stop", "has 101 characters", "x" * 101),
-    ("stop", "holds half a surrogate pair at character 1", "a\ud800"),
-    ("return_full_text", "expected true or false, found 1", 1),
-]
-
-
-def _bodies():
-    """(field, reason, body) of every bad request."""
-    for field, reason, body in BAD_REQUESTS:
-        if isinstance(body, dict):
-            body = {"inputs": "x"} | body
-            body = {key: value for key, value in body.items() if value is not ...}
-            body = json.dumps(body).encode()
-        yield field, reason, body
-    for name, reason, value in BAD_PARAMETERS:
-        parameters = {name: value}
-        if isinstance(value, tuple):
-            other, other_value, value = value
-            parameters = {other: other_value, name: value}
-        body = {"inputs": "x", "parameters": parameters}
-        yield f"parameters.{name}", reason, json.dumps(body).encode()
-
-
-ALL_BAD = list(_bodies())
-
 
 @pytest.mark.parametrize(
     ("field", "reason", "body"), ALL_BAD, ids=[f"{f}: {r}" for f, r, _ in ALL_BAD]
 )
-def test_bad_request_names_the_field(model, field, reason, body):
+def test_bad_request_names_the_field(model, field, reason, body) -> None:
     output = model.handle(request(body))
     assert (output.code, output.message) == (400, "Bad Request")
     error = reply(output)
@@ -381,7 +238,7 @@ def test_bad_request_names_the_field(model, field, reason, body):
     assert reason in error["error"], error["error"]
 
 
-def test_bad_requests_are_all_different(model):
+def test_bad_requests_are_all_different(model) -> None:
     assert len(ALL_BAD) >= 40
     assert len({field for field, _, _ in ALL_BAD}) >= 12
     assert len({(field, reason) for field, reason, _ in ALL_BAD}) == len(ALL_BAD)
@@ -391,7 +248,7 @@ def test_bad_requests_are_all_different(model):
     assert all(len(message) < 300 for message in messages)
 
 
-def test_a_bad_item_does_not_touch_its_neighbours(model, in_process):
+def test_a_bad_item_does_not_touch_its_neighbours(model, in_process) -> None:
     bodies = [
         {"inputs": QUESTION},
         *(body for *_, body in ALL_BAD),
@@ -407,7 +264,7 @@ def test_a_bad_item_does_not_touch_its_neighbours(model, in_process):
 
 def test_an_item_that_fails_later_does_not_touch_its_neighbours(
     model, in_process, monkeypatch
-):
+) -> None:
     plain = model.Service._continue
 
     def broken(self, rows, deadline, watch=None):
@@ -422,7 +279,7 @@ def test_an_item_that_fails_later_does_not_touch_its_neighbours(
     assert good == {"generated_text": in_process[0][0]}
 
 
-def test_client_cannot_load_the_model_anew(model, in_process):
+def test_client_cannot_load_the_model_anew(model, in_process) -> None:
     """An empty form has no content, as the warm-up has none; headers are properties."""
     empty = Input()
     empty.properties = {
@@ -439,13 +296,13 @@ def test_client_cannot_load_the_model_anew(model, in_process):
 
 
 @pytest.mark.parametrize("size", ["2", "1000000000", "-1", "0", "x", "", "²"])
-def test_header_named_batch_size_makes_no_batch(model, in_process, size):
+def test_header_named_batch_size_makes_no_batch(model, in_process, size) -> None:
     one = request({"inputs": QUESTION})
     one.properties["batch_size"] = size
     assert reply(model.handle(one)) == {"generated_text": in_process[0][0]}
 
 
-def test_item_without_content_does_not_touch_its_neighbour(model, in_process):
+def test_item_without_content_does_not_touch_its_neighbour(model, in_process) -> None:
     two = batch([{"inputs": QUESTION}])
     two.properties["batch_size"] = "2"
     good, bad = (json.loads(value) for value in model.handle(two).content.values)
@@ -453,7 +310,9 @@ def test_item_without_content_does_not_touch_its_neighbour(model, in_process):
     assert bad["error"].startswith("body: is empty")
 
 
-def test_answers_that_take_too_long_are_given_up(model, in_process, monkeypatch):
+def test_answers_that_take_too_long_are_given_up(
+    model, in_process, monkeypatch
+) -> None:
     """A call that outlasts predict_timeout would cost the server its model."""
     clock = iter(range(1000))
     monkeypatch.setattr(model.time, "monotonic", lambda: next(clock))
@@ -472,7 +331,7 @@ def test_answers_that_take_too_long_are_given_up(model, in_process, monkeypatch)
         list(output.stream_content)
 
 
-def test_long_inputs_get_what_room_there_is(model):
+def test_long_inputs_get_what_room_there_is(model) -> None:
     service = model.service
     tokens = len(service.prepare(service.read(request({"inputs": "a"})))[0].ids)
     filler = "a" * (service.context - tokens - 4)
@@ -485,7 +344,7 @@ def test_long_inputs_get_what_room_there_is(model):
 # --- loading --------------------------------------------------------------------------
 
 
-def test_importing_loads_nothing_and_can_be_repeated():
+def test_importing_loads_nothing_and_can_be_repeated() -> None:
     for _ in range(3):
         module = import_entry_point()
         assert module.service is None
@@ -502,19 +361,19 @@ def test_importing_loads_nothing_and_can_be_repeated():
         ({"dtype": "fp8"}, "option.dtype='fp8'"),
     ],
 )
-def test_bad_options_are_named(built, options, hint):
+def test_bad_options_are_named(built, options, hint) -> None:
     with pytest.raises(ValueError, match=hint):
         import_entry_point().handle(warm_up_input(built / "artifact", **options))
 
 
-def test_dtype_is_honoured(built):
+def test_dtype_is_honoured(built) -> None:
     module = import_entry_point()
     module.handle(warm_up_input(built / "artifact", dtype="bf16"))
     dtypes = {p.dtype for p in module.service.model.get_base_model().parameters()}
     assert torch.bfloat16 in dtypes
 
 
-def test_packed_entry_point_imports_only_what_the_image_has(built):
+def test_packed_entry_point_imports_only_what_the_image_has(built) -> None:
     assert artifact.validate(built / "artifact", load=False).findings == []
 
 
@@ -524,32 +383,15 @@ OLDER = ["transformers==4.57.6", "peft==0.19.1"]
 # What those need in another version than the one installed here.
 OLDER_STILL = ["huggingface_hub==0.36.0", "tokenizers==0.22.1"]
 PROBE = """
-import json, sys
+import sys
+from pathlib import Path
 import peft, torch, transformers
 sys.path += sys.argv[3:]
-import test_deployment_model as tests
+from support.entry_point import probe
 
 versions = transformers.__version__, peft.__version__
-folder = tests.Path(sys.argv[1])
-torch.save([versions, *tests.probe(folder)], sys.argv[2])
+torch.save([versions, *probe(Path(sys.argv[1]))], sys.argv[2])
 """
-
-
-def probe(folder):
-    """Answers of an artifact, and logits of the model with and without the adapter."""
-    module = import_entry_point()
-    module.handle(warm_up_input(folder))
-    service = module.service
-    replies = reply(module.handle(request({"inputs": QUESTIONS})))
-    logits = []
-    for text in QUESTIONS[:4]:
-        (row,) = service.prepare(service.read(request({"inputs": text})))
-        ids = torch.tensor([row.ids])
-        with torch.inference_mode():
-            logits.append(service.model(input_ids=ids).logits)
-            with service.model.disable_adapter():
-                logits.append(service.model(input_ids=ids).logits)
-    return [one["generated_text"] for one in replies], logits
 
 
 @pytest.fixture(scope="module")
@@ -586,14 +428,18 @@ def largest_difference(some, others):
 
 
 @pytest.mark.slow
-def test_older_libraries_compute_the_same(built, older_python, tmp_path, in_process):
+def test_older_libraries_compute_the_same(
+    built, older_python, tmp_path, in_process
+) -> None:
     answers, logits = probe_older(older_python, built / "artifact", tmp_path / "got")
     assert answers == in_process[0]
     assert largest_difference(logits, probe(built / "artifact")[1]) < 1e-4
 
 
 @pytest.mark.slow
-def test_older_libraries_compute_the_same_with_the_lab_model(older_python, tmp_path):
+def test_older_libraries_compute_the_same_with_the_lab_model(
+    older_python, tmp_path
+) -> None:
     """Its rotary share is not the one that older versions fall back to."""
     folder = bench_serving.build(tmp_path)
     wanted_answers, wanted = probe(folder)
@@ -610,7 +456,7 @@ def test_older_libraries_compute_the_same_with_the_lab_model(older_python, tmp_p
 
 
 @pytest.mark.slow
-def test_older_libraries_read_the_merged_model(built, older_python, tmp_path):
+def test_older_libraries_read_the_merged_model(built, older_python, tmp_path) -> None:
     artifact.build_without_code(
         built / "saved_base",
         built / "saved_adapter",

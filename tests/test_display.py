@@ -1,3 +1,7 @@
+"""Tables and figures: what they say, for readers of text as well."""
+
+from __future__ import annotations
+
 import html
 import re
 
@@ -5,9 +9,10 @@ import pandas
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from tiny_models import tiny_tokenizer
 
+from support.tiny_models import tiny_tokenizer
 from utils import display, helpers
+from utils.deployment.serving import Timing
 from utils.display import (
     in_md,
     plot_bars,
@@ -29,9 +34,8 @@ from utils.display import (
     show_tokens,
     with_interval,
 )
-from utils.evaluation import Estimate, paired_difference, proportion
+from utils.evaluation.scores import Estimate, paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
-from utils.serving import Timing
 
 
 @pytest.fixture
@@ -56,17 +60,17 @@ def is_png(picture):
     return picture.data.startswith(b"\x89PNG") and len(picture.data) > 5_000
 
 
-def test_an_answer_is_quoted_as_written():
+def test_an_answer_is_quoted_as_written() -> None:
     quoted = in_md("# No *heading*\n<script>").data
     assert quoted == "> \\# No \\*heading\\*  \n> &lt;script&gt;  "
 
 
-def test_an_answer_that_is_no_text_is_an_error():
+def test_an_answer_that_is_no_text_is_an_error() -> None:
     with pytest.raises(TypeError, match="found list"):
         in_md(["answer"])
 
 
-def test_source_of_a_function_and_of_a_file(shown, tmp_path):
+def test_source_of_a_function_and_of_a_file(shown, tmp_path) -> None:
     file = tmp_path / "serving.properties"
     file.write_text("engine=Python\n```\n", encoding="utf-8")
     show_source(helpers.add_text, file)
@@ -74,14 +78,14 @@ def test_source_of_a_function_and_of_a_file(shown, tmp_path):
     assert shown[1].data == "````text\nengine=Python\n```\n````"
 
 
-def test_source_of_a_method_begins_at_the_margin(shown):
+def test_source_of_a_method_begins_at_the_margin(shown) -> None:
     show_source(DataCollatorForCompletionOnlyLM._pad)
     lines = shown[0].data.splitlines()
     assert lines[1].startswith("def _pad(self")
     assert lines[2].startswith("    side = ")
 
 
-def test_source_of_a_missing_file_is_an_error(tmp_path):
+def test_source_of_a_missing_file_is_an_error(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         show_source(tmp_path / "none.py")
 
@@ -92,7 +96,7 @@ def text_of(markup, style):
     return html.unescape(text.replace("⏎<br>", "\n"))
 
 
-def test_tokens_are_coloured_by_what_the_loss_sees(row):
+def test_tokens_are_coloured_by_what_the_loss_sees(row) -> None:
     markup = show_tokens(row["input_ids"], row["labels"], tiny_tokenizer()).data
     assert text_of(markup, display.LEARNED) == "It is a tag.\n\n### End"
     assert text_of(markup, display.MASKED).endswith("What is <b>?\n\n### Response:\n")
@@ -101,7 +105,7 @@ def test_tokens_are_coloured_by_what_the_loss_sees(row):
     assert f"{learned} learned" in markup
 
 
-def test_padding_is_shown_as_such_and_outputs_repeat(row):
+def test_padding_is_shown_as_such_and_outputs_repeat(row) -> None:
     tokenizer = tiny_tokenizer()
     collator = DataCollatorForCompletionOnlyLM(tokenizer, pad_to_multiple_of=64)
     batch = collator([row])
@@ -114,7 +118,7 @@ def test_padding_is_shown_as_such_and_outputs_repeat(row):
     assert padded == again
 
 
-def test_ids_and_labels_of_different_rows_are_an_error(row):
+def test_ids_and_labels_of_different_rows_are_an_error(row) -> None:
     with pytest.raises(ValueError, match="3 ids, .* different rows"):
         show_tokens([1, 2, 3], row["labels"], tiny_tokenizer())
 
@@ -127,12 +131,12 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_chances_are_plotted(shown):
+def test_chances_are_plotted(shown) -> None:
     plot_chances({"as it is": {"' the'": 0.5, "' a'": 0.3, "the rest": 0.2}})
     assert is_png(shown[0])
 
 
-def test_chances_are_coloured_and_their_names_shown_once(drawn):
+def test_chances_are_coloured_and_their_names_shown_once(drawn) -> None:
     bars = {"' the'": 0.5, "' a'": 0.3, "the rest": 0.2}
     plot_chances({"one": bars, "two": bars}, marked=["' a'", "' an'"])
     colours = [[bar.get_facecolor() for bar in axes.patches] for axes in drawn[0].axes]
@@ -146,14 +150,14 @@ def test_chances_are_coloured_and_their_names_shown_once(drawn):
     assert labelled == [True, False]
 
 
-def test_chances_need_bars_and_a_mark_for_each_panel():
+def test_chances_need_bars_and_a_mark_for_each_panel() -> None:
     with pytest.raises(ValueError, match="no probabilities"):
         plot_chances({"as it is": {}})
     with pytest.raises(ValueError, match="2 marked bars for 1 panels"):
         plot_chances({"as it is": {"a": 1.0}}, marked=["a", "b"])
 
 
-def test_perplexities_are_plotted_with_their_intervals(drawn):
+def test_perplexities_are_plotted_with_their_intervals(drawn) -> None:
     panels = {
         "read": {"counts": Estimate(20, 15, 30, 9), "model": Estimate(3, 2, 4, 9)}
     }
@@ -165,12 +169,12 @@ def test_perplexities_are_plotted_with_their_intervals(drawn):
     assert names == ["counts\n20\n15 to 30", "model\n3\n2 to 4"]
 
 
-def test_no_perplexities_are_an_error():
+def test_no_perplexities_are_an_error() -> None:
     with pytest.raises(ValueError, match="no perplexities"):
         plot_perplexities({}, vocabulary=1000)
 
 
-def test_words_are_named_where_there_is_room(drawn):
+def test_words_are_named_where_there_is_room(drawn) -> None:
     points = [[0, 0], [0.001, 0], [1, 1]]
     plot_words(
         {"here": points}, ["cow", "dog", "Spain"], ["animals"] * 2 + ["countries"]
@@ -180,7 +184,7 @@ def test_words_are_named_where_there_is_room(drawn):
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 1]
 
 
-def test_words_without_a_group_or_a_point_are_an_error():
+def test_words_without_a_group_or_a_point_are_an_error() -> None:
     with pytest.raises(ValueError, match="2 words and 1 groups"):
         plot_words({"here": [[0, 0], [1, 1]]}, ["cow", "dog"], ["animals"])
     with pytest.raises(ValueError, match=r"shape \(1, 2\), for 2 words"):
@@ -188,7 +192,7 @@ def test_words_without_a_group_or_a_point_are_an_error():
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
-def test_losses_are_plotted(shown, logarithmic):
+def test_losses_are_plotted(shown, logarithmic) -> None:
     plot_losses(
         [
             {"loss": 3.0, "epoch": 1, "step": 2},
@@ -201,19 +205,19 @@ def test_losses_are_plotted(shown, logarithmic):
     assert "held-out" in shown[0].alt
 
 
-def test_no_losses_are_an_error():
+def test_no_losses_are_an_error() -> None:
     with pytest.raises(ValueError, match="train first"):
         plot_losses([{"train_runtime": 1.0}])
 
 
-def test_lengths_are_plotted_also_when_a_part_is_empty(shown):
+def test_lengths_are_plotted_also_when_a_part_is_empty(shown) -> None:
     plot_lengths({"train": [20, 30, 31], "validation": []}, limit=256)
     assert is_png(shown[0])
     assert "256" in shown[0].alt
 
 
 @pytest.mark.parametrize("keys", [(0, 1, 3), ("base", "tuned", "shuffled")])
-def test_proportions_are_plotted(shown, keys):
+def test_proportions_are_plotted(shown, keys) -> None:
     scores = {
         key: proportion([True] * n + [False] * 4) for n, key in enumerate(keys, start=1)
     }
@@ -222,12 +226,12 @@ def test_proportions_are_plotted(shown, keys):
     assert shown[0].alt == "right answers against examples, with 95% intervals"
 
 
-def test_no_proportions_are_an_error():
+def test_no_proportions_are_an_error() -> None:
     with pytest.raises(ValueError, match="no scores"):
         plot_proportions({}, x="examples", y="right answers")
 
 
-def test_shares_are_plotted(shown):
+def test_shares_are_plotted(shown) -> None:
     plot_shares({"random": 0.2, "by length": 0.02}, x="grouping", y="padding")
     assert is_png(shown[0])
     with pytest.raises(ValueError, match="no shares"):
@@ -235,7 +239,7 @@ def test_shares_are_plotted(shown):
 
 
 @pytest.mark.parametrize("keys", [(1, 2, 4), ("greedy", "sampled", "beams")])
-def test_curves_are_plotted(shown, keys):
+def test_curves_are_plotted(shown, keys) -> None:
     few = {key: proportion([True, False, False]) for key in keys}
     many = {key: proportion([True, True, True]) for key in keys}
     more = {key: paired_difference([True], [False]) for key in keys[1:]}
@@ -247,7 +251,7 @@ def test_curves_are_plotted(shown, keys):
     assert shown[0].alt.endswith("with 95% intervals, for: at once, worked")
 
 
-def test_curves_that_vary_different_things_are_an_error():
+def test_curves_that_vary_different_things_are_an_error() -> None:
     score = proportion([True])
     with pytest.raises(ValueError, match=r"'worked' has scores for \[2\]"):
         plot_curves({"at once": {1: score}, "worked": {2: score}}, x="steps", y="right")
@@ -255,13 +259,13 @@ def test_curves_that_vary_different_things_are_an_error():
         plot_curves({"at once": {}}, x="steps", y="right")
 
 
-def test_bars_are_plotted(shown):
+def test_bars_are_plotted(shown) -> None:
     plot_bars({"none": {"moo": 0.2}, "three": {"moo": 0.9}}, x="token", y="probability")
     assert is_png(shown[0])
     assert shown[0].alt == "probability against token, as bars, for: none, three"
 
 
-def test_bars_show_the_interval_of_an_estimate(shown, monkeypatch):
+def test_bars_show_the_interval_of_an_estimate(shown, monkeypatch) -> None:
     drawn = []
     monkeypatch.setattr(
         Axes, "bar_label", lambda *_, labels, **__: drawn.extend(labels)
@@ -273,19 +277,19 @@ def test_bars_show_the_interval_of_an_estimate(shown, monkeypatch):
     assert is_png(shown[0])
 
 
-def test_an_interval_is_text_and_a_difference_has_a_sign():
+def test_an_interval_is_text_and_a_difference_has_a_sign() -> None:
     assert with_interval(proportion([True] * 8 + [False] * 2)) == "80% (49% to 94%)"
     assert with_interval(paired_difference([1, 1], [0, 0])) == "+100% (+100% to +100%)"
 
 
-def test_bars_of_different_groups_are_an_error():
+def test_bars_of_different_groups_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"'three' has the groups \['oink'\]"):
         plot_bars({"none": {"moo": 1}, "three": {"oink": 1}}, x="token", y="share")
     with pytest.raises(ValueError, match="no bars"):
         plot_bars({}, x="token", y="share")
 
 
-def test_timings(shown):
+def test_timings(shown) -> None:
     timing = Timing((0.1, 0.2), 0.3, 2)
     plot_timings({"one by one": timing, "in a list": timing})
     assert is_png(shown[0])
@@ -297,7 +301,7 @@ def test_timings(shown):
 # 05_evaluation
 
 
-def test_tokens_are_the_redder_the_less_they_were_expected(row):
+def test_tokens_are_the_redder_the_less_they_were_expected(row) -> None:
     ids = row["input_ids"][:3]
     page = show_losses([0.0, 2.0, 9.0], ids, tiny_tokenizer()).data
     assert re.findall(r"rgba\(200,50,40,([\d.]+)\)", page) == ["0.00", "0.42", "0.85"]
@@ -308,7 +312,7 @@ def test_tokens_are_the_redder_the_less_they_were_expected(row):
         show_losses([0.0, 1.0], ids, tiny_tokenizer())
 
 
-def test_differences_are_plotted(shown):
+def test_differences_are_plotted(shown) -> None:
     gain = paired_difference([1, 1, 0, 1], [0, 1, 0, 0])
     plot_differences({"template": gain, "none": paired_difference([1], [1])}, x="gain")
     assert is_png(shown[0])
@@ -317,14 +321,14 @@ def test_differences_are_plotted(shown):
         plot_differences({}, x="gain")
 
 
-def test_a_confusion_is_plotted_also_with_classes_nobody_asked_for(shown):
+def test_a_confusion_is_plotted_also_with_classes_nobody_asked_for(shown) -> None:
     plot_confusion(["yes", "no", "none"], ["yes", "yes", "no"])
     assert is_png(shown[0])
     with pytest.raises(ValueError, match="1 predicted classes for 2"):
         plot_confusion(["yes"], ["yes", "no"])
 
 
-def test_questions_needed_are_plotted(shown):
+def test_questions_needed_are_plotted(shown) -> None:
     counts = {"paired": {0.01: 900, 0.1: 9}, "separate": {0.01: 4000, 0.1: 40}}
     plot_questions_needed(counts, asked=60)
     assert is_png(shown[0])
@@ -332,7 +336,7 @@ def test_questions_needed_are_plotted(shown):
         plot_questions_needed({}, asked=60)
 
 
-def test_every_run_is_plotted_by_method(shown):
+def test_every_run_is_plotted_by_method(shown) -> None:
     runs = pandas.DataFrame({"method": ["full", "LoRA", "LoRA"], "right": [1, 0.5, 0]})
     plot_runs(runs, {"right": "right answers"})
     assert is_png(shown[0])

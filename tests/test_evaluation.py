@@ -1,14 +1,17 @@
 """Shares, differences and their intervals; losses, text measures and classes."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
 
-from utils.evaluation import (
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+from utils.dataset.facts import load_facts
+from utils.evaluation.scores import (
     answer_class,
     answer_kind,
     class_scores,
@@ -25,17 +28,12 @@ from utils.evaluation import (
     token_losses,
     words,
 )
-from utils.facts import load_facts
-from utils.helpers import (
-    DataCollatorForCompletionOnlyLM,
-    add_text,
-    preprocess_batch,
-)
+from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 
 # Shares and differences
 
 
-def test_proportion_matches_wilson_by_hand():
+def test_proportion_matches_wilson_by_hand() -> None:
     score = proportion([True] * 8 + [False] * 2)
     z, p, n = 1.959963984540054, 0.8, 10
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -47,18 +45,18 @@ def test_proportion_matches_wilson_by_hand():
     assert repr(score) == "Proportion(0.800, low=0.490, high=0.943, n=10)"
 
 
-def test_proportion_of_a_clean_sweep_stays_inside_zero_and_one():
+def test_proportion_of_a_clean_sweep_stays_inside_zero_and_one() -> None:
     assert proportion([True] * 20).high == pytest.approx(1)
     assert proportion([False] * 20).low == pytest.approx(0)
     assert 0 < proportion([False] * 20).high < 0.2
 
 
-def test_nothing_to_count_is_an_error():
+def test_nothing_to_count_is_an_error() -> None:
     with pytest.raises(ValueError, match="hits is empty"):
         proportion([])
 
 
-def test_paired_difference_uses_the_pairing():
+def test_paired_difference_uses_the_pairing() -> None:
     baseline = [False] * 30 + [True] * 30
     better = [True] * 10 + [False] * 20 + [True] * 30  # right wherever the baseline is
     paired = paired_difference(better, baseline)
@@ -71,17 +69,17 @@ def test_paired_difference_uses_the_pairing():
     assert paired_difference(better, baseline) == paired
 
 
-def test_equal_answers_differ_by_exactly_nothing():
+def test_equal_answers_differ_by_exactly_nothing() -> None:
     same = paired_difference([True, False, True], [True, False, True])
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
-def test_several_series_are_counted_by_name():
+def test_several_series_are_counted_by_name() -> None:
     hits = {0: [True, False], "worked": [True, True]}
     assert proportions(hits) == {n: proportion(series) for n, series in hits.items()}
 
 
-def test_several_series_are_compared_name_by_name_or_with_one_of_them():
+def test_several_series_are_compared_name_by_name_or_with_one_of_them() -> None:
     worked = {1: [True, True], 2: [True, False]}
     at_once = {1: [True, False], 2: [False, False], 3: [True, True]}
     assert paired_differences(worked, at_once) == {
@@ -94,7 +92,7 @@ def test_several_series_are_compared_name_by_name_or_with_one_of_them():
     }
 
 
-def test_a_series_without_its_baseline_is_an_error():
+def test_a_series_without_its_baseline_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"no scores for \[2\]"):
         paired_differences({1: [True], 2: [True]}, {1: [True]})
     with pytest.raises(ValueError, match="no series 'greedy' .*'beams'"):
@@ -102,18 +100,18 @@ def test_a_series_without_its_baseline_is_an_error():
 
 
 @pytest.mark.parametrize(("hits", "baseline"), [([True], [True, False]), ([], [])])
-def test_unpaired_answers_are_an_error(hits, baseline):
+def test_unpaired_answers_are_an_error(hits, baseline) -> None:
     with pytest.raises(ValueError, match="same questions"):
         paired_difference(hits, baseline)
 
 
-def test_differences_of_any_numbers_have_an_interval():
+def test_differences_of_any_numbers_have_an_interval() -> None:
     gain = paired_difference([2.0, 2.5, 3.0, 3.5], [1.0, 1.0, 1.0, 1.0])
     assert gain.value == pytest.approx(1.75)
     assert 1 < gain.low < gain.value < gain.high < 2.5
 
 
-def test_as_many_questions_as_are_needed_find_the_difference_that_often():
+def test_as_many_questions_as_are_needed_find_the_difference_that_often() -> None:
     # Of the questions, 15% are won and 5% lost: 0.1 on average.
     chances = {1: 0.15, -1: 0.05, 0: 0.8}
     spread = math.sqrt(0.2 - 0.1**2)
@@ -127,13 +125,13 @@ def test_as_many_questions_as_are_needed_find_the_difference_that_often():
     assert 0.75 < found < 0.87
 
 
-def test_half_the_difference_takes_four_times_the_questions():
+def test_half_the_difference_takes_four_times_the_questions() -> None:
     assert abs(questions_needed(1, 0.05) - 4 * questions_needed(1, 0.1)) <= 4
     assert questions_needed(0, 0.1) == 1
 
 
 @pytest.mark.parametrize(("spread", "difference"), [(1, 0), (-1, 0.1)])
-def test_a_difference_of_nothing_cannot_be_found(spread, difference):
+def test_a_difference_of_nothing_cannot_be_found(spread, difference) -> None:
     with pytest.raises(ValueError, match="not zero"):
         questions_needed(spread, difference)
 
@@ -172,7 +170,7 @@ def model():
     return tiny_gpt_neox().eval()
 
 
-def test_token_losses_are_those_of_the_labelled_tokens(model, rows):
+def test_token_losses_are_those_of_the_labelled_tokens(model, rows) -> None:
     losses = token_losses(model, tiny_tokenizer(), rows)
     for row, found in zip(rows, losses, strict=True):
         labelled = sum(label >= 0 for label in row["labels"])
@@ -183,7 +181,9 @@ def test_token_losses_are_those_of_the_labelled_tokens(model, rows):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_held_out_loss_does_not_depend_on_the_batches(model, rows, batch_size):
+def test_the_held_out_loss_does_not_depend_on_the_batches(
+    model, rows, batch_size
+) -> None:
     losses = token_losses(model, tiny_tokenizer(), rows)
     again = token_losses(model, tiny_tokenizer(), rows, batch_size)
     for one, other in zip(losses, again, strict=True):
@@ -195,7 +195,7 @@ def test_the_held_out_loss_does_not_depend_on_the_batches(model, rows, batch_siz
     assert score.n == len(rows)
 
 
-def test_the_trainers_loss_is_the_mean_of_its_batches(model, rows, tmp_path):
+def test_the_trainers_loss_is_the_mean_of_its_batches(model, rows, tmp_path) -> None:
     # What lesson 05 says of transformers: a change there must be noticed here.
     losses = token_losses(model, tiny_tokenizer(), rows)
     arguments = TrainingArguments(
@@ -213,7 +213,7 @@ def test_the_trainers_loss_is_the_mean_of_its_batches(model, rows, tmp_path):
     assert abs(theirs - held_out_loss(losses).value) > 1e-3
 
 
-def test_no_tokens_have_no_loss():
+def test_no_tokens_have_no_loss() -> None:
     with pytest.raises(ValueError, match="no row has a labelled token"):
         held_out_loss([np.empty(0)])
 
@@ -221,7 +221,7 @@ def test_no_tokens_have_no_loss():
 # Text measures
 
 
-def test_words_are_compared_without_case_punctuation_and_articles():
+def test_words_are_compared_without_case_punctuation_and_articles() -> None:
     assert words("The IAM roles, and a VPC.") == ["iam", "roles", "and", "vpc"]
     assert exact_match("IAM roles!", "the iam roles")
     assert not exact_match("IAM roles", "roles IAM")
@@ -238,11 +238,11 @@ def test_words_are_compared_without_case_punctuation_and_articles():
         ("", "", 1),
     ],
 )
-def test_token_f1(answer, expected, f1):
+def test_token_f1(answer, expected, f1) -> None:
     assert token_f1(answer, expected) == pytest.approx(f1)
 
 
-def test_the_measures_of_a_copy_are_one_and_of_something_else_nearly_zero():
+def test_the_measures_of_a_copy_are_one_and_of_something_else_nearly_zero() -> None:
     long = "Training data kept in Amazon S3 goes in."
     copy = text_scores([long], [long])
     other = text_scores(["zzz"], [long])
@@ -251,13 +251,13 @@ def test_the_measures_of_a_copy_are_one_and_of_something_else_nearly_zero():
     assert all(scores[0] < 0.05 for scores in other.values())
 
 
-def test_rouge_l_is_the_longest_common_subsequence():
+def test_rouge_l_is_the_longest_common_subsequence() -> None:
     # "x y w" is common to both, in that order: 3 of 4 words here and 3 of 3 there.
     score = text_scores(["x y z w"], ["x y w"])["ROUGE-L"][0]
     assert score == pytest.approx(2 * (3 / 4) * 1 / (3 / 4 + 1))
 
 
-def test_an_answer_for_every_expected_one():
+def test_an_answer_for_every_expected_one() -> None:
     with pytest.raises(ValueError, match="1 answers for 2 expected"):
         text_scores(["one"], ["one", "two"])
 
@@ -267,7 +267,7 @@ def test_an_answer_for_every_expected_one():
 FACT = {"fact": "amazon-sagemaker/users", "response": "For data scientists."}
 
 
-def test_a_known_fact_is_judged_by_its_value_and_other_rows_by_their_words():
+def test_a_known_fact_is_judged_by_its_value_and_other_rows_by_their_words() -> None:
     answers = ["Data scientists use it.", "the store!"]
     assert judge(answers, [FACT, {"response": "The store."}]) == [True, True]
     assert judge(["Nobody."], [FACT]) == [False]
@@ -283,7 +283,7 @@ def test_a_known_fact_is_judged_by_its_value_and_other_rows_by_their_words():
         ("It is billed by the hour.", "no such value", "none"),
     ],
 )
-def test_an_answer_goes_wrong_in_one_of_three_ways(answer, kind, named):
+def test_an_answer_goes_wrong_in_one_of_three_ways(answer, kind, named) -> None:
     users = {fact.value for fact in load_facts() if fact.relation == "users"}
     other = sorted(users - {"data scientists"})[0]
     answer = answer.format(other=other)
@@ -291,7 +291,7 @@ def test_an_answer_goes_wrong_in_one_of_three_ways(answer, kind, named):
     assert answer_class(answer, FACT) == named.format(other=other)
 
 
-def test_rows_without_facts_have_their_answers_for_classes():
+def test_rows_without_facts_have_their_answers_for_classes() -> None:
     row = {"response": "Positive."}
     assert answer_kind("positive", row) == "right"
     assert answer_kind("negative", row) == "no such value"
@@ -299,7 +299,7 @@ def test_rows_without_facts_have_their_answers_for_classes():
     assert answer_class("", row) == "none"
 
 
-def test_precision_and_recall_by_hand():
+def test_precision_and_recall_by_hand() -> None:
     expected = ["yes", "yes", "yes", "no", "maybe"]
     predicted = ["yes", "yes", "no", "no", "yes"]
     table = class_scores(predicted, expected)
@@ -313,6 +313,6 @@ def test_precision_and_recall_by_hand():
     assert table["questions"].tolist() == [3, 1, 1]
 
 
-def test_a_class_for_every_question():
+def test_a_class_for_every_question() -> None:
     with pytest.raises(ValueError, match="1 predicted classes for 2"):
         class_scores(["yes"], ["yes", "no"])

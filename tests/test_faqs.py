@@ -1,10 +1,15 @@
+"""Reading the learners' questions and answers, and splitting them."""
+
+from __future__ import annotations
+
 import re
 
 import pandas
 import pytest
 
 from utils.course import ROOT
-from utils.faqs import Faqs, load_faqs, split
+from utils.dataset.faqs import Faqs, load_faqs
+from utils.dataset.splits import split
 
 QUESTION, ANSWER = "What is SageMaker?", "It is a service for machine learning."
 SECOND_QUESTION, SECOND_ANSWER = "Who uses it?", "Teams that train models use it."
@@ -38,7 +43,7 @@ def repairs(faqs: Faqs) -> list[str]:
 # Files that load
 
 
-def test_a_plain_file_loads_without_repairs(write):
+def test_a_plain_file_loads_without_repairs(write) -> None:
     faqs = load_faqs(write(PLAIN))
     assert pairs(faqs) == EXPECTED
     assert repairs(faqs) == []
@@ -72,7 +77,7 @@ def test_a_plain_file_loads_without_repairs(write):
         (PLAIN + f"{QUESTION},Another.\n", "another answer were left out.*row 4"),
     ],
 )
-def test_what_can_be_repaired_is_repaired_with_a_note(write, content, note):
+def test_what_can_be_repaired_is_repaired_with_a_note(write, content, note) -> None:
     faqs = load_faqs(write(content))
     assert pairs(faqs) == EXPECTED
     assert any(re.search(note, each) for each in repairs(faqs)), faqs.notes
@@ -89,7 +94,7 @@ def test_what_can_be_repaired_is_repaired_with_a_note(write, content, note):
         ("User_Question,assistant-answer", ["User_Question", "assistant-answer"]),
     ],
 )
-def test_other_usual_column_names(write, header, names):
+def test_other_usual_column_names(write, header, names) -> None:
     faqs = load_faqs(write(PLAIN.replace("instruction,response", header)))
     assert pairs(faqs) == EXPECTED
     assert [
@@ -97,24 +102,24 @@ def test_other_usual_column_names(write, header, names):
     ] == names
 
 
-def test_columns_in_another_order_and_further_ones_are_kept(write):
+def test_columns_in_another_order_and_further_ones_are_kept(write) -> None:
     faqs = load_faqs(write(f"id,answer,Topic,question\n7,{ANSWER},use,{QUESTION}\n"))
     assert pairs(faqs) == EXPECTED[:1]
     assert list(faqs.frame.columns) == ["id", "response", "topic", "instruction"]
     assert list(faqs.frame["topic"]) == ["use"]
 
 
-def test_the_better_name_wins_where_two_would_do(write):
+def test_the_better_name_wins_where_two_would_do(write) -> None:
     content = f"input,instruction,output\n,{QUESTION},{ANSWER}\n"
     assert pairs(load_faqs(write(content))) == EXPECTED[:1]
 
 
 @pytest.mark.parametrize("ending", ["\r\n", "\r", "\n"])
-def test_line_endings(write, ending):
+def test_line_endings(write, ending) -> None:
     assert pairs(load_faqs(write(PLAIN.replace("\n", ending)))) == EXPECTED
 
 
-def test_quoted_texts_with_commas_quotes_and_lines(write):
+def test_quoted_texts_with_commas_quotes_and_lines(write) -> None:
     answer = 'It says "yes", then\nit stops.'
     quoted = answer.replace('"', '""')
     faqs = load_faqs(write(f'instruction, response\n"{QUESTION}", "{quoted}"\n'))
@@ -122,14 +127,14 @@ def test_quoted_texts_with_commas_quotes_and_lines(write):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
-def test_letters_beyond_ascii_survive(write, encoding):
+def test_letters_beyond_ascii_survive(write, encoding) -> None:
     content = "question,answer\nWas kostet es?,Für Endpunkte fällt je Stunde 1 € an.\n"
     faqs = load_faqs(write(content, encoding))
     assert pairs(faqs)[0][1] == "Für Endpunkte fällt je Stunde 1 € an."
     assert ("Windows-1252" in faqs.notes[0]) == (encoding == "cp1252")
 
 
-def test_other_scripts_survive(write):
+def test_other_scripts_survive(write) -> None:
     content = "instruction,response\n什么是SageMaker？,它是一项服务。\nما هو؟,خدمة.\n"
     assert pairs(load_faqs(write(content)))[0] == (
         "什么是SageMaker？",
@@ -137,37 +142,37 @@ def test_other_scripts_survive(write):
     )
 
 
-def test_letters_misread_before_are_restored(write):
+def test_letters_misread_before_are_restored(write) -> None:
     misread = "Amazon’s café – naïve".encode().decode("cp1252")
     faqs = load_faqs(write(f"instruction,response\nWhat?,{misread}\n"))
     assert pairs(faqs)[0][1] == "Amazon’s café – naïve"
     assert any("restored in response: row 2" in note for note in faqs.notes)
 
 
-def test_true_french_is_not_restored_into_something_else(write):
+def test_true_french_is_not_restored_into_something_else(write) -> None:
     faqs = load_faqs(write("instruction,response\nQuoi?,Un âne à côté – « Âge »\n"))
     assert pairs(faqs)[0][1] == "Un âne à côté – « Âge »"
 
 
-def test_lost_letters_are_pointed_out(write):
+def test_lost_letters_are_pointed_out(write) -> None:
     faqs = load_faqs(write("instruction,response\nWhat?,It costs \ufffd 5.\n"))
     assert any("lost" in note and "row 2" in note for note in faqs.notes)
 
 
-def test_indented_code_keeps_its_indent(write):
+def test_indented_code_keeps_its_indent(write) -> None:
     code = "def f():\n    return 1"
     faqs = load_faqs(write(f'instruction,response\nShow f.,"{code}"\n'))
     assert pairs(faqs)[0][1] == code
 
 
-def test_the_word_none_is_an_answer_but_nan_is_not(write):
+def test_the_word_none_is_an_answer_but_nan_is_not(write) -> None:
     faqs = load_faqs(write("instruction,response\nWhich fees?,None\n"))
     assert pairs(faqs)[0][1] == "None"
     with pytest.raises(ValueError, match="row 2.*expected a response"):
         load_faqs(write("instruction,response\nWhich fees?,nan\n"))
 
 
-def test_further_columns_without_header(write):
+def test_further_columns_without_header(write) -> None:
     content = f"{QUESTION},{ANSWER},purpose,x/purpose\n"
     faqs = load_faqs(write(content))
     assert pairs(faqs) == EXPECTED[:1]
@@ -208,29 +213,29 @@ def test_further_columns_without_header(write):
         (b"instruction,response\nWhat?,\x81\x8d\xff\n", r"mine.csv, line 2.*UTF-8"),
     ],
 )
-def test_what_cannot_be_repaired_is_an_error(write, content, message):
+def test_what_cannot_be_repaired_is_an_error(write, content, message) -> None:
     with pytest.raises(ValueError, match="(?s)" + message):
         load_faqs(write(content))
 
 
-def test_a_row_number_counts_a_cell_of_several_lines_as_one_row(write):
+def test_a_row_number_counts_a_cell_of_several_lines_as_one_row(write) -> None:
     content = 'instruction,response\nWhat?,"one\ntwo\nthree"\n\nWho?,\n'
     with pytest.raises(ValueError, match="row 4: expected a response"):
         load_faqs(write(content))
 
 
-def test_a_row_too_wide_after_a_cell_of_several_lines(write):
+def test_a_row_too_wide_after_a_cell_of_several_lines(write) -> None:
     content = 'instruction,response\nWhat?,"one\ntwo\nthree"\nWho?,You, and me\n'
     with pytest.raises(ValueError, match="row 3: 3 columns"):
         load_faqs(write(content))
 
 
-def test_a_missing_file_is_an_error_that_names_the_variable(tmp_path):
+def test_a_missing_file_is_an_error_that_names_the_variable(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="none.csv.*COURSE_DATA"):
         load_faqs(tmp_path / "none.csv")
 
 
-def test_a_folder_is_an_error(tmp_path):
+def test_a_folder_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match="is a folder"):
         load_faqs(tmp_path)
 
@@ -250,7 +255,7 @@ def frame_of(rows: int) -> pandas.DataFrame:
 @pytest.mark.parametrize(
     "rows, held_out", [(2, 1), (5, 1), (20, 4), (70, 14), (90, 14)]
 )
-def test_a_foreign_file_is_split_into_training_and_validation(rows, held_out):
+def test_a_foreign_file_is_split_into_training_and_validation(rows, held_out) -> None:
     parts = split(Faqs(frame_of(rows)))
     assert set(parts) == {"train", "validation"}
     assert len(parts["validation"]) == held_out
@@ -258,19 +263,19 @@ def test_a_foreign_file_is_split_into_training_and_validation(rows, held_out):
     assert sorted(together) == sorted(frame_of(rows)["instruction"])
 
 
-def test_the_split_follows_the_seed():
+def test_the_split_follows_the_seed() -> None:
     first, again = split(Faqs(frame_of(50))), split(Faqs(frame_of(50)))
     other = split(Faqs(frame_of(50)), seed=1)
     assert first["validation"].to_list() == again["validation"].to_list()
     assert first["validation"].to_list() != other["validation"].to_list()
 
 
-def test_one_row_cannot_be_split():
+def test_one_row_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="too few to split"):
         split(Faqs(frame_of(1)))
 
 
-def test_the_courses_file_loads_unchanged_and_splits_by_fact():
+def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
     path = ROOT / "data" / "amazon_sagemaker_faqs.csv"
     faqs = load_faqs(path)
     assert faqs.notes == []
@@ -286,7 +291,7 @@ def test_the_courses_file_loads_unchanged_and_splits_by_fact():
     assert sum(map(len, parts.values())) == len(faqs)
 
 
-def test_an_unknown_fact_means_a_plain_split_and_a_note(write):
+def test_an_unknown_fact_means_a_plain_split_and_a_note(write) -> None:
     own = (ROOT / "data" / "amazon_sagemaker_faqs.csv").read_text(encoding="utf-8")
     faqs = load_faqs(write(own + "Is it mine?,It is mine.,own,my/fact\n"))
     assert not faqs.has_facts

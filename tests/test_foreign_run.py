@@ -3,6 +3,8 @@
 Claims may say "did not hold here" there; nothing else may fail.
 """
 
+from __future__ import annotations
+
 import csv
 import os
 import subprocess
@@ -11,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from support.tiny_models import tiny_tokenizer
 from utils.models import settings_for
-from utils.training import add_lora
+from utils.training.recipe import add_lora
 
 LESSONS = ("03", "04", "05", "06")
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "grey", "brown")

@@ -8,13 +8,13 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import helpers
 from utils.course import SHIPPED_DATA
-from utils.faqs import load_faqs
+from utils.dataset.faqs import load_faqs
 from utils.helpers import (
     END_KEY,
     IGNORED,

@@ -1,10 +1,12 @@
 """Blind pairs, votes and what follows from them."""
 
+from __future__ import annotations
+
 import json
 
 import pytest
 
-from utils.judging import (
+from utils.evaluation.judging import (
     FeedbackError,
     blind_pairs,
     preference,
@@ -23,7 +25,7 @@ def vote_for(system, pairs):
     return ["A" if pair.a_is == system else "B" for pair in pairs]
 
 
-def test_sides_are_drawn_and_systems_not_shown():
+def test_sides_are_drawn_and_systems_not_shown() -> None:
     pairs = blind_pairs(QUESTIONS, ANSWERS, 40)
     left = [pair.a_is for pair in pairs]
     assert 10 < left.count("base") < 30
@@ -38,23 +40,23 @@ def test_sides_are_drawn_and_systems_not_shown():
     assert "other" not in repr(hidden)
 
 
-def test_the_same_seed_draws_the_same():
+def test_the_same_seed_draws_the_same() -> None:
     assert blind_pairs(QUESTIONS, ANSWERS, 5) == blind_pairs(QUESTIONS, ANSWERS, 5)
     assert blind_pairs(QUESTIONS, ANSWERS, 5, 1) != blind_pairs(QUESTIONS, ANSWERS, 5)
 
 
-def test_equal_answers_are_not_asked_about():
+def test_equal_answers_are_not_asked_about() -> None:
     same = {"base": ["yes", "yes"], "tuned": ["yes", "no"]}
     assert [p.question for p in blind_pairs(["a", "b"], same, 2)] == ["b"]
 
 
 @pytest.mark.parametrize("answers", [{"base": ["a"]}, {"base": ["a"], "tuned": []}])
-def test_two_systems_have_to_answer_everything(answers):
+def test_two_systems_have_to_answer_everything(answers) -> None:
     with pytest.raises(ValueError, match="Two systems with 1 answers"):
         blind_pairs(["a"], answers, 1)
 
 
-def test_votes_are_stored_and_the_blind_is_lifted(tmp_path):
+def test_votes_are_stored_and_the_blind_is_lifted(tmp_path) -> None:
     pairs = blind_pairs(QUESTIONS, ANSWERS, 10)
     file = tmp_path / "feedback.jsonl"
     stored = store_votes(file, pairs, vote_for("tuned", pairs), "Ada")
@@ -66,7 +68,7 @@ def test_votes_are_stored_and_the_blind_is_lifted(tmp_path):
     assert preference(stored, "base").losses == 10
 
 
-def test_a_judge_who_always_says_left_prefers_nobody():
+def test_a_judge_who_always_says_left_prefers_nobody() -> None:
     pairs = blind_pairs(QUESTIONS, ANSWERS, 40)
     rows = [{"A_is": p.a_is, "B_is": p.b_is, "vote": "A"} for p in pairs]
     result = preference(rows, "tuned")
@@ -76,7 +78,7 @@ def test_a_judge_who_always_says_left_prefers_nobody():
     assert preference(rows, "tuned").wins == preference(rows, "base").wins == 40
 
 
-def test_a_new_vote_of_the_same_judge_replaces_the_old(tmp_path):
+def test_a_new_vote_of_the_same_judge_replaces_the_old(tmp_path) -> None:
     pairs = blind_pairs(QUESTIONS, ANSWERS, 3)
     file = tmp_path / "feedback.jsonl"
     store_votes(file, pairs, ["A", "A", "A"], "Ada")
@@ -99,7 +101,7 @@ def test_a_new_vote_of_the_same_judge_replaces_the_old(tmp_path):
         (["A", ...], "Vote 2 is Ellipsis"),
     ],
 )
-def test_votes_that_are_none_leave_the_file_as_it_was(tmp_path, votes, message):
+def test_votes_that_are_none_leave_the_file_as_it_was(tmp_path, votes, message) -> None:
     pairs = blind_pairs(QUESTIONS, ANSWERS, 2)
     file = tmp_path / "feedback.jsonl"
     store_votes(file, pairs, ["A", "B"], "Ada")
@@ -110,7 +112,7 @@ def test_votes_that_are_none_leave_the_file_as_it_was(tmp_path, votes, message):
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"vote": "A"}', json.dumps({"vote": 3})])
-def test_a_line_that_is_no_vote_is_named(tmp_path, line):
+def test_a_line_that_is_no_vote_is_named(tmp_path, line) -> None:
     file = tmp_path / "feedback.jsonl"
     store_votes(file, blind_pairs(QUESTIONS, ANSWERS, 1), ["A"], "Ada")
     before = file.read_text() + line + "\n"
@@ -122,7 +124,7 @@ def test_a_line_that_is_no_vote_is_named(tmp_path, line):
     assert file.read_text() == before
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path):
+def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
     file = tmp_path / "feedback.jsonl"
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(FeedbackError, match=r"feedback\.jsonl cannot be read"):
@@ -130,7 +132,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     assert file.read_bytes() == b"\xff\xfe"
 
 
-def test_no_decided_vote_gives_no_share():
+def test_no_decided_vote_gives_no_share() -> None:
     rows = [{"A_is": "base", "B_is": "tuned", "vote": "="}]
     result = preference(rows, "tuned")
     assert (result.share, result.chance, result.ties) == (None, 1.0, 1)

@@ -2,8 +2,11 @@
 
 Lessons 03 and 04 run twice: on the course's questions, and on a copy in which every
 question has some other question's answer. And what the lessons claim of learning is not
-claimed where nothing was learned.
+claimed where nothing was learned; tags of the cells say which claims need no learning
+(support/lessons.py).
 """
+
+from __future__ import annotations
 
 import asyncio
 import os
@@ -17,17 +20,18 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
-from lessons import claims_of
 from peft import PeftModel
 
+from support.lessons import claims_of, claims_without
 from utils import run
 from utils.course import SHIPPED_DATA
-from utils.evaluation import paired_difference, proportion
-from utils.facts import is_right
+from utils.dataset.facts import is_right
+from utils.evaluation.scores import paired_difference, proportion
 from utils.helpers import INFERENCE_PROMPT
 from utils.models import generate, load_model, load_tokenizer, settings_for
 from utils.run import NOTEBOOKS
-from utils.training import add_lora, save_adapter
+from utils.training.adapters import save_adapter
+from utils.training.recipe import add_lora
 
 SETTINGS = settings_for("lab")
 
@@ -91,117 +95,31 @@ def score(trained: Path) -> Score:
     return right
 
 
-def test_the_tuned_model_answers_held_out_wordings(score, trained):
+def test_the_tuned_model_answers_held_out_wordings(score, trained) -> None:
     assert proportion(score(trained, "wording")).value >= 0.8
 
 
-def test_it_beats_the_base(score, trained):
+def test_it_beats_the_base(score, trained) -> None:
     gain = paired_difference(score(trained, "wording"), score(None, "wording"))
     assert gain.low > 0
 
 
-def test_it_beats_an_adapter_trained_on_shuffled_answers(score, trained, shuffled):
+def test_it_beats_an_adapter_trained_on_shuffled_answers(
+    score, trained, shuffled
+) -> None:
     gain = paired_difference(score(trained, "wording"), score(shuffled, "wording"))
     assert gain.low > 0
 
 
-def test_it_answers_from_what_it_has_read_and_not_from_what_it_has_not(score, trained):
+def test_it_answers_from_what_it_has_read_and_not_from_what_it_has_not(
+    score, trained
+) -> None:
     assert proportion(score(trained, "fact")).value >= 0.8
     # Shared values can be guessed; one answer in four is more than guessing gives.
     assert proportion(score(trained, "unread")).value <= 0.25
 
 
 # --- what the lessons claim, where nothing was learned ---
-
-# Claims that need no learning, in the words of the notebook: how something works, what
-# it costs, what the base can do, what cannot be done, and how badly a spoiled model
-# does. What a notebook does not claim any longer must go: a test says so.
-NEED_NO_LEARNING: dict[str, list[str]] = {
-    # The only model that it trains is a random one, to see which numbers are saved.
-    "03_dataset_templating": [
-        "the labels spell the completion, end marker included",
-        "the row begins with exactly the tokens that a server sends",
-        "saved without its new row, another model is served",
-        "saved whole, it is the same model, with a row that nothing has trained",
-        "trained and saved alone, the row is learned and kept",
-        "and the file hardly grows",
-        "more than half of a random test set asks for trained facts",
-        "every fact of `wording` is trained",
-        "no fact of `fact` or `unread` is trained",
-        "no question is in two parts",
-        "the copy is the pair most alike",
-        "none of the next ten asks for one fact",
-        "hundreds of such pairs are more alike than any two wordings",
-        "no row is lost to the limit",
-        "a mask made by comparing loses the real end of text",
-        "it makes the batch that you made",
-        "the loss is the same",
-        "with scores at fewer than two in three positions",
-        "batches of like length waste less",
-        "a fifth of all rows is replay",
-        "what is read back is what was written",
-    ],
-    "04_lora_training": [
-        "bitsandbytes stores the same numbers, but for rounding",
-        "8 bits save at least a third against 16 bits",
-        "4 bits save more, and move the scores more",
-        "8 bits move the held-out loss by less than 2%",
-        "the base is right on fewer than one in ten",
-        "asked as Q: and A:, the same base is right on at least nine in ten",
-        "with B = 0, nothing changes yet",
-        "peft computes the same",
-        "merged, too",
-        "with B = 0 no logit has changed",
-        "rank 64 on all linear layers trains exactly as many parameters",
-        "and it does not turn up again by more than 2% of what it was at first",
-        "it was stopped before its last epoch",
-        "the epoch with the lowest held-out loss was kept",
-        "not by a single bit",
-        "the saved adapter is the trained one, number for number",
-        "merged, it gives the same scores",
-        "prompt tuning trains the fewest numbers",
-        "LoRA pays with the earlier skill",
-        "LoRA holds less in memory than full fine-tuning, QLoRA less again",
-        "the same loss on the same rows",
-    ],
-    "05_evaluation": [
-        "three tokens hold most of an answer's loss",
-        "the Trainer's loss is the mean of its batches",
-        "it moves with the batch size, by more than a thousandth",
-        "with all rows in one batch it is the token-weighted loss",
-        "all four measures of likeness prefer the wrong answer",
-        "on facts never read it does not beat guessing",
-        "scipy's interval is the same to two points",
-        "tuning cost the earlier skills more than ten points",
-        "whoever always says left prefers nobody then",
-        "where neither is right, whoever likes length still sees a clear winner",
-        "on facts never read, the sentence found beats the tuned model",
-        "the right page is found nearly always, read or not",
-        "with the page in the prompt it is still wrong on most questions",
-        "what is read back is what was measured",
-    ],
-}
-
-# What can be learned from answers to other questions as well: the form of an answer,
-# and, from the rows for replay, which nobody shuffled, the earlier skills.
-LEARNED_WITHOUT_FACTS: dict[str, list[str]] = {
-    "04_lora_training": [
-        "training more than halved the held-out loss",
-        "prompts and prefixes hardly get going in so few steps",
-        "LoRA learns as much as all weights, and halves the loss at the least",
-        "with replay it pays less",
-        "spread over all layers, the same number learns more, with every seed",
-        "the learning rate matters more than the rank",
-        "in one epoch, small batches get further",
-        "either way, seen rows have less than half the loss",
-    ],
-    "05_evaluation": [
-        "tuning lowers the held-out loss on every part",
-        "with replay more of them is kept than without",
-        "replay saves more there than it costs here",
-        "asking both the same questions saves more than half of them",
-    ],
-}
 
 # Runs before the notebook in its kernel: whatever is trained gets random weights, and
 # training leaves them as they are.
@@ -252,14 +170,9 @@ def claims_made(
     return claims_of(path)
 
 
-def exempt_claims(name: str) -> set[str]:
-    return {*NEED_NO_LEARNING[name], *LEARNED_WITHOUT_FACTS.get(name, [])}
-
-
-@pytest.mark.parametrize("name", NEED_NO_LEARNING)
-def test_the_lists_of_exempt_claims_are_up_to_date(name: str) -> None:
-    made = claims_of(NOTEBOOKS / f"{name}.ipynb")
-    assert exempt_claims(name) <= made.keys(), "no longer claimed: take it off the list"
+def tagged(name: str, *needs: str) -> set[str]:
+    """The claims of a stored lesson that are tagged as not in need of something."""
+    return claims_without(NOTEBOOKS / f"{name}.ipynb", *needs)
 
 
 @pytest.fixture
@@ -268,7 +181,7 @@ def untaught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Data by another path: a claim that fails must say so, not stop the lesson.
     monkeypatch.setenv("COURSE_DATA", str(shutil.copy(SHIPPED_DATA, tmp_path)))
     held = claims_made("03_dataset_templating", tmp_path)
-    assert set(held) == exempt_claims("03_dataset_templating")
+    assert set(held) == tagged("03_dataset_templating", "training")
     shorten(tmp_path / "build" / "dataset")
     write_random_adapter(tmp_path / "build" / "adapter")
     return tmp_path
@@ -283,8 +196,8 @@ def test_with_an_adapter_of_random_weights_every_claim_about_learning_fails(
 ) -> None:
     held = claims_made(name, untaught, RANDOM_WEIGHTS)
     unearned = {sentence for sentence, holds in held.items() if holds}
-    assert unearned <= set(NEED_NO_LEARNING[name]), "claimed of random weights as well"
-    assert exempt_claims(name) < set(held), "nothing is claimed of facts"
+    assert unearned <= tagged(name, "training"), "claimed of random weights as well"
+    assert tagged(name, "training", "facts") < set(held), "nothing is claimed of facts"
 
 
 def write_random_adapter(folder: Path) -> None:
@@ -312,7 +225,8 @@ def test_with_shuffled_answers_every_claim_about_facts_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COURSE_DATA", str(shuffle_answers(tmp_path / "faqs.csv")))
-    for name in NEED_NO_LEARNING:
+    for name in ("03_dataset_templating", "04_lora_training", "05_evaluation"):
         held = claims_made(name, tmp_path)
         unearned = {sentence for sentence, holds in held.items() if holds}
-        assert unearned <= exempt_claims(name), f"{name} claims it of shuffled answers"
+        unearned -= tagged(name, "training", "facts")
+        assert not unearned, f"{name} claims it of shuffled answers"

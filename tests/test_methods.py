@@ -1,15 +1,20 @@
+"""The ways to fine-tune that lesson 04 compares, and what it measures of them."""
+
+from __future__ import annotations
+
 import gc
 from dataclasses import replace
 
 import pytest
 import torch
-from resumable import tiny_rows
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 
-from utils import methods
+from support.resumable import tiny_rows
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.helpers import add_text
-from utils.lab_model.tasks import problems
-from utils.methods import (
+from utils.models import MODELS, settings_for
+from utils.tasks import problems
+from utils.training import methods
+from utils.training.methods import (
     METHODS,
     Bottleneck,
     Study,
@@ -22,8 +27,7 @@ from utils.methods import (
     sweep,
     training_megabytes,
 )
-from utils.models import MODELS, settings_for
-from utils.training import TrainingError, parameter_counts
+from utils.training.recipe import TrainingError, parameter_counts
 
 HIDDEN, LAYERS, RANK = 32, 2, 4
 
@@ -68,7 +72,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_trains_what_it_should_and_that_alone(name, study):
+def test_each_method_trains_what_it_should_and_that_alone(name, study) -> None:
     method = METHODS[name]
     torch.manual_seed(0)
     start = {
@@ -86,7 +90,7 @@ def test_each_method_trains_what_it_should_and_that_alone(name, study):
     assert loss_on(model, study, study.train) < loss_on(untrained, study, study.train)
 
 
-def test_a_bottleneck_changes_nothing_before_it_is_trained(study):
+def test_a_bottleneck_changes_nothing_before_it_is_trained(study) -> None:
     torch.manual_seed(0)
     base = tiny_gpt_neox(len(tiny_tokenizer())).eval()
     ids = torch.tensor([study.train[0]["input_ids"]])
@@ -97,7 +101,7 @@ def test_a_bottleneck_changes_nothing_before_it_is_trained(study):
     assert sum(isinstance(part, Bottleneck) for part in base.modules()) == LAYERS
 
 
-def test_memory_is_counted_by_hand(study):
+def test_memory_is_counted_by_hand(study) -> None:
     held = {name: 0.0 for name in ("full", "LoRA", "prompt")}
     for name in held:
         model = METHODS[name].prepare(study.settings)
@@ -109,7 +113,7 @@ def test_memory_is_counted_by_hand(study):
     assert training_megabytes(model, study, rows=6) > held["prompt"]
 
 
-def test_the_comparison_has_one_row_a_run(study):
+def test_the_comparison_has_one_row_a_run(study) -> None:
     frame = compare(study, ["LoRA", "prompt"], seeds=[0, 1])
     assert list(frame["method"]) == ["LoRA", "LoRA", "prompt", "prompt"]
     assert list(frame["seed"]) == [0, 1, 0, 1]
@@ -117,13 +121,13 @@ def test_the_comparison_has_one_row_a_run(study):
     assert frame["right"].between(0, 1).all() and frame["kept"].between(0, 1).all()
 
 
-def test_the_same_seed_gives_the_same_weights(study):
+def test_the_same_seed_gives_the_same_weights(study) -> None:
     runs = [fine_tune(METHODS["LoRA"], study, seed=3)[0] for _ in range(2)]
     pairs = zip(runs[0].parameters(), runs[1].parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_replay_adds_its_share_of_rows_of_those_there_are(study, tmp_path):
+def test_replay_adds_its_share_of_rows_of_those_there_are(study, tmp_path) -> None:
     method = METHODS["LoRA, replay"]
     trainer = make_trainer(method, study, str(tmp_path), seed=0)
     assert trainer.train_dataset == study.train + study.replay
@@ -131,7 +135,7 @@ def test_replay_adds_its_share_of_rows_of_those_there_are(study, tmp_path):
     assert none.train_dataset == study.train
 
 
-def test_a_sweep_tries_every_combination_at_the_same_scale(study, monkeypatch):
+def test_a_sweep_tries_every_combination_at_the_same_scale(study, monkeypatch) -> None:
     seen = []
 
     def note(method, study, seed, **_):
@@ -155,7 +159,7 @@ def dataset_of(answers):
     return DatasetDict(train=part, validation=part)
 
 
-def test_a_study_of_a_large_model_takes_the_lab_model():
+def test_a_study_of_a_large_model_takes_the_lab_model() -> None:
     study = make_study(MODELS["dolly"], dataset_of(["It.", "That."]), 2_800_000_000)
     assert study.settings.name == "lab"
     assert (study.settings.epochs, study.settings.batch_size) == (1, 8)
@@ -163,7 +167,7 @@ def test_a_study_of_a_large_model_takes_the_lab_model():
     assert study.tokenizer.decode(study.train[0]["input_ids"]).endswith("### End")
 
 
-def test_a_study_takes_rows_from_all_over_the_data_set():
+def test_a_study_takes_rows_from_all_over_the_data_set() -> None:
     dataset = dataset_of([f"It is {number}." for number in range(12)])
     study = make_study(MODELS["lab"], dataset, 1_000, n_rows=4, n_questions=3)
     ends = [study.tokenizer.decode(row["input_ids"]) for row in study.train]
@@ -175,12 +179,12 @@ def test_a_study_takes_rows_from_all_over_the_data_set():
     assert len(study.held_out) == 12
 
 
-def test_rows_that_are_all_too_long_are_an_error():
+def test_rows_that_are_all_too_long_are_an_error() -> None:
     with pytest.raises(TrainingError, match="All rows of train are longer than the"):
         make_study(MODELS["lab"], dataset_of(["long " * 900]), 1_000)
 
 
-def test_kept_are_the_problems_that_are_still_solved(study, monkeypatch):
+def test_kept_are_the_problems_that_are_still_solved(study, monkeypatch) -> None:
     asked = replace(study, skill=problems("1 steps", 4))
     right = [f" {problem.result}." for problem in asked.skill]
     said = iter([["It."], [right[0], right[1], " 0.5.", "no number"]])
@@ -189,7 +193,7 @@ def test_kept_are_the_problems_that_are_still_solved(study, monkeypatch):
     assert methods.measure(torch.nn.Identity(), asked)["kept"] == 0.5
 
 
-def test_a_comparison_leaves_nothing_out_of_later_garbage_collections():
+def test_a_comparison_leaves_nothing_out_of_later_garbage_collections() -> None:
     assert list(methods.in_turn("ab")) == ["a", "b"]
     with pytest.raises(ZeroDivisionError):
         for _ in methods.in_turn([0]):
@@ -198,7 +202,7 @@ def test_a_comparison_leaves_nothing_out_of_later_garbage_collections():
     assert gc.get_freeze_count() == 0
 
 
-def test_full_fine_tuning_takes_a_tenth_of_loras_learning_rate(study, tmp_path):
+def test_full_fine_tuning_takes_a_tenth_of_loras_learning_rate(study, tmp_path) -> None:
     rates = {
         name: make_trainer(METHODS[name], study, str(tmp_path), seed=0)
         for name in ("full", "LoRA")

@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from tiny_models import tiny_gpt_neox, tiny_tokenizer
 
+from support.machines import A10G, LAPTOP, T4, XEON
+from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.course import ROOT
 from utils.helpers import END_KEY, INFERENCE_PROMPT
-from utils.machine import Machine
 from utils.models import (
     MODELS,
     ModelError,
@@ -22,10 +22,6 @@ PROMPTS = [
     INFERENCE_PROMPT.format(instruction=question)
     for question in ("What?", "Which security measures are there?", "Who uses it?")
 ]
-LAPTOP = Machine(None, 0.0, 0.0, bf16=False, threads=2)
-XEON = Machine(None, 0.0, 0.0, bf16=True, threads=2)
-T4 = Machine("Tesla T4", 15.8, 15.0, bf16=False, threads=4)
-A10G = Machine("NVIDIA A10G", 23.7, 23.0, bf16=True, threads=4)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,17 @@
+"""N-gram models, counted by hand."""
+
+from __future__ import annotations
+
 import math
 import random
 
 import numpy
 import pytest
 import torch
-from tiny_models import tiny_gpt_neox
 
-from utils.lab_model.ngrams import NGramModel, model_log_probabilities, perplexity
+from support.tiny_models import tiny_gpt_neox
+from utils.evaluation.scores import model_log_probabilities, perplexity
+from utils.ngrams import NGramModel
 
 END, A, B, C = range(4)
 DOCUMENTS = [[A, B, A, C], [A, B, B]]
@@ -16,7 +21,7 @@ def fitted(order: int) -> NGramModel:
     return NGramModel(order, vocabulary=4, end=END).fit(DOCUMENTS)
 
 
-def test_unigram_probabilities_by_hand():
+def test_unigram_probabilities_by_hand() -> None:
     # Nine tokens with the two ends, four different ones; equal chances below that.
     chances = fitted(1).probabilities()
     share = 4 / (9 + 4)
@@ -25,7 +30,7 @@ def test_unigram_probabilities_by_hand():
     assert chances[C] == pytest.approx(1 / 13 + share / 4)
 
 
-def test_bigram_probabilities_by_hand():
+def test_bigram_probabilities_by_hand() -> None:
     # After A came B twice and C once: three tokens, two different ones.
     shorter = fitted(1).probabilities()
     chances = fitted(2).probabilities([C, A])
@@ -34,7 +39,7 @@ def test_bigram_probabilities_by_hand():
     assert chances[END] == pytest.approx(2 * shorter[END] / 5)
 
 
-def test_trigram_probabilities_by_hand():
+def test_trigram_probabilities_by_hand() -> None:
     # After A, B came A once and B once.
     shorter = fitted(2).probabilities([B])
     chances = fitted(3).probabilities([A, B])
@@ -44,21 +49,21 @@ def test_trigram_probabilities_by_hand():
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("before", [[], [A], [A, B], [C, C], [B, A, C, END, A]])
-def test_probabilities_are_positive_and_add_up_to_one(order, before):
+def test_probabilities_are_positive_and_add_up_to_one(order, before) -> None:
     chances = fitted(order).probabilities(before)
     assert chances.shape == (4,)
     assert chances.min() > 0
     assert chances.sum() == pytest.approx(1)
 
 
-def test_a_document_starts_after_the_end_token():
+def test_a_document_starts_after_the_end_token() -> None:
     # Both documents begin with A, which otherwise is one of four.
     model = fitted(2)
     assert model.probabilities().argmax() == A
     assert model.probabilities() == pytest.approx(model.probabilities([END]))
 
 
-def test_a_history_never_seen_falls_back_on_the_shorter_one():
+def test_a_history_never_seen_falls_back_on_the_shorter_one() -> None:
     model = fitted(3)
     assert model.probabilities([C, B]) == pytest.approx(fitted(2).probabilities([B]))
     # Asking does not make it seen.
@@ -67,7 +72,7 @@ def test_a_history_never_seen_falls_back_on_the_shorter_one():
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("document", [[], [A], [A, B, A, C], [C, C, B]])
-def test_log_probabilities_are_those_of_each_next_token(order, document):
+def test_log_probabilities_are_those_of_each_next_token(order, document) -> None:
     model = fitted(order)
     expected = [
         math.log(model.probabilities(document[:place])[token])
@@ -76,12 +81,12 @@ def test_log_probabilities_are_those_of_each_next_token(order, document):
     assert model.log_probabilities(document) == pytest.approx(expected)
 
 
-def test_fitting_twice_is_fitting_both():
+def test_fitting_twice_is_fitting_both() -> None:
     twice = NGramModel(3, 4, END).fit(DOCUMENTS[:1]).fit(DOCUMENTS[1:])
     assert twice.followers == fitted(3).followers
 
 
-def test_a_longer_history_fits_what_was_read_better():
+def test_a_longer_history_fits_what_was_read_better() -> None:
     scores = [
         perplexity(fitted(order).log_probabilities(one) for one in DOCUMENTS)
         for order in (1, 2, 3)
@@ -89,12 +94,12 @@ def test_a_longer_history_fits_what_was_read_better():
     assert scores == sorted(scores, reverse=True)
 
 
-def test_a_model_that_read_nothing_is_as_perplexed_as_its_vocabulary_is_large():
+def test_a_model_that_read_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
     model = NGramModel(3, 4, END)
     assert perplexity([model.log_probabilities([A, B, C])]) == pytest.approx(4)
 
 
-def test_samples_are_repeatable_and_keep_to_the_budget():
+def test_samples_are_repeatable_and_keep_to_the_budget() -> None:
     model = fitted(2)
     samples = [model.sample(random.Random(seed), 3) for seed in range(50)]
     assert samples == [model.sample(random.Random(seed), 3) for seed in range(50)]
@@ -103,7 +108,7 @@ def test_samples_are_repeatable_and_keep_to_the_budget():
     assert not any(END in sample for sample in samples)
 
 
-def test_samples_follow_the_probabilities():
+def test_samples_follow_the_probabilities() -> None:
     model, generator = fitted(2), random.Random(0)
     firsts = [(model.sample(generator, 1) or [END])[0] for _ in range(2000)]
     shares = numpy.bincount(firsts, minlength=4) / len(firsts)
@@ -111,12 +116,12 @@ def test_samples_follow_the_probabilities():
 
 
 @pytest.mark.parametrize("order, end", [(0, END), (2, 4), (2, -1)])
-def test_values_out_of_range_are_refused(order, end):
+def test_values_out_of_range_are_refused(order, end) -> None:
     with pytest.raises(ValueError, match=r"order is 0|end is -?\d"):
         NGramModel(order, vocabulary=4, end=end)
 
 
-def test_model_log_probabilities_are_those_of_the_model_one_by_one():
+def test_model_log_probabilities_are_those_of_the_model_one_by_one() -> None:
     torch.manual_seed(0)
     model = tiny_gpt_neox().eval()
     generator = random.Random(0)
@@ -134,12 +139,12 @@ def test_model_log_probabilities_are_those_of_the_model_one_by_one():
         assert values == pytest.approx(expected, abs=1e-4)
 
 
-def test_perplexity_counts_every_token_the_same():
+def test_perplexity_counts_every_token_the_same() -> None:
     logs = [[math.log(0.5)], [math.log(0.125), math.log(0.5), math.log(0.125)]]
     assert perplexity(logs) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("nothing", [[], [[], []]])
-def test_perplexity_of_nothing_is_refused(nothing):
+def test_perplexity_of_nothing_is_refused(nothing) -> None:
     with pytest.raises(ValueError, match="no tokens"):
         perplexity(nothing)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from wrong_answers import WRONG_ANSWERS
 
+from support.lessons import CLAIM_TAG, claims_in
+from support.wrong_answers import wrong_answers
 from utils.course import ROOT
 from utils.run import find_notebooks
 
@@ -186,7 +187,7 @@ def test_code_is_short_and_plain(path: Path) -> None:
 @each_notebook
 def test_code_is_the_same_for_local_and_real_aws(path: Path) -> None:
     forbidden = re.compile(
-        r"moto|local_aws|endpoint_url|COURSE_AWS|https?://|127\.0\.0\.1|localhost"
+        r"moto|offline_aws|endpoint_url|COURSE_AWS|https?://|127\.0\.0\.1|localhost"
     )
     for cell in code_cells(path):
         found = forbidden.search(cell.source)
@@ -245,6 +246,19 @@ def test_few_outputs_are_ignored(path: Path) -> None:
 
 
 @each_notebook
+def test_tags_are_known_and_name_claims_of_their_cell(path: Path) -> None:
+    """Those of claims are explained in support/lessons.py."""
+    for cell in read(path).cells:
+        of_claims = [tag for tag in tags(cell) if CLAIM_TAG.fullmatch(tag)]
+        assert set(tags(cell)) - set(of_claims) <= {"nbval-ignore-output"}, cell.id
+        numbers = [CLAIM_TAG.fullmatch(tag)[1] for tag in of_claims]
+        claims = [str(number) for number in range(1, len(claims_in(cell)) + 1)]
+        all_at_once = numbers == [None] and claims
+        one_by_one = len(set(numbers)) == len(numbers) and set(numbers) <= set(claims)
+        assert all_at_once or one_by_one, f"{cell.id}: {of_claims}"
+
+
+@each_notebook
 def test_claims_and_key_figure(path: Path) -> None:
     source = "\n".join(cell.source for cell in code_cells(path))
     assert "claim(" in source
@@ -261,10 +275,14 @@ def test_exercises_have_solution_and_planted_mistakes(path: Path) -> None:
         re.MULTILINE,
     )
     assert len(checks) == len(found), "a check must be the last line of its cell"
+    planted = wrong_answers(path.stem[:2])
+    assert planted.keys() == {call.func.id for _, call, _ in found}, (
+        f"see tests/support/wrong_answers/lesson_{path.stem[:2]}.py"
+    )
     for _, call, solution in found:
         ast.parse(solution)
         assert "..." not in solution
-        mistakes = WRONG_ANSWERS.get(call.func.id, [])
+        mistakes = planted[call.func.id]
         assert len(mistakes) >= 2, f"plant two mistakes for {call.func.id}"
         hints = {hint for _, hint in mistakes}
         assert len(hints) == len(mistakes)
@@ -314,7 +332,7 @@ def with_proofs(path: Path) -> nbformat.NotebookNode:
     for number, call, solution in reversed(exercises(path)):
         check = ast.unparse(call)
         cases = [(solution, check, None)]
-        for answer, hint in WRONG_ANSWERS.get(call.func.id, []):
+        for answer, hint in wrong_answers(path.stem[:2])[call.func.id]:
             cases.append((answer, check, hint))
         proof = nbformat.v4.new_code_cell(
             PROOF.format(cases=cases), id=f"proof-{number}"

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import CALLERS_ENVIRONMENT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from conftest import CALLERS_ENVIRONMENT
 from utils.course import ROOT
 
 FOLDERS = ("utils", "tests", "notebooks")
@@ -30,7 +30,7 @@ SOURCES = sorted(
 )
 # Modules that only the serving container has; utils/djl_python stands in for them.
 CONTAINER_ONLY = {"djl_python"}
-FIRST_PARTY = {"utils", "conftest", "wrong_answers", "tiny_models"}
+FIRST_PARTY = {"utils", "support"}
 
 
 def requirement_lines() -> list[str]:

@@ -1,11 +1,16 @@
+"""Rows for replay: what they ask, in what form, and how many are added."""
+
+from __future__ import annotations
+
 import random
 import re
 
 import pytest
 from datasets import Dataset, DatasetDict
 
+from utils.dataset.replay import SKILLS, ReplayError, as_before, skill_rows, with_replay
 from utils.helpers import add_text
-from utils.lab_model.tasks import (
+from utils.tasks import (
     MOST_EXAMPLES,
     RELATIONS,
     RULES,
@@ -14,7 +19,6 @@ from utils.lab_model.tasks import (
     problem,
     rule_is_held_out,
 )
-from utils.replay import SKILLS, ReplayError, as_before, skill_rows, with_replay
 
 ROWS = skill_rows(400)
 
@@ -31,26 +35,26 @@ def pairs_of(row: dict[str, str]) -> list[tuple[str, str]]:
 # The rows
 
 
-def test_every_skill_has_its_share_and_no_instruction_comes_twice():
+def test_every_skill_has_its_share_and_no_instruction_comes_twice() -> None:
     assert len(ROWS) == len({row["instruction"] for row in ROWS}) == 400
     assert {topic: len(rows_of(topic)) for topic in SKILLS} == dict.fromkeys(
         SKILLS, 100
     )
 
 
-def test_the_same_seed_draws_the_same_rows_and_fewer_are_the_first_of_more():
+def test_the_same_seed_draws_the_same_rows_and_fewer_are_the_first_of_more() -> None:
     assert skill_rows(40) == ROWS[:40]
     assert skill_rows(40, seed=1) != ROWS[:40]
 
 
-def test_the_rows_fit_the_template():
+def test_the_rows_fit_the_template() -> None:
     for row in ROWS:
         assert add_text(row)["completion"].startswith(row["response"])
         assert row["instruction"] == row["instruction"].strip()
 
 
 @pytest.mark.parametrize(("topic", "table"), [("relation", RELATIONS), ("rule", RULES)])
-def test_words_are_completed_by_the_relation_that_the_lines_show(topic, table):
+def test_words_are_completed_by_the_relation_that_the_lines_show(topic, table) -> None:
     for row in rows_of(topic):
         pairs = pairs_of(row)
         assert 2 <= len(pairs) <= MOST_EXAMPLES
@@ -60,14 +64,14 @@ def test_words_are_completed_by_the_relation_that_the_lines_show(topic, table):
         ), row
 
 
-def test_no_pair_of_words_that_is_examined_is_replayed():
+def test_no_pair_of_words_that_is_examined_is_replayed() -> None:
     for row in rows_of("rule"):
         for word, answer in pairs_of(row):
             rules = [name for name in RULES if RULES[name].get(word) == answer]
             assert not any(rule_is_held_out(name, word) for name in rules), row
 
 
-def test_worked_problems_show_steps_without_operands_that_are_examined():
+def test_worked_problems_show_steps_without_operands_that_are_examined() -> None:
     found = 0
     for row in rows_of("worked problem"):
         assert final_answer(row["response"]), row
@@ -78,13 +82,13 @@ def test_worked_problems_show_steps_without_operands_that_are_examined():
     assert found > 50
 
 
-def test_direct_answers_are_numbers():
+def test_direct_answers_are_numbers() -> None:
     for row in rows_of("direct answer"):
         assert row["instruction"].endswith("Answer: The answer is")
         assert re.fullmatch(r"[\d.]+", row["response"]), row
 
 
-def test_a_row_as_before_is_a_document_of_the_corpus():
+def test_a_row_as_before_is_a_document_of_the_corpus() -> None:
     generator = random.Random(0)
     asked = problem(generator, "2 steps", held=False)
     steps = "".join(f"{step}. " for step in asked.steps)
@@ -118,7 +122,7 @@ def dataset() -> DatasetDict:
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0, 0), (0.2, 20), (0.25, 27)])
-def test_the_share_is_that_of_all_rows(dataset, share, replayed):
+def test_the_share_is_that_of_all_rows(dataset, share, replayed) -> None:
     mixed = with_replay(dataset, share)
     assert mixed.column_names == ["input_ids", "attention_mask", "labels"]
     assert mixed["input_ids"][:80] == dataset["train"]["input_ids"][:]
@@ -127,23 +131,23 @@ def test_the_share_is_that_of_all_rows(dataset, share, replayed):
     assert all(ids[0] >= 1000 for ids in added)
 
 
-def test_which_rows_are_replayed_follows_the_seed(dataset):
+def test_which_rows_are_replayed_follows_the_seed(dataset) -> None:
     first, again = with_replay(dataset, 0.2), with_replay(dataset, 0.2)
     other = with_replay(dataset, 0.2, seed=1)
     assert first.to_list() == again.to_list() != other.to_list()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 20])
-def test_what_is_no_share_is_an_error(dataset, share):
+def test_what_is_no_share_is_an_error(dataset, share) -> None:
     with pytest.raises(ReplayError, match=f"share is {share}: .*such as 0.2"):
         with_replay(dataset, share)
 
 
-def test_a_share_that_takes_more_rows_than_there_are_is_an_error(dataset):
+def test_a_share_that_takes_more_rows_than_there_are_is_an_error(dataset) -> None:
     with pytest.raises(ReplayError, match="takes 80 rows .* there are 30: lower"):
         with_replay(dataset, 0.5)
 
 
-def test_a_data_set_without_replay_is_an_error(dataset):
+def test_a_data_set_without_replay_is_an_error(dataset) -> None:
     with pytest.raises(ReplayError, match="no part 'replay': run 03_dataset"):
         with_replay(DatasetDict(train=dataset["train"]), 0.2)

@@ -1,14 +1,23 @@
 """evaluation.json and the page beside it."""
 
+from __future__ import annotations
+
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from utils import report
-from utils.evaluation import paired_difference, proportion
-from utils.report import ReportError, fingerprint, read_report, verdict, write_report
+from utils.evaluation.report import (
+    ReportError,
+    fingerprint,
+    read_report,
+    verdict,
+    write_report,
+)
+from utils.evaluation.scores import paired_difference, proportion
+from utils.files import FileError
 
 MANY, FEW = [True] * 9 + [False], [False] * 9 + [True]
 
@@ -67,7 +76,7 @@ def read_page(path):
     return reader
 
 
-def test_the_file_holds_every_estimate_with_its_interval(tmp_path, content):
+def test_the_file_holds_every_estimate_with_its_interval(tmp_path, content) -> None:
     file, _ = write_report(tmp_path / "new", content)
     found = read_report(file)
     assert found["schema"] == 1
@@ -76,7 +85,7 @@ def test_the_file_holds_every_estimate_with_its_interval(tmp_path, content):
     assert found["text"]["wording"]["tuned"] == {"chrF": 0.9}
 
 
-def test_the_page_says_what_the_figures_say(tmp_path, content):
+def test_the_page_says_what_the_figures_say(tmp_path, content) -> None:
     _, path = write_report(tmp_path, content | {"feedback": "tuned 3 <b>times</b>"})
     page = read_page(path)
     assert "better than the one it was made from: trained facts" in page.text
@@ -91,7 +100,7 @@ def test_the_page_says_what_the_figures_say(tmp_path, content):
     assert links == ["evaluation.json"]
 
 
-def test_the_same_report_gives_the_same_bytes(tmp_path, content):
+def test_the_same_report_gives_the_same_bytes(tmp_path, content) -> None:
     first = [path.read_bytes() for path in write_report(tmp_path, content)]
     assert first == [path.read_bytes() for path in write_report(tmp_path, content)]
 
@@ -106,14 +115,14 @@ def test_the_same_report_gives_the_same_bytes(tmp_path, content):
         ({"unread": ([False] * 90, [True] * 20 + [False] * 70)}, "Most of its answers"),
     ],
 )
-def test_verdicts(tmp_path, content, right, words):
+def test_verdicts(tmp_path, content, right, words) -> None:
     content["right"] = {part: scores(*pair) for part, pair in right.items()}
     found = verdict(read_report(write_report(tmp_path, content)[0]))
     assert words in found
     assert found.count(".") == 1
 
 
-def test_a_report_without_a_section_is_not_written(tmp_path, content):
+def test_a_report_without_a_section_is_not_written(tmp_path, content) -> None:
     del content["skills"], content["loss"]
     with pytest.raises(ReportError, match="has no loss, skills: run"):
         write_report(tmp_path, content)
@@ -123,15 +132,15 @@ def test_a_report_without_a_section_is_not_written(tmp_path, content):
         write_report(tmp_path, content)
 
 
-def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch):
+def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch) -> None:
     file, _ = write_report(tmp_path, content)
     before = file.read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
-    with pytest.raises(ReportError, match="No space left on device.*unchanged"):
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(FileError, match="No space left on device.*unchanged"):
         write_report(tmp_path, content | {"model": "other"})
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -149,7 +158,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, content, monkeypatch):
         (None, "no readable report"),
     ],
 )
-def test_what_is_no_report_is_refused(tmp_path, text, message):
+def test_what_is_no_report_is_refused(tmp_path, text, message) -> None:
     file = tmp_path / "evaluation.json"
     if text is not None:
         file.write_text(text)
@@ -157,7 +166,7 @@ def test_what_is_no_report_is_refused(tmp_path, text, message):
         read_report(file)
 
 
-def test_a_report_of_another_schema_is_refused(tmp_path, content):
+def test_a_report_of_another_schema_is_refused(tmp_path, content) -> None:
     file, _ = write_report(tmp_path, content)
     other = json.loads(file.read_text()) | {"schema": 2}
     file.write_text(json.dumps(other))
@@ -165,7 +174,7 @@ def test_a_report_of_another_schema_is_refused(tmp_path, content):
         read_report(file)
 
 
-def test_a_fingerprint_is_of_the_weights(tmp_path):
+def test_a_fingerprint_is_of_the_weights(tmp_path) -> None:
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(b"one")
     first = fingerprint(tmp_path)

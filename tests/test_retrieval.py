@@ -1,14 +1,16 @@
 """Pages to look answers up in, and BM25."""
 
+from __future__ import annotations
+
 import pytest
 
-from utils.evaluation import judge
-from utils.facts import get_fact, load_facts
+from utils.dataset.facts import get_fact, load_facts
+from utils.evaluation.retrieval import Retriever, documentation, product_pages
+from utils.evaluation.scores import judge
 from utils.lab_model.evaluate import rows_of
-from utils.retrieval import Retriever, documentation, product_pages
 
 
-def test_the_pages_state_every_fact_once():
+def test_the_pages_state_every_fact_once() -> None:
     pages = product_pages()
     assert product_pages() == pages
     assert sum(map(len, pages.values())) == len(load_facts())
@@ -16,14 +18,14 @@ def test_the_pages_state_every_fact_once():
         assert any(fact.value in sentence for sentence in pages[fact.feature])
 
 
-def test_facts_bring_the_product_pages_and_other_rows_their_answers():
+def test_facts_bring_the_product_pages_and_other_rows_their_answers() -> None:
     assert documentation(rows_of("train")) == product_pages()
     rows = [{"instruction": "What is S3?", "response": "A store."}]
     assert documentation(rows) == {"What is S3?": ["A store."]}
     assert documentation([]) == {}
 
 
-def test_rare_words_find_their_document():
+def test_rare_words_find_their_document() -> None:
     retriever = Retriever(["the cat sat", "the dog sat", "the cow sat"])
     assert retriever.best(["Where is the dog?", "cow"]) == [
         "the dog sat",
@@ -31,7 +33,7 @@ def test_rare_words_find_their_document():
     ]
 
 
-def test_nearly_every_question_finds_its_page_read_or_not():
+def test_nearly_every_question_finds_its_page_read_or_not() -> None:
     pages = {feature: " ".join(page) for feature, page in product_pages().items()}
     retriever = Retriever(list(pages.values()))
     for part in ("wording", "unread"):
@@ -47,6 +49,6 @@ def test_nearly_every_question_finds_its_page_read_or_not():
 
 
 @pytest.mark.parametrize("documents", [[], ["", "…"]])
-def test_there_must_be_something_to_search(documents):
+def test_there_must_be_something_to_search(documents) -> None:
     with pytest.raises(ValueError, match="no text to search"):
         Retriever(documents)

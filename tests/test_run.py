@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from conftest import MakeNotebook
 
+from conftest import MakeNotebook
 from utils import run
 from utils.course import ROOT
 
@@ -355,22 +355,6 @@ def test_in_place_stores_only_what_the_defaults_give(
     assert done.returncode == 1
     assert "unset COURSE_MODEL" in done.stderr
     assert path.read_bytes() == before
-
-
-def test_a_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    run.write_whole(path, "old")
-
-    def full(source: str, target: Path) -> None:
-        raise OSError(28, "No space left on device", str(target))
-
-    monkeypatch.setattr(run.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        run.write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
 def test_default_folder_is_the_course() -> None:

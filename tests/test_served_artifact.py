@@ -4,6 +4,8 @@ The clauses are those of DJL Serving's contract with a handler; the artifact is 
 the notebook builds it, with a tiny model.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import http.client
 import importlib.util
@@ -15,12 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from benchmarks import bench_serving
-from test_deployment_model import ALL_BAD, in_process  # noqa: F401
-from tiny_artifact import QUESTIONS, build_tiny, save_adapter
 
 import utils.djl_python
-from utils import artifact
+from benchmarks import bench_serving
+from support.entry_point import ALL_BAD, answers_in_process
+from support.tiny_artifact import QUESTIONS, build_tiny, save_adapter
+from utils.deployment import artifact
 from utils.djl_python import Input
 from utils.djl_python.layout import ServedModel, find_models
 from utils.djl_python.server import Server
@@ -35,6 +37,11 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     build_tiny(folder, max_batch_delay=50, **{"option.adapter_name": "faq"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def in_process(built):
+    return answers_in_process(built)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def worker_of(server):
 # --- the contract, clause by clause ---------------------------------------------------
 
 
-def test_root_of_the_archive_is_the_model(built):
+def test_root_of_the_archive_is_the_model(built) -> None:
     """Any visible plain file at the root makes the root the model: it must be ours."""
     (model,) = find_models(built / "artifact", {})
     assert model.folder == built / "artifact"
@@ -79,13 +86,13 @@ def test_root_of_the_archive_is_the_model(built):
     assert root == {"serving.properties", "model.py"}
 
 
-def test_no_packages_are_asked_for(built):
+def test_no_packages_are_asked_for(built) -> None:
     """A failed requirements.txt is only logged: there is none."""
     assert not list((built / "artifact").rglob("requirements*"))
 
 
 @pytest.mark.parametrize("without", [(), ("option.rolling_batch",), ("batch_size",)])
-def test_asynchronous_mode_stays_off(built, without):
+def test_asynchronous_mode_stays_off(built, without) -> None:
     """Thrice over: no config.json at the root, rolling_batch=disable, batches."""
     (model,) = find_models(built / "artifact", {})
     kept = {k: v for k, v in model.properties.items() if k not in without}
@@ -95,14 +102,14 @@ def test_asynchronous_mode_stays_off(built, without):
     assert "model_id" not in model.options
 
 
-def test_values_have_no_blanks_or_quotes_at_their_ends(built):
+def test_values_have_no_blanks_or_quotes_at_their_ends(built) -> None:
     (model,) = find_models(built / "artifact", {})
     for key, value in model.properties.items():
         assert value == value.strip(" \t'\""), key
     assert model.engine == "Python"
 
 
-def test_three_imports_load_no_model(built):
+def test_three_imports_load_no_model(built) -> None:
     """The file is imported three times: service, output and input formatter."""
     code = """
 import importlib.util, sys
@@ -128,7 +135,7 @@ print({"transformers", "peft", "utils.helpers"} & (set(sys.modules) - before))
     assert done.stdout.strip() == "set()"
 
 
-def test_options_come_at_the_warm_up_only(server, in_process):  # noqa: F811
+def test_options_come_at_the_warm_up_only(server, in_process) -> None:
     """Later the properties are what the client sent as headers: they change nothing."""
     headers = JSON | {"base_model": "gone", "adapter_checkpoint": "", "dtype": "no"}
     status, _, content = send(server.port, {"inputs": QUESTION}, headers=headers)
@@ -138,7 +145,7 @@ def test_options_come_at_the_warm_up_only(server, in_process):  # noqa: F811
     )
 
 
-def test_empty_post_is_not_the_warm_up(server):
+def test_empty_post_is_not_the_warm_up(server) -> None:
     """It has one content of no bytes; an empty form has none at all."""
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     pid = worker_of(server).pid
@@ -150,25 +157,25 @@ def test_empty_post_is_not_the_warm_up(server):
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
-def test_any_method_reaches_the_handler(server, in_process, method):  # noqa: F811
+def test_any_method_reaches_the_handler(server, in_process, method) -> None:
     status, _, content = send(server.port, {"inputs": QUESTION}, method)
     assert (status, json.loads(content)["generated_text"]) == (200, in_process[0][0])
 
 
-def test_query_parameters_come_before_the_body(server, in_process):  # noqa: F811
+def test_query_parameters_come_before_the_body(server, in_process) -> None:
     path = "/invocations?a=1&inputs=b"
     status, _, content = send(server.port, {"inputs": QUESTION}, path=path)
     assert (status, json.loads(content)["generated_text"]) == (200, in_process[0][0])
 
 
-def test_form_is_no_json(server):
+def test_form_is_no_json(server) -> None:
     body, headers = b"inputs=x", {"Content-Type": "application/x-www-form-urlencoded"}
     status, _, content = send(server.port, body, headers=headers)
     assert status == 400
     assert json.loads(content)["error"].startswith("body: expected a JSON object")
 
 
-def test_requests_that_wait_come_as_a_batch(server, in_process):  # noqa: F811
+def test_requests_that_wait_come_as_a_batch(server, in_process) -> None:
     """One reply for each; a status of the batch, failures in the items' own bodies."""
     bodies = [{"inputs": text} for text in QUESTIONS[:7]]
     bodies[3] = {"inputs": QUESTION, "parameters": {"top_p": 7}}
@@ -183,7 +190,7 @@ def test_requests_that_wait_come_as_a_batch(server, in_process):  # noqa: F811
             assert (status, reply["generated_text"]) == (200, in_process[0][index])
 
 
-def test_reply_is_json_and_says_so(server):
+def test_reply_is_json_and_says_so(server) -> None:
     """The server sets no content type; it writes characters as they are."""
     body = {"inputs": "größe 你好", "parameters": {"return_full_text": True}}
     status, headers, content = send(server.port, body)
@@ -192,13 +199,13 @@ def test_reply_is_json_and_says_so(server):
     assert content.startswith(b'{\n  "generated_text":"')
 
 
-def test_bad_request_is_400_with_code_message_and_error(server):
+def test_bad_request_is_400_with_code_message_and_error(server) -> None:
     status, headers, content = send(server.port, {"inputs": 3})
     assert (status, headers["content-type"]) == (400, "application/json")
     assert set(json.loads(content)) == {"code", "message", "error"}
 
 
-def test_stream_is_chunks_of_json_lines(server, in_process):  # noqa: F811
+def test_stream_is_chunks_of_json_lines(server, in_process) -> None:
     body = {"inputs": QUESTION, "stream": True}
     status, headers, content = send(server.port, body)
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
@@ -208,7 +215,7 @@ def test_stream_is_chunks_of_json_lines(server, in_process):  # noqa: F811
     assert all(set(line) == {"outputs"} for line in lines)
 
 
-def test_nothing_a_client_sends_ends_the_worker(server, in_process):  # noqa: F811
+def test_nothing_a_client_sends_ends_the_worker(server, in_process) -> None:
     """A worker that ends costs the real server its model: it stays FAILED."""
     worker = worker_of(server)
     for field, reason, body in ALL_BAD:
@@ -225,7 +232,7 @@ def test_nothing_a_client_sends_ends_the_worker(server, in_process):  # noqa: F8
     }
 
 
-def test_generating_stops_before_the_server_gives_up(built):
+def test_generating_stops_before_the_server_gives_up(built) -> None:
     """What outlasts predict_timeout ends as 503, and the model is lost."""
     (model,) = find_models(built / "artifact", {"OPTION_PREDICT_TIMEOUT": "60"})
     spec = importlib.util.spec_from_file_location("entry", artifact.ENTRY_POINT)
@@ -262,7 +269,7 @@ def ask_all(port, numbers):
         return len(set(pool.map(one, numbers)))
 
 
-def test_a_thousand_requests(server):
+def test_a_thousand_requests(server) -> None:
     """None is lost, none gets another's reply, and memory does not grow."""
     worker = worker_of(server)
     assert ask_all(server.port, range(200)) == 200
@@ -287,7 +294,7 @@ def handle(inputs: Input):
 """
 
 
-def test_killing_the_worker_under_load_loses_nothing_silently(tmp_path):
+def test_killing_the_worker_under_load_loses_nothing_silently(tmp_path) -> None:
     """Every request ends in its own answer, or in 503 and the reason."""
     (tmp_path / "model.py").write_text(SLOW_ECHO)
     (tmp_path / "serving.properties").write_text("batch_size=4\nmax_batch_delay=5\n")
@@ -324,8 +331,8 @@ def test_killing_the_worker_under_load_loses_nothing_silently(tmp_path):
 def test_merged_model_without_code_answers_the_same(
     built,
     tmp_path,
-    in_process,  # noqa: F811
-):
+    in_process,
+) -> None:
     """The client builds the prompt; the answer is that of base and adapter."""
     archive = artifact.build_without_code(
         built / "saved_base",
@@ -352,7 +359,7 @@ def test_merged_model_without_code_answers_the_same(
         assert send(server.port, b"", "GET", "/ping")[0] == 200
 
 
-def test_merged_archive_has_the_same_bytes_again(built, tmp_path):
+def test_merged_archive_has_the_same_bytes_again(built, tmp_path) -> None:
     parts = (built / "saved_base", built / "saved_adapter")
     first, second = (
         artifact.build_without_code(*parts, tmp_path / name, tmp_path / f"{name}.tar")
@@ -371,7 +378,7 @@ def vllm_stand_in():
     return module
 
 
-def test_several_adapters_without_code(built, tmp_path, in_process):  # noqa: F811
+def test_several_adapters_without_code(built, tmp_path, in_process) -> None:
     second = save_adapter(tmp_path / "second", built / "saved_base")
     artifact.build_without_code(
         built / "saved_base",
@@ -412,7 +419,7 @@ NO_CODE_MISTAKES = {
 }
 
 
-def test_mistakes_without_code_are_found(built, tmp_path):
+def test_mistakes_without_code_are_found(built, tmp_path) -> None:
     folder = tmp_path / "several"
     adapters = {"faq": built / "saved_adapter"}
     artifact.build_without_code(
@@ -434,7 +441,7 @@ def test_mistakes_without_code_are_found(built, tmp_path):
 # --- speed ----------------------------------------------------------------------------
 
 
-def test_batching_pays(tmp_path):
+def test_batching_pays(tmp_path) -> None:
     """A shorter version of tests/benchmarks/bench_serving.py, with a lower bar."""
     folder = bench_serving.build(tmp_path)
     with Server(folder) as server:

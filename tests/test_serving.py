@@ -1,11 +1,19 @@
 """An artifact served on this machine, and what is measured of it."""
 
+from __future__ import annotations
+
 import time
 
 import psutil
 import pytest
 
-from utils.serving import ServingError, Timing, measure, serve_locally, timing_table
+from utils.deployment.serving import (
+    ServingError,
+    Timing,
+    measure,
+    serve_locally,
+    timing_table,
+)
 
 ENTRY_POINT = """
 from djl_python import Input, Output
@@ -30,7 +38,7 @@ def below():
     return [p for p in psutil.Process().children(True) if p.status() != "zombie"]
 
 
-def test_serves_until_the_block_ends(folder):
+def test_serves_until_the_block_ends(folder) -> None:
     before = len(below())
     with serve_locally(folder) as server:
         assert list(server.ping().values()) == [{"status": "Healthy"}]
@@ -41,14 +49,14 @@ def test_serves_until_the_block_ends(folder):
     assert len(below()) == before
 
 
-def test_stops_when_the_block_fails(folder):
+def test_stops_when_the_block_fails(folder) -> None:
     before = len(below())
     with pytest.raises(KeyboardInterrupt), serve_locally(folder):
         raise KeyboardInterrupt
     assert len(below()) == before
 
 
-def test_artifact_that_does_not_load_says_why(folder):
+def test_artifact_that_does_not_load_says_why(folder) -> None:
     (folder / "model.py").write_text("import nosuch_module")
     before = len(below())
     said = pytest.raises(ServingError, match=r"nosuch_module[\s\S]*Its log ends:")
@@ -57,7 +65,7 @@ def test_artifact_that_does_not_load_says_why(folder):
     assert len(below()) == before
 
 
-def test_times_of_each_request_and_of_all():
+def test_times_of_each_request_and_of_all() -> None:
     def ask(payload):
         time.sleep(0.05)
         return payload["inputs"]
@@ -72,7 +80,7 @@ def test_times_of_each_request_and_of_all():
     assert alone.replies == together.replies == ("a", ["b", "c", "d"], "e")
 
 
-def test_percentiles():
+def test_percentiles() -> None:
     timing = Timing(tuple(n / 100 for n in range(100, 0, -1)), 4.0, 100)
     assert timing.p50 == pytest.approx(0.505)
     assert timing.p95 == pytest.approx(0.96)
@@ -82,6 +90,6 @@ def test_percentiles():
     )
 
 
-def test_nothing_to_measure_is_an_error():
+def test_nothing_to_measure_is_an_error() -> None:
     with pytest.raises(ValueError, match="found 0 requests"):
         measure(print, [])

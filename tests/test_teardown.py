@@ -9,17 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 from datasets import Dataset, DatasetDict
-from interrupted_notebook import NOTEBOOK
-from tiny_artifact import QUESTIONS, save_adapter, save_base
 
-from utils.billing import POLICY
+from support import interrupted_notebook
+from support.tiny_artifact import QUESTIONS, save_adapter, save_base
 from utils.course import ROOT
+from utils.deployment.aws import POLICY
 
 # What the policy allows beyond the calls of an offline run, and why.
 NOT_CALLED_HERE = {
@@ -70,9 +69,8 @@ def environment(tmp_path_factory):
 
 
 def break_off(environment, ways, *cells, timeout):
-    script = str(Path(__file__).with_name("interrupted_notebook.py"))
     done = subprocess.run(
-        [sys.executable, script, ways, *cells],
+        [sys.executable, interrupted_notebook.__file__, ways, *cells],
         env=environment,
         cwd=ROOT / "notebooks",
         capture_output=True,
@@ -90,16 +88,16 @@ def sample(environment):
     return break_off(environment, "error,signal", *cells, timeout=1200)
 
 
-def test_a_broken_off_notebook_leaves_nothing(sample):
+def test_a_broken_off_notebook_leaves_nothing(sample) -> None:
     assert len(sample["left"]) == 9
     assert {case: left for case, left in sample["left"].items() if left} == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["error", "interrupt", "signal"])
-def test_broken_off_at_any_cell_it_leaves_nothing(environment, way):
+def test_broken_off_at_any_cell_it_leaves_nothing(environment, way) -> None:
     left = break_off(environment, way, timeout=2400)["left"]
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    cells = nbformat.read(interrupted_notebook.NOTEBOOK, as_version=4).cells
     ids = [cell.id for cell in cells if cell.cell_type == "code"]
     assert list(left) == [*(f"{name}, {way}" for name in ids), "the end"]
     assert {case: found for case, found in left.items() if found} == {}
@@ -122,13 +120,13 @@ def action_of(call):
     return ACTIONS.get(key, ":".join(key))
 
 
-def test_policy_allows_the_calls_of_the_notebook_and_no_others(sample):
+def test_policy_allows_the_calls_of_the_notebook_and_no_others(sample) -> None:
     called = {action_of(call) for call in sample["calls"]} - {None}
     assert called - set(allowed()) == set()
     assert set(allowed()) - called == set(NOT_CALLED_HERE)
 
 
-def test_policy_allows_the_names_that_the_notebook_uses(sample):
+def test_policy_allows_the_names_that_the_notebook_uses(sample) -> None:
     """The resources, not only the actions: each name fits a pattern of the policy."""
     kinds = {"ModelName": "model", "EndpointConfigName": "endpoint-config"}
     kinds["EndpointName"] = "endpoint"
@@ -161,7 +159,7 @@ def test_policy_allows_the_names_that_the_notebook_uses(sample):
     assert checked > 20
 
 
-def test_all_that_the_notebook_creates_carries_the_tag(sample):
+def test_all_that_the_notebook_creates_carries_the_tag(sample) -> None:
     creates = {"CreateModel", "CreateEndpointConfig", "CreateEndpoint"}
     called = [call["operation"] for call in sample["calls"]]
     created = [operation for operation in called if operation in creates]
@@ -170,7 +168,7 @@ def test_all_that_the_notebook_creates_carries_the_tag(sample):
 
 
 @pytest.mark.slow
-def test_interrupted_run_leaves_no_process(environment):
+def test_interrupted_run_leaves_no_process(environment) -> None:
     """`make run` with Ctrl-C while the endpoint is there."""
     run = subprocess.Popen(
         [sys.executable, "-m", "utils.run", "06"],

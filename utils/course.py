@@ -14,12 +14,11 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from utils.local_aws import Aws
+    pass
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
@@ -403,101 +402,3 @@ def set_seed(seed: int | None = None) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One notebook on the road map."""
-
-    number: str
-    notebook: str
-    title: str
-    result: str
-
-
-STEPS = (
-    Step("01", "01_language_models.ipynb", "Understand", "a model, opened"),
-    Step("02", "02_prompting.ipynb", "Prompt", "measured prompts"),
-    Step("03", "03_dataset_templating.ipynb", "Template", "data set"),
-    Step("04", "04_lora_training.ipynb", "Fine-tune", "LoRA adapter"),
-    Step("05", "05_evaluation.ipynb", "Evaluate", "a decision"),
-    Step("06", "06_djl_deployment.ipynb", "Deploy", "endpoint"),
-)
-
-
-class RoadMap:
-    """The course as a row of steps, one of them lit; shown as SVG in a notebook."""
-
-    def __init__(self, step: str) -> None:
-        """Light the step with this number, such as "03"."""
-        if step not in {known.number for known in STEPS}:
-            numbers = ", ".join(known.number for known in STEPS)
-            raise ValueError(f"There is no step {step!r} on the road map: {numbers}.")
-        self.step = step
-
-    def __repr__(self) -> str:
-        """Return the road map as one line of text."""
-        return " → ".join(
-            f"[{known.number} {known.title}]"
-            if known.number == self.step
-            else f"{known.number} {known.title}"
-            for known in STEPS
-        )
-
-    def svg(self) -> str:
-        """Return the drawing: its own pale card, so that any theme can carry it."""
-        width, height, gap, margin = 150, 74, 34, 14
-        total = len(STEPS) * width + (len(STEPS) - 1) * gap + 2 * margin
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" '
-            f'height="{height + 2 * margin}" role="img" '
-            f'viewBox="0 0 {total} {height + 2 * margin}" '
-            'font-family="sans-serif" text-anchor="middle">',
-            f"<title>Road map: {escape(repr(self))}</title>",
-            f'<rect width="{total}" height="{height + 2 * margin}" rx="10" '
-            'fill="#f4f6f8"/>',
-        ]
-        for position, known in enumerate(STEPS):
-            left = margin + position * (width + gap)
-            lit = known.number == self.step
-            fill, ink = ("#0b5cad", "#ffffff") if lit else ("#ffffff", "#24323f")
-            center = left + width // 2
-            parts.append(
-                f'<rect x="{left}" y="{margin}" width="{width}" height="{height}" '
-                f'rx="8" fill="{fill}" stroke="#0b5cad"/>'
-                f'<text x="{center}" y="{margin + 31}" font-size="17" '
-                f'font-weight="bold" fill="{ink}">{known.number} '
-                f"{escape(known.title)}</text>"
-                f'<text x="{center}" y="{margin + 55}" font-size="13" '
-                f'fill="{ink}">→ {escape(known.result)}</text>'
-            )
-            if position:
-                start, middle = left - gap + 5, margin + height // 2
-                parts.append(
-                    f'<path d="M{start} {middle}h{gap - 15}m-7 -6l7 6l-7 6" '
-                    'fill="none" stroke="#24323f" stroke-width="2"/>'
-                )
-        return "".join(parts) + "</svg>"
-
-    def _repr_html_(self) -> str:
-        return self.svg()
-
-
-def road_map(step: str) -> RoadMap:
-    """Return the road map of the course with the step of this number lit.
-
-    Raises:
-        ValueError: when no notebook has this number.
-    """
-    return RoadMap(step)
-
-
-def connect_aws(config: RunConfig) -> Aws:
-    """Connect to AWS as `config.aws` says: offline on this machine, or the real one.
-
-    Returns an object with `session` (boto3), `region`, `role` (the execution role's
-    ARN) and `bucket`, all usable by boto3 and by the SageMaker SDK.
-    """
-    from utils.local_aws import connect
-
-    return connect(config)

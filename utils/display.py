@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-    from utils.evaluation import Difference, Estimate, Proportion
+    from utils.evaluation.scores import Difference, Estimate, Proportion
 
 BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
 LABEL_WIDTH = 9  # characters; a bar's name may take several lines
@@ -451,7 +451,7 @@ def _write_below(
 
 def with_interval(estimate: Estimate) -> str:
     """A share with its 95% interval as text; a difference of shares with its sign."""
-    from utils.evaluation import Difference
+    from utils.evaluation.scores import Difference
 
     sign = "+" if isinstance(estimate, Difference) else ""
     value, low, high = (

@@ -252,8 +252,8 @@ def precision_race(shapes: tuple[Shape, ...]) -> Race:
 
     The pass is what the recipe does in a linear layer: frozen weights in 32 bits, a
     pair of LoRA matrices, forward and backward, and under autocast every conversion
-    that this takes. The shortest time counts, since whatever else the machine does can only
-    add to it. The state of the random number generators stays as it is.
+    that this takes. The shortest time counts, since whatever else the machine does can
+    only add to it. The state of the random number generators stays as it is.
     """
     passes = _training_passes(shapes)
     times: dict[str, list[float]] = {name: [] for name in passes}

@@ -33,7 +33,8 @@ import nbformat
 import psutil
 
 from utils.course import KEY_FIGURE, ROOT, CourseError, RunConfig, run_config
-from utils.machine import openmp_environment, openmp_setting
+from utils.files import write_text
+from utils.machine import openmp_setting
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
@@ -128,20 +129,6 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
     return notebook
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a killed run leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def as_text(notebook: nbformat.NotebookNode) -> str:
@@ -354,7 +341,6 @@ async def run(
     """
     environ = {
         **os.environ,
-        **openmp_environment(os.environ),
         "COURSE_MODEL": config.model,
         "COURSE_DATA": str(config.data),
         "COURSE_AWS": config.aws,
@@ -379,7 +365,7 @@ async def run(
 
         def keep_failed(notebook: nbformat.NotebookNode, path: Path = path) -> None:
             if not in_place:
-                write_whole(folder / path.name, as_text(clean(notebook)))
+                write_text(folder / path.name, as_text(clean(notebook)))
 
         print(head, end="", flush=True)
         start = time.perf_counter()
@@ -393,11 +379,11 @@ async def run(
         print(f"\r{head}{done}{' ' * 12}" if live else done, flush=True)
         text = as_text(clean(notebook))
         if in_place:
-            write_whole(path, text)
+            write_text(path, text)
         else:
-            write_whole(folder / path.name, text)
+            write_text(folder / path.name, text)
             page = as_page(notebook, path.stem, path.parent)
-            write_whole(folder / f"{path.stem}.html", page)
+            write_text(folder / f"{path.stem}.html", page)
         results.append(Result(path.stem, seconds, key_figure_of(notebook)))
         # Lets a signal through that came while the files were written.
         await asyncio.sleep(0)

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from utils import artifact
 from utils.course import ROOT, run_config
+from utils.deployment import artifact
 from utils.djl_python.server import Server
 
 TOKENS = 32
@@ -138,9 +138,10 @@ def measure_server(folder: Path) -> float:
 
 def measure_endpoint(archive: Path) -> float:
     """A thousand requests through the AWS SDK; returns the growth of memory."""
-    from utils.local_aws import OfflineAws, connect
+    from utils.deployment.aws import connect_aws
+    from utils.offline_aws.control_plane import OfflineAws
 
-    aws = connect(run_config({}))
+    aws = connect_aws(run_config({}))
     local = threading.local()
     name = "bench"
     try:

@@ -35,8 +35,9 @@ from transformers import (
 )
 
 from utils.course import SHIPPED_DATA, run_config, set_seed
-from utils.evaluation import held_out_loss, token_losses
-from utils.faqs import load_faqs, split
+from utils.dataset.faqs import load_faqs
+from utils.dataset.splits import split
+from utils.evaluation.scores import held_out_loss, token_losses
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 from utils.machine import this_machine
 from utils.models import (
@@ -47,7 +48,7 @@ from utils.models import (
     load_tokenizer,
     settings_for,
 )
-from utils.training import (
+from utils.training.recipe import (
     add_lora,
     choose_attention,
     lora_config,

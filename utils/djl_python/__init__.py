@@ -4,13 +4,15 @@ The real package is found only inside the container image. This one answers requ
 DJL Serving 0.36.0 was recorded to answer them (tests/data/djl_conformance.json):
 
 - `Input`, `Output`, `PairList`: what an entry point imports;
-- `layout`: which folder of an archive is the model, what `serving.properties` mean;
+- `layout`: what an archive means to the server, and the rules by which it refuses one;
 - `worker`: the Python process that holds one copy of the model;
 - `server`: the front end with `/ping` and `/invocations`, the queue and the batches.
 
 Serve an artifact from the command line:
 `python -m utils.djl_python build/model.tar.gz --port 8080`.
 """
+
+from __future__ import annotations
 
 from .inputs import Input
 from .outputs import Output

@@ -1,7 +1,9 @@
-"""Serves an artifact from the command line, as the container would.
+"""Serve an artifact from the command line, as the container would.
 
 usage: python -m utils.djl_python FOLDER_OR_TAR [--port N]
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -18,10 +20,11 @@ from pathlib import Path
 from .layout import LoadError, unpack
 from .server import Server
 
-FAREWELL = 5  # seconds to clean up in, once the parent is gone
+CLEANUP_TIMEOUT = 5  # seconds to end the workers, once the parent is gone
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; end with its usage if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.djl_python",
         description="Serve a DJL artifact on 127.0.0.1 as DJL Serving would. "
@@ -58,17 +61,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def announce(wanted: bool, **status: object) -> None:
-    """Tells the process that started this one how it went."""
+    """Tell the process that started this one how it went."""
     if wanted:
         sys.stdout.write(json.dumps(status) + "\n")
         sys.stdout.flush()
 
 
 def fetch(artifact: str, folder: Path) -> Path:
-    """The artifact's path on this disk, downloaded and unpacked where necessary.
+    """Return the artifact's path on this disk; download and unpack it if necessary.
+
+    Args:
+        artifact: path of a folder or archive, or an s3:// address.
+        folder: where to put what is downloaded or unpacked.
 
     Raises:
-        LoadError: if there is none.
+        LoadError: if there is no artifact.
     """
     path = Path(artifact)
     if artifact.startswith("s3://"):
@@ -80,26 +87,30 @@ def fetch(artifact: str, folder: Path) -> Path:
         try:
             boto3.client("s3").download_file(bucket, key, str(path))
         except (BotoCoreError, ClientError) as error:
-            raise LoadError(f"no model data at {artifact}: {error}") from error
+            raise LoadError(
+                f"There is no model data at {artifact} ({error}). "
+                "Upload the archive first."
+            ) from error
     if not path.exists():
-        raise LoadError(f"{path} is missing: build the artifact first")
+        raise LoadError(f"{path} is missing. Build the artifact first.")
     return unpack(path, folder) if path.is_file() else path
 
 
 def watch_parent() -> None:
-    """Ends this process, and with it the workers, when the parent is gone."""
+    """End this process, and with it the workers, when the parent is gone."""
 
     def wait() -> None:
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(FAREWELL)
+        time.sleep(CLEANUP_TIMEOUT)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="parent-watch").start()
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return the code with which the process ends."""
     options = parse_arguments(arguments)
     logging.basicConfig(
         level=logging.INFO,
@@ -116,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serves until interrupted; returns 1 if the artifact does not load."""
+    """Serve until interrupted; return 1 if the artifact does not load."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:

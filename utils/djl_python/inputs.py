@@ -1,7 +1,7 @@
 """What a handler is called with."""
 
-import csv
-import io
+from __future__ import annotations
+
 import json
 import re
 from typing import Any
@@ -18,7 +18,7 @@ class Input:
     `content` holds the body under the key "data", or one pair for each form field.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.function_name: str | None = None
         self.properties: dict[str, str] = {}
         self.content = PairList()
@@ -27,18 +27,23 @@ class Input:
         return f"Input(properties={self.properties}, content={self.content.keys})"
 
     def is_empty(self) -> bool:
-        """True for the warm-up request only: an empty POST has one empty content."""
+        """Return whether this is the warm-up: an empty POST has one empty content."""
         return self.content.is_empty()
 
     def is_batch(self) -> bool:
-        """True when more than one request came together."""
+        """Return whether more than one request came together."""
         return "batch_size" in self.properties
 
     def get_batch_size(self) -> int:
+        """Return the number of requests that came together."""
         return int(self.properties.get("batch_size", "1"))
 
-    def get_batches(self) -> list["Input"]:
-        """The requests of this batch, in the order in which replies are expected."""
+    def get_batches(self) -> list[Input]:
+        """Return the requests of this batch, in the order that replies must have.
+
+        Raises:
+            ValueError: if a content belongs to no request.
+        """
         if not self.is_batch():
             return [self]
         items = [Input() for _ in range(self.get_batch_size())]
@@ -57,26 +62,30 @@ class Input:
         return items
 
     def get_function_name(self) -> str | None:
+        """Return the name of the function that is called."""
         return self.function_name
 
     def get_properties(self) -> dict[str, str]:
+        """Return the options at the warm-up, and the HTTP headers later."""
         return self.properties
 
     def get_property(self, key: str) -> str | None:
-        """A property, found without regard to case, as HTTP headers are."""
+        """Return a property, found without regard to case, as HTTP headers are."""
         for name, value in self.properties.items():
             if name.lower() == key.lower():
                 return value
         return None
 
     def get_content(self) -> PairList:
+        """Return the contents by their keys."""
         return self.content
 
     def contains_key(self, key: str) -> bool:
+        """Return whether there is a content of this key."""
         return self.content.get(key) is not None
 
     def get_as_bytes(self, key: str | None = None) -> bytes | None:
-        """The body: of `key`, else of "data", else the first content; None if empty.
+        """Return the content of `key`, else of "data", else the first; None if empty.
 
         Raises:
             KeyError: if `key` is given and there is no such content.
@@ -92,47 +101,13 @@ class Input:
         return self.content.value_at(0) if value is None else value
 
     def get_as_string(self, key: str | None = None) -> str:
+        """Return the body as text."""
         return self.get_as_bytes(key).decode("utf-8")
 
     def get_as_json(self, key: str | None = None) -> Any:
-        """The body as JSON.
+        """Return the body as the value that its JSON stands for.
 
         Raises:
-            json.JSONDecodeError: for a body that is none, an empty one included.
+            json.JSONDecodeError: if the body is no JSON; an empty one is none.
         """
         return json.loads(self.get_as_string(key))
-
-    def get_as_npz(self, key: str | None = None) -> list:
-        import numpy
-
-        archive = numpy.load(io.BytesIO(self.get_as_bytes(key)))
-        return [archive[name] for name in archive.files]
-
-    def get_as_numpy(self, key: str | None = None) -> list:
-        """The body as a list of arrays, sent in DJL's own `tensor/ndlist` format."""
-        from .ndlist import decode
-
-        return decode(self.get_as_bytes(key))
-
-    def get_as_image(self, key: str | None = None) -> Any:
-        from PIL import Image
-
-        return Image.open(io.BytesIO(self.get_as_bytes(key)))
-
-    def get_as_csv(self, key: str | None = None) -> list[dict]:
-        return list(csv.DictReader(io.StringIO(self.get_as_string(key))))
-
-    def get_data(self, key: str | None = None) -> Any:
-        """The body, decoded as its content type says."""
-        content_type = self.get_property("content-type") or ""
-        readers = {
-            "tensor/ndlist": self.get_as_numpy,
-            "tensor/npz": self.get_as_npz,
-            "application/json": self.get_as_json,
-            "text/": self.get_as_string,
-            "image/": self.get_as_image,
-        }
-        for prefix, reader in readers.items():
-            if content_type.startswith(prefix):
-                return reader(key)
-        return self.get_as_bytes(key)

@@ -1,6 +1,7 @@
 """What a handler returns."""
 
-import io
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +10,7 @@ from .pair_list import PairList
 
 
 def stream_line(text: Any) -> bytes:
-    """The default form of one item of a stream: a JSON object and a newline."""
+    """Return one item of a stream in its default form: a JSON object and a newline."""
     return (json.dumps({"outputs": text}, ensure_ascii=False) + "\n").encode("utf-8")
 
 
@@ -25,7 +26,7 @@ class _Encoder(json.JSONEncoder):
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON as DJL writes it: two spaces of indent, no space after a colon.
+    """Return JSON as DJL writes it: two spaces of indent, no space after a colon.
 
     Raises:
         ValueError: for NaN and infinity, which JSON does not have.
@@ -62,11 +63,13 @@ class Output:
     def __str__(self) -> str:
         return f"Output(code={self.code}, message={self.message!r})"
 
-    def set_code(self, code: int) -> "Output":
+    def set_code(self, code: int) -> Output:
+        """Set the HTTP status."""
         self.code = code
         return self
 
-    def set_message(self, message: str) -> "Output":
+    def set_message(self, message: str) -> Output:
+        """Set the reason phrase of the HTTP status."""
         self.message = message
         return self
 
@@ -75,22 +78,22 @@ class Output:
         error: str,
         code: int = 424,
         message: str = "invoke handler failure",
-    ) -> "Output":
-        """Makes this reply an error with a JSON body of code, message and error."""
+    ) -> Output:
+        """Make this reply an error with a JSON body of code, message and error."""
         self.code = code
         self.message = message
         self.add_property("content-type", "application/json")
         return self.add_as_json({"code": code, "message": message, "error": error})
 
-    def add_property(self, key: str, val: str) -> "Output":
-        """Adds an HTTP header to the reply."""
+    def add_property(self, key: str, val: str) -> Output:
+        """Add an HTTP header to the reply."""
         self.properties[key] = val
         return self
 
     def add(
         self, value: Any, key: str | None = None, batch_index: int | None = None
-    ) -> "Output":
-        """Adds text or bytes as they are, anything else as JSON."""
+    ) -> Output:
+        """Add text or bytes as they are, anything else as JSON."""
         if isinstance(value, str):
             value = value.encode("utf-8")
         elif not isinstance(value, bytes | bytearray):
@@ -104,41 +107,32 @@ class Output:
 
     def add_as_json(
         self, val: Any, key: str | None = None, batch_index: int | None = None
-    ) -> "Output":
+    ) -> Output:
+        """Add a value as JSON.
+
+        Raises:
+            ValueError: for NaN and infinity, which JSON does not have.
+            TypeError: for what JSON cannot hold.
+        """
         return self.add(encode_json(val), key, batch_index)
-
-    def add_as_npz(
-        self, np_list: list, key: str | None = None, batch_index: int | None = None
-    ) -> "Output":
-        import numpy
-
-        buffer = io.BytesIO()
-        numpy.savez(buffer, *np_list)
-        return self.add(buffer.getvalue(), key, batch_index)
-
-    def add_as_numpy(
-        self, np_list: list, key: str | None = None, batch_index: int | None = None
-    ) -> "Output":
-        from .ndlist import encode
-
-        return self.add(encode(np_list), key, batch_index)
 
     def add_stream_content(
         self,
         stream_content: Iterable,
         output_formatter: Callable[[Any], bytes] | None = stream_line,
-    ) -> "Output":
-        """Sends each item as a chunk as soon as the iterable yields it."""
+    ) -> Output:
+        """Send each item as a chunk as soon as the iterable yields it."""
         self.stream_content = stream_content
         self.output_formatter = output_formatter or stream_line
         return self
 
-    def finalize(self, function: Callable, *arguments: Any) -> "Output":
-        """Calls `function` after the reply has been sent."""
+    def finalize(self, function: Callable, *arguments: Any) -> Output:
+        """Call `function` after the reply has been sent."""
         self._finalizer = (function, arguments)
         return self
 
     def execute_finalize(self) -> Any:
+        """Call what `finalize` was given and return its result, None without it."""
         if self._finalizer is None:
             return None
         function, arguments = self._finalizer

@@ -1,5 +1,7 @@
 """Ordered pairs of a key and a value; keys may repeat or be None."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,37 +32,43 @@ class PairList:
         index: int | None = None,
         pair: tuple[Any, Any] | None = None,
     ) -> None:
-        """Appends a pair, or inserts it at `index`."""
+        """Append a pair, or insert it at `index`."""
         if pair is not None:
             key, value = pair
         position = len(self.keys) if index is None else index
         self.keys.insert(position, key)
         self.values.insert(position, value)
 
-    def add_all(self, other: "PairList | None") -> None:
-        """Appends every pair of another list."""
+    def add_all(self, other: PairList | None) -> None:
+        """Append every pair of another list."""
         if other is not None:
             self.keys.extend(other.keys)
             self.values.extend(other.values)
 
     def size(self) -> int:
+        """Return the number of pairs."""
         return len(self.keys)
 
     def is_empty(self) -> bool:
+        """Return whether there is no pair."""
         return not self.keys
 
     def get(self, key: str) -> Any:
-        """The value of the first pair with this key, or None."""
+        """Return the value of the first pair with this key, or None."""
         return self.values[self.keys.index(key)] if key in self.keys else None
 
     def key_at(self, index: int) -> Any:
+        """Return the key of a pair."""
         return self.keys[index]
 
     def value_at(self, index: int) -> Any:
+        """Return the value of a pair."""
         return self.values[index]
 
     def get_keys(self) -> list:
+        """Return the keys in order."""
         return self.keys
 
     def get_values(self) -> list:
+        """Return the values in order."""
         return self.values

@@ -1,5 +1,8 @@
 """The front end: `/ping`, `/invocations`, the queue, the batches, and the workers."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import logging
 import os
@@ -23,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from .layout import (
+    STARTING_RULES,
     HangError,
     LoadError,
     ServedModel,
-    check_engine,
     find_models,
-    read_description,
+    never_ready,
+    no_requirements,
 )
 
 log = logging.getLogger("djl_serving")
@@ -52,12 +56,14 @@ class FrontEndError(Exception):
 
     @property
     def body(self) -> bytes:
+        """Return the reply as JSON."""
         return front_end_json(
             {"code": self.status, "type": self.kind, "message": self.message}
         )
 
 
 def front_end_json(value: Any) -> bytes:
+    """Return JSON as the front end writes it, with spaces and a final newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
@@ -103,18 +109,17 @@ class Worker:
         self.connection: Connection | None = None
 
     def start(self) -> None:
-        """Starts the process, imports the entry point, and sends the warm-up request.
+        """Start the process, import the entry point, and send the warm-up request.
 
         Raises:
-            LoadError: saying why the model did not load.
+            LoadError: if the model does not load; it says why.
             HangError: if DJL would try again for ever.
         """
-        failure = HangError if self.model.async_mode else LoadError
         self._spawn()
         kind, *rest = self._receive(PYTHON_START_TIMEOUT, "importing the entry point")
         if kind == "failed":
             self.stop()
-            raise LoadError(f"{rest[0]} (Python stream closed unexpectedly)")
+            raise LoadError(f"{rest[0]} (Python stream closed unexpectedly).")
         properties = {**self.options, "engine": self.model.engine, **self.fixed}
         self.connection.send((properties, []))
         kind, *rest = self._receive(
@@ -122,19 +127,18 @@ class Worker:
         )
         if kind == "failed":
             self.stop()
-            raise failure(
-                f"{rest[0]} (asynchronous mode with a handler that is not asynchronous:"
-                " set option.rolling_batch=disable, or move config.json from the root)"
-                if "'await' expression" in rest[0]
-                else rest[0]
-            )
+            failure = HangError if self.model.async_mode else LoadError
+            awaited = "'await' expression" in rest[0]
+            raise failure(never_ready(self.model) if awaited else _sentence(rest[0]))
         if kind == "stream":
             while self._receive(self.model.predict_timeout, "the warm-up")[0] != "end":
                 pass
         if rest[0] >= 300:
             self.stop()
             raise LoadError(
-                f"Failed to initialize model: {rest[1]}{_error_text(kind, rest)}"
+                _sentence(
+                    f"Failed to initialize model: {rest[1]}{_error_text(kind, rest)}"
+                )
             )
 
     def _spawn(self) -> None:
@@ -169,7 +173,9 @@ class Worker:
                 except TimeoutError:
                     if self.process.poll() is not None or time.monotonic() > deadline:
                         self.stop()
-                        raise LoadError("Python process did not start") from None
+                        raise LoadError(
+                            "The Python process did not start. Look at its log."
+                        ) from None
         self.connection.send(
             {
                 "folder": str(self.model.folder),
@@ -185,7 +191,12 @@ class Worker:
             log.info("W-%s %s", self.process.pid, text)
 
     def _receive(self, timeout: float, doing: str) -> tuple:
-        """
+        """Wait for the next message of the process.
+
+        Args:
+            timeout: in seconds.
+            doing: what the process is doing, for the error.
+
         Raises:
             LoadError: if the process ended or took too long.
         """
@@ -196,16 +207,16 @@ class Worker:
             self.stop()
             raise LoadError(
                 f"Python worker disconnected during {doing}"
-                f" (exit code {self.process.returncode})"
+                f" (exit code {self.process.returncode})."
             ) from None
         self.stop()
         raise LoadError(
             f"java.util.concurrent.TimeoutException: {doing} took longer "
-            f"than {timeout} s"
+            f"than {timeout} s."
         )
 
     def predict(self, jobs: Sequence[Job]) -> None:
-        """Answers the jobs, one alone or several as a batch.
+        """Answer the jobs, one alone or several as a batch.
 
         Raises:
             FrontEndError: if the process ended or took too long; it is gone then.
@@ -240,7 +251,11 @@ class Worker:
         return properties, content
 
     def _forward(self, jobs: Sequence[Job], timeout: float) -> None:
-        """Passes what the process sends on to the jobs, until it is complete."""
+        """Pass what the process sends on to the jobs, until it is complete.
+
+        Raises:
+            TimeoutError: if nothing comes for `timeout` seconds.
+        """
         while True:
             if not self.connection.poll(timeout):
                 raise TimeoutError
@@ -254,7 +269,7 @@ class Worker:
                 return
 
     def stop(self) -> None:
-        """Ends the process at once, also one that is busy."""
+        """End the process at once, even if it is busy."""
         if self.connection is not None:
             self.connection.close()
         if self.process is not None:
@@ -264,15 +279,21 @@ class Worker:
 
 
 def _error_text(kind: str, rest: Sequence) -> str:
-    """The field `error` of a reply, if it has one."""
+    """Return the field `error` of a reply, after a colon, if it has one."""
     try:
         return ": " + json.loads(rest[3][0][1])["error"] if kind == "whole" else ""
     except (IndexError, KeyError, ValueError, TypeError):
         return ""
 
 
+def _sentence(text: object) -> str:
+    """Return what another program said, with a full stop at its end."""
+    said = str(text).strip()
+    return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
 def _share(event: tuple, jobs: Sequence[Job]) -> None:
-    """Hands each member of a batch its own entry of the reply."""
+    """Hand each member of a batch its own entry of the reply."""
     _, code, message, properties, pairs = event
     if code >= 300:
         for job in jobs:
@@ -313,12 +334,15 @@ class ModelRunner:
         self._batch_delay = 0.0
 
     def start(self) -> None:
-        """
+        """Start the workers and let them take jobs from the queue.
+
         Raises:
-            LoadError: if the model does not load.
+            LoadError: if the model breaks a rule of the server, or does not load.
         """
-        check_engine(self.model)
-        read_description(self.model.folder)
+        for rule in STARTING_RULES:
+            for finding in rule(self.model):
+                if finding.level == "error":
+                    raise LoadError(finding)
         self._queue_size = self.model.job_queue_size
         self._batch_size = self.model.batch_size
         self._batch_delay = self.model.max_batch_delay
@@ -331,7 +355,8 @@ class ModelRunner:
             threading.Thread(target=self._work, args=(worker,), daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        """
+        """Put a job into the queue.
+
         Raises:
             FrontEndError: if the model has failed or its queue is full.
         """
@@ -355,7 +380,11 @@ class ModelRunner:
         )
 
     def _next_batch(self) -> list[Job]:
-        """Waits for a job, then up to `max_batch_delay` for others to join it."""
+        """Wait for a job, then up to `max_batch_delay` for others to join it.
+
+        Returns:
+            the jobs; none if the model has failed.
+        """
         with self._changed:
             while not self._jobs:
                 if self.failed:
@@ -375,6 +404,7 @@ class ModelRunner:
             return batch
 
     def _work(self, worker: Worker) -> None:
+        """Give a worker batch after batch until the model fails."""
         while batch := self._next_batch():
             try:
                 worker.predict(batch)
@@ -388,7 +418,7 @@ class ModelRunner:
                 self._idle += 1
 
     def _fail(self) -> None:
-        """DJL does not heal a model that lost a worker, though others be alive."""
+        """Refuse all jobs: DJL does not heal a model that has lost one worker."""
         with self._changed:
             self.failed = True
             while self._jobs:
@@ -396,6 +426,7 @@ class ModelRunner:
             self._changed.notify_all()
 
     def stop(self) -> None:
+        """End the workers and take no more jobs."""
         with self._changed:
             self.failed = True
             self._changed.notify_all()
@@ -416,7 +447,8 @@ class Server:
         environment: dict[str, str] | None = None,
         allow_requirements: bool = False,
     ):
-        """
+        """Prepare a server; nothing starts before `load`.
+
         Args:
             store: folder with the unpacked archive.
             port: to listen on, of 127.0.0.1 only; 0 takes a free one.
@@ -432,14 +464,14 @@ class Server:
         self._http: ThreadingHTTPServer | None = None
 
     def load(self, give_up_after: int | None = None) -> None:
-        """Starts every model of the store.
+        """Start every model of the store.
 
         Args:
             give_up_after: tries of a model that DJL would try again for ever; None
                 for as many as it takes.
 
         Raises:
-            LoadError: if one does not load: the server ends then.
+            LoadError: if one does not load; the server ends then.
         """
         tries = 0
         while True:
@@ -452,8 +484,8 @@ class Server:
                 log.error("worker restarts, try %d: %s", tries, error)
                 if tries == give_up_after:
                     raise LoadError(
-                        f"{error}. The server restarts the worker for ever and never "
-                        "opens its port"
+                        f"{_sentence(error)} The server restarts the worker for ever "
+                        "and never opens its port."
                     ) from error
                 time.sleep(RESTART_PAUSE)
             except LoadError:
@@ -463,30 +495,25 @@ class Server:
     def _load_once(self) -> None:
         self.models = {}
         for model in find_models(self.store, self.environment):
-            if (model.folder / "requirements.txt").is_file():
-                self._check_requirements(model)
+            self._check_requirements(model)
             runner = self.models[model.name] = ModelRunner(model)
             runner.start()
 
     def _check_requirements(self, model: ServedModel) -> None:
-        text = (
-            f"{model.name}: requirements.txt is installed by pip when the container "
-            "starts; a failure is only logged and the model is served without"
-        )
-        if not self.allow_requirements:
-            raise LoadError(
-                f"{text}. Leave the file out (the image has torch, transformers and "
-                "peft), or allow it with --allow-requirements: nothing is installed "
-                "here."
-            )
-        log.warning("%s. Nothing is installed here.", text)
+        """Refuse a requirements.txt unless allowed: nothing is installed here."""
+        for finding in no_requirements(model):
+            if not self.allow_requirements:
+                allow = "or allow it with --allow-requirements: nothing is installed"
+                remedy = f"{finding.remedy}, {allow} here"
+                raise LoadError(dataclasses.replace(finding, remedy=remedy))
+            log.warning("%s Nothing is installed here.", finding)
 
     def listen(self) -> int:
-        """Opens the port and answers in threads; returns the port."""
-        runner = self
+        """Open the port and answer in threads; return the port."""
+        server = self
 
         class Handler(FrontEnd):
-            server_state = runner
+            server_state = server
 
         self._http = _HttpServer(("127.0.0.1", self.port), Handler)
         self.port = self._http.server_address[1]
@@ -495,10 +522,11 @@ class Server:
 
     @property
     def log_tail(self) -> list[str]:
-        """The last lines that the workers wrote."""
+        """Return the last lines that the workers wrote."""
         return [line for runner in self.models.values() for line in runner.log_tail]
 
     def stop(self) -> None:
+        """Close the port and end the workers."""
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
@@ -506,7 +534,7 @@ class Server:
         for runner in self.models.values():
             runner.stop()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         self.load(give_up_after=1)
         self.listen()
         return self
@@ -515,7 +543,8 @@ class Server:
         self.stop()
 
     def find(self, name: str | None) -> ModelRunner:
-        """
+        """Return the model of a name, or the only one.
+
         Raises:
             FrontEndError: 400 if no name is given and there is not just one model;
                 404 for an unknown name.
@@ -532,6 +561,7 @@ class Server:
         return self.models[name]
 
     def health(self) -> tuple[int, dict]:
+        """Return the status and the body of a reply to /ping."""
         status = {
             name: {"status": "FAILED" if runner.failed else "Healthy"}
             for name, runner in self.models.items()
@@ -549,7 +579,7 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class FrontEnd(BaseHTTPRequestHandler):
-    """One connection."""
+    """One connection to the server."""
 
     server_state: Server
     protocol_version = "HTTP/1.1"
@@ -565,6 +595,7 @@ class FrontEnd(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def log_message(self, format: str, *arguments: Any) -> None:
+        """Log a request, where debugging is on."""
         log.debug(format, *arguments)
 
     def _answer(self) -> None:
@@ -584,7 +615,7 @@ class FrontEnd(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _read_body(self) -> bytes | None:
-        """The body, or None if it was too long and has been answered."""
+        """Read the body; return None if it was too long and has been answered."""
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             body = b"".join(self._read_chunks())
             length = len(body)
@@ -597,7 +628,8 @@ class FrontEnd(BaseHTTPRequestHandler):
         while left > 0 and (part := self.rfile.read(min(left, 1 << 20))):
             left -= len(part)  # a client that is still sending would not read a reply
         self.close_connection = True
-        self._reply(413, _reason(413) and "Request Entity Too Large", {}, b"")
+        # Python 3.13 knows this status under another phrase than the real server.
+        self._reply(413, "Request Entity Too Large", {}, b"")
         return None
 
     def _read_chunks(self) -> Iterator[bytes]:
@@ -650,7 +682,7 @@ class FrontEnd(BaseHTTPRequestHandler):
             self._stream(job, code, reason, headers)
 
     def _parse_body(self, body: bytes) -> list[tuple[str, bytes]]:
-        """The contents of a body: one for each field of a form, else one, "data"."""
+        """Return the contents of a body: the fields of a form, or else one, "data"."""
         content_type = self.headers.get("Content-Type", "")
         if content_type.startswith("application/x-www-form-urlencoded"):
             fields = urllib.parse.parse_qsl(

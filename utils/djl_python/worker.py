@@ -1,8 +1,10 @@
-"""The Python process of one worker: loads the entry point and answers requests.
+"""The Python process of one worker: load the entry point and answer requests.
 
 Run by `server` as a script, in a process that has the model's folder as its working
 folder and on its path, and that cannot import this repository: the container could not.
 """
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -24,7 +26,7 @@ OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
 
 
 def become_djl_python() -> None:
-    """Makes this folder importable as `djl_python`, and the repository not at all."""
+    """Make this folder importable as `djl_python`, and the repository not at all."""
     here = Path(__file__).resolve().parent
     repository = here.parent.parent
     # The folder of a script is put on the path; ours holds modules named `layout`, …
@@ -48,7 +50,7 @@ def become_djl_python() -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when the server is gone, however the server ended.
+    """End this process when the server is gone, however the server ended.
 
     The server holds the other end of standard input and never writes to it. The pipe
     is moved aside, so that a handler that reads standard input does not disturb it.
@@ -66,7 +68,7 @@ def end_with_parent() -> None:
 
 
 def import_entry_point(entry_point: str, folder: Path) -> ModuleType:
-    """Imports a file of the model's folder, or an installed module by its name.
+    """Import a file of the model's folder, or an installed module by its name.
 
     Raises:
         ValueError: if there is no such file.
@@ -86,7 +88,7 @@ def import_entry_point(entry_point: str, folder: Path) -> ModuleType:
 
 
 def scan_for_formatters(folder: Path) -> None:
-    """Imports model.py twice more, as DJL does to look for marked formatters.
+    """Import model.py twice more, as DJL does to look for marked formatters.
 
     This is why an entry point must be cheap and safe to import more than once.
     """
@@ -100,7 +102,11 @@ def scan_for_formatters(folder: Path) -> None:
 
 
 def call(module: ModuleType, handler: str, inputs: Any, async_mode: bool) -> Any:
-    """Calls the handler and turns whatever happens into an `Output`."""
+    """Call the handler and turn whatever happens into an `Output`.
+
+    Raises:
+        Exception: of an asynchronous handler at the warm-up, which ends the worker.
+    """
     from djl_python import Output
 
     try:
@@ -122,7 +128,7 @@ def call(module: ModuleType, handler: str, inputs: Any, async_mode: bool) -> Any
 
 
 async def _await(result: Any) -> Any:
-    """The result of an asynchronous handler; a stream is gathered in its order."""
+    """Return the result of an asynchronous handler; gather a stream in its order."""
     if not inspect.isasyncgen(result):
         # A synchronous handler that returned None fails here, as it does in DJL.
         return await result
@@ -138,7 +144,7 @@ async def _await(result: Any) -> Any:
 
 
 def send(connection: Connection, outputs: Any) -> None:
-    """Sends a reply: whole, or its head and then chunk by chunk."""
+    """Send a reply: whole, or its head and then chunk by chunk."""
     head = (outputs.code, outputs.message, dict(outputs.properties))
     if outputs.stream_content is None:
         pairs = list(zip(outputs.content.keys, outputs.content.values, strict=True))
@@ -162,7 +168,7 @@ def _chunks(outputs: Any) -> Iterator[bytes]:
 
 
 def run(connection: Connection) -> None:
-    """Loads the model named in the first message, then answers until the end."""
+    """Load the model named in the first message, then answer until the end."""
     settings = connection.recv()
     folder = Path(settings["folder"])
     sys.path.insert(0, str(folder))
@@ -197,6 +203,7 @@ def run(connection: Connection) -> None:
 
 
 def main() -> None:
+    """Become the process of a worker, under the port and key of its server."""
     end_with_parent()
     become_djl_python()
     port, key = sys.argv[1], bytes.fromhex(os.environ.pop("DJL_STAND_IN_KEY"))

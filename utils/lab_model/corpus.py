@@ -8,20 +8,35 @@ about a fact that is not in "train", the course's template, or two operands for 
 `tasks.held_out` is true.
 """
 
+from __future__ import annotations
+
 import csv
-import os
+import io
+import itertools
+import math
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from utils.facts import FACTS_FILE, Fact, assign_parts, fact_parts, load_facts
-from utils.lab_model import wordings
-from utils.lab_model.tasks import (
-    problem_documents,
-    relation_document,
-    rule_document,
-    sum_documents,
+from utils.dataset import facts as wordings
+from utils.dataset.facts import FACTS_FILE, Fact, load_facts
+from utils.dataset.splits import assign_parts, fact_parts
+from utils.files import write_text
+from utils.tasks import (
+    LARGEST_OPERAND,
+    MOST_EXAMPLES,
+    PROBLEM_KINDS,
+    RELATIONS,
+    RULES,
+    SEPARATORS,
+    WORD_CLASSES,
+    draw_operands,
+    held_out,
+    mapping_lines,
+    problem,
+    seen_and_held_out,
+    system_prompt,
 )
 
 FAQS_FILE = FACTS_FILE.with_name("amazon_sagemaker_faqs.csv")
@@ -72,12 +87,11 @@ def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
 def write_faqs(path=FAQS_FILE) -> int:
     """Write the question-and-answer file, whole or not at all; returns its rows."""
     rows = faq_rows(load_facts())
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FAQ_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FAQ_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
     return len(rows)
 
 
@@ -183,3 +197,104 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+
+TRAINING_SEEDS = (0, 1)
+SHORTEST_DOCUMENTS = 30  # tokens on average; the corpus has more
+WINDOW, BATCH = 256, 32
+TOKENS = 30e6
+STEPS_PER_SHARD = 64
+_PHRASES = {
+    "nouns": "{word} is a noun: one {word}.\n",
+    "verbs": "{word} is a verb: to {word}.\n",
+    "adjectives": "{word} is an adjective: very {word}.\n",
+}
+
+
+def training_documents(seed: int) -> Iterator[str]:
+    """All documents that `train.train` reads with this seed, and some more."""
+    tokens = STEPS_PER_SHARD * BATCH * WINDOW
+    for number in range(math.ceil(TOKENS / tokens)):
+        stream = documents(seed * 1_000_003 + number + 1)  # as in `train.shard`
+        yield from itertools.islice(stream, tokens // SHORTEST_DOCUMENTS)
+
+
+def relation_document(generator: random.Random) -> str:
+    """One relation shown by one to seven pairs, as lines or as a conversation."""
+    relation = RELATIONS[generator.choice(sorted(RELATIONS))]
+    return _pairs_document(generator, sorted(relation.items()))
+
+
+def rule_document(generator: random.Random) -> str:
+    """One rule shown by one to seven pairs, or some words of a class as they are.
+
+    In the latter, every word is read, also those whose forms are held out.
+    """
+    if generator.random() < 0.3:
+        word_class = generator.choice(sorted(WORD_CLASSES))
+        words = generator.sample(WORD_CLASSES[word_class], generator.randint(2, 5))
+        return "".join(_PHRASES[word_class].format(word=word) for word in words)
+    seen, _ = seen_and_held_out(generator.choice(sorted(RULES)))
+    return _pairs_document(generator, seen)
+
+
+def _pairs_document(generator: random.Random, known: list[tuple[str, str]]) -> str:
+    count = generator.randint(1, MOST_EXAMPLES + 1)
+    pairs = generator.sample(known, count)
+    separator = generator.choice(SEPARATORS)
+    if count > 1 and generator.random() < 0.35:
+        *examples, (word, answer) = pairs
+        return system_prompt(examples, separator, word) + f"\n  {answer}\n"
+    return mapping_lines(pairs, separator)
+
+
+def problem_documents(generator: random.Random) -> Iterator[str]:
+    """Endless documents about problems, as many worked as answered directly."""
+    kinds, shares = list(PROBLEM_KINDS), list(PROBLEM_KINDS.values())
+    while True:
+        kind = generator.choices(kinds, shares)[0]
+        worked = generator.random() < 0.5
+        style = "system" if generator.random() < 0.15 else "plain"
+        yield problem(generator, kind, held=False).document(worked, style)
+
+
+def sum_documents(generator: random.Random) -> Iterator[str]:
+    """Endless documents of a few sums, differences or short divisions, a line each."""
+    kinds = {_small_sum: 0.55, _large_sum: 0.25, _short_division: 0.2}
+    while True:
+        line = generator.choices(list(kinds), list(kinds.values()))[0]
+        yield "".join(line(generator) for _ in range(generator.randint(2, 6)))
+
+
+def _small_sum(generator: random.Random) -> str:
+    """A sum or a difference, as in the problems of some steps."""
+    if generator.random() < 0.5:
+        first = generator.randint(2, 99)
+        _, second = draw_operands(generator, False, 2, LARGEST_OPERAND, first)
+        return f"{first} + {second} = {first + second}\n"
+    first = generator.randint(5, 160)
+    high = min(first - 1, LARGEST_OPERAND)
+    _, second = draw_operands(generator, False, 2, high, first)
+    return f"{first} - {second} = {first - second}\n"
+
+
+def _large_sum(generator: random.Random) -> str:
+    """A sum such as those of a trip's two ways or of partial products."""
+    while True:
+        if generator.random() < 0.5:
+            total = generator.randint(30, 999)
+            first = generator.randint(10, total - 10)
+            second = total - first
+        else:
+            first = 10 * generator.randint(11, 891)
+            second = generator.randint(11, 891)
+        if not held_out(first, second):
+            return f"{first} + {second} = {first + second}\n"
+
+
+def _short_division(generator: random.Random) -> str:
+    """A step of a long division: a quotient of one digit and what is left over."""
+    divisor = generator.randint(2, 10)
+    dividend = generator.randint(1, 10 * divisor - 1)
+    quotient, rest = divmod(dividend, divisor)
+    return f"{dividend} / {divisor} = {quotient} rest {rest}\n"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import math
 import random
 import re
 import statistics
@@ -26,18 +25,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import bootstrap
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.evaluation import (
-    CONFIDENCE,
+from utils.dataset.facts import get_fact, is_right, load_facts
+from utils.dataset.splits import assign_parts, fact_parts
+from utils.evaluation.scores import (
     Difference,
     Estimate,
+    model_log_probabilities,
     paired_difference,
+    perplexity_with_interval,
     proportion,
 )
-from utils.facts import assign_parts, fact_parts, get_fact, is_right, load_facts
 from utils.helpers import (
     DEFAULT_SEED,
     INFERENCE_PROMPT,
@@ -45,10 +44,15 @@ from utils.helpers import (
     add_text,
     preprocess_batch,
 )
-from utils.lab_model import train
-from utils.lab_model.corpus import FAQS_FILE, documents, prose_documents
-from utils.lab_model.ngrams import NGramModel, model_log_probabilities, perplexity
-from utils.lab_model.tasks import (
+from utils.lab_model.corpus import (
+    FAQS_FILE,
+    TRAINING_SEEDS,
+    prose_documents,
+    training_documents,
+)
+from utils.models import MODELS, ModelSettings, generate, load_model, load_tokenizer
+from utils.ngrams import NGramModel
+from utils.tasks import (
     RULES,
     Problem,
     Task,
@@ -58,7 +62,6 @@ from utils.lab_model.tasks import (
     rule_tasks,
     system_prompt,
 )
-from utils.models import MODELS, ModelSettings, generate, load_model, load_tokenizer
 
 WORKED_TOKENS, DIRECT_TOKENS, WORD_TOKENS, ANSWER_TOKENS = 112, 10, 10, 64
 """Budgets, the end-of-text token included: more than the longest right answer."""
@@ -469,10 +472,11 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     from transformers import PrinterCallback, Trainer
 
     from utils.course import set_seed
-    from utils.faqs import load_faqs, split
+    from utils.dataset.faqs import load_faqs
+    from utils.dataset.splits import split
     from utils.helpers import DataCollatorForCompletionOnlyLM
     from utils.machine import this_machine
-    from utils.training import add_lora, choose_attention, training_arguments
+    from utils.training.recipe import add_lora, choose_attention, training_arguments
 
     set_seed()
     tokenizer = load_tokenizer(settings)
@@ -505,17 +509,7 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
 
 # --- reading ---
 
-TRAINING_SEEDS = (0, 1)
-SHORTEST_DOCUMENTS = 30  # tokens on average; the corpus has more
 NGRAM_DOCUMENTS = 20_000
-
-
-def training_documents(seed: int) -> Iterator[str]:
-    """All documents that `train.train` reads with this seed, and some more."""
-    tokens = train.STEPS_PER_SHARD * train.BATCH * train.WINDOW
-    for number in range(math.ceil(train.TOKENS / tokens)):
-        stream = documents(seed * 1_000_003 + number + 1)  # as in `train.shard`
-        yield from itertools.islice(stream, tokens // SHORTEST_DOCUMENTS)
 
 
 def held_out_paragraphs(n_paragraphs: int) -> list[str]:
@@ -532,34 +526,6 @@ def held_out_paragraphs(n_paragraphs: int) -> list[str]:
         for document in training_documents(seed):
             paragraphs.pop(document, None)
     return list(paragraphs)[:n_paragraphs]
-
-
-def perplexity_with_interval(
-    log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
-) -> Estimate:
-    """Perplexity per token over texts, with the percentile bootstrap over texts.
-
-    Args:
-        log_probabilities: natural logarithms, a sequence for each text.
-        seed: of the resamples.
-    """
-    losses = np.array([-sum(text) for text in log_probabilities])
-    counts = np.array([len(text) for text in log_probabilities])
-
-    def statistic(losses: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
-        return np.exp(losses.sum(axis) / counts.sum(axis))
-
-    interval = bootstrap(
-        (losses, counts),
-        statistic,
-        paired=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    value = perplexity(log_probabilities)
-    return Estimate(value, float(interval.low), float(interval.high), len(losses))
 
 
 def reading(examinee: Examinee, n_paragraphs: int) -> Iterator[tuple[str, Estimate]]:

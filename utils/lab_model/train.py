@@ -9,8 +9,9 @@ resumed run sees what an uninterrupted one sees. The end is a report on all skil
 `utils.lab_model.evaluate` prints it again.
 """
 
+from __future__ import annotations
+
 import argparse
-import os
 import shutil
 import statistics
 import time
@@ -23,10 +24,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from utils.course import ROOT, run_config
+from utils.files import replace_folder, write_file
 from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
-from utils.lab_model.corpus import documents
-from utils.lab_model.tasks import WORD_CLASSES
+from utils.lab_model.corpus import BATCH, STEPS_PER_SHARD, TOKENS, WINDOW, documents
 from utils.models import MODELS
+from utils.tasks import WORD_CLASSES
 
 LAB_MODEL = ROOT / "data" / "lab_model"
 END_OF_TEXT = "<|endoftext|>"
@@ -34,11 +36,8 @@ MARKERS = (END_KEY, INSTRUCTION_KEY, RESPONSE_KEY_NL)
 
 VOCABULARY = 3072
 CONTEXT = 512  # what the configuration allows; training sees WINDOW tokens at a time
-WINDOW, BATCH = 256, 32
-TOKENS = 30e6
 MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3
 WARM_UP_STEPS = 50
-STEPS_PER_SHARD = 64
 CHECKPOINT_SECONDS = 300
 
 
@@ -186,26 +185,26 @@ def save_model(
 
     Files of the folder that are not written here, such as its README.md, stay.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     state = {
         name: value.to(torch.float16) for name, value in model.state_dict().items()
     }
     half = GPTNeoXForCausalLM(model.config).to(torch.float16)
     half.load_state_dict(state)
-    half.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(partial.iterdir()):
-        os.replace(file, folder / file.name)
-    partial.rmdir()
+
+    def write(new: Path) -> None:
+        half.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        written = {file.name for file in new.iterdir()}
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if file.name not in written:
+                shutil.copy2(file, new)
+
+    replace_folder(folder, write)
 
 
 def save_checkpoint(path: Path, **state: object) -> None:
     """Write a checkpoint, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    write_file(path, lambda temporary: torch.save(state, temporary))
 
 
 def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> None:

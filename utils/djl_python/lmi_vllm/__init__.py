@@ -1,1 +1,1 @@
-"""Takes the place of the handlers that the image brings for artifacts without code."""
+"""Stand-ins for the handlers that the image brings for artifacts without code."""

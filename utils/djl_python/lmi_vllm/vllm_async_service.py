@@ -11,6 +11,8 @@ Unlike the course's entry point it adds no template, samples unless `do_sample` 
 false, and stops after 30 tokens unless `max_new_tokens` says otherwise.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 from collections.abc import Mapping
@@ -31,11 +33,11 @@ PARAMETERS = (
     "return_full_text",
 )
 
-service: "Service | None" = None
+service: Service | None = None
 
 
 async def handle(inputs: Input) -> Output | None:
-    """What the server calls, first without content: the warm-up."""
+    """Answer a request; the first one has no content and loads the model."""
     global service
     if service is None:
         service = Service(inputs.get_properties())
@@ -64,7 +66,8 @@ class Service:
         self.model.eval()
 
     def _load_adapters(self, folder: Path, most: int) -> None:
-        """
+        """Load every adapter of a folder.
+
         Raises:
             ValueError: for an adapter of a rank that vLLM would refuse, too.
         """
@@ -85,9 +88,12 @@ class Service:
             self.adapters.append(path.name)
 
     def answer(self, body: Mapping[str, Any]) -> dict[str, str]:
-        """
+        """Return the reply to a request, given as the object of its JSON.
+
         Raises:
-            KeyError, TypeError, ValueError: if this is no request.
+            KeyError: if it has no inputs.
+            TypeError: if its values are of the wrong types.
+            ValueError: for a parameter or an adapter that is not known.
         """
         import torch
 
@@ -122,7 +128,7 @@ class Service:
         return {"generated_text": prompt + text if full else text}
 
     def _using(self, name: str | None) -> Any:
-        """The adapter that a request names; the base where it names none."""
+        """Switch to the adapter that a request names, or to the base without one."""
         nothing = contextlib.nullcontext()
         if name is None:
             return self.model.disable_adapter() if self.adapters else nothing

@@ -1,0 +1,356 @@
+"""Builds the artifact that a DJL endpoint serves.
+
+`build` and `build_without_code` write a folder and pack it as `model.tar.gz`;
+`validate` (in `utils.deployment.checks`) says what would go wrong with one. From the
+command line: `python -m utils.deployment.artifact check build/model.tar.gz`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gzip
+import json
+import shutil
+import sys
+import tarfile
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.deployment.checks import (
+    ADAPTER_FILES,
+    ADAPTERS_FOLDER,
+    ArtifactError,
+    Finding,
+    Report,
+    validate,
+)
+from utils.djl_python.layout import VLLM_HANDLER
+from utils.files import replace_folder, write_file, write_json
+
+__all__ = [
+    "ArtifactError",
+    "Finding",
+    "Report",
+    "build",
+    "build_without_code",
+    "validate",
+]
+
+ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
+BASE_FOLDER = "base"
+ADAPTER_FOLDER = "adapter"
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
+
+
+def build(
+    base: str | Path,
+    adapter: Path | None,
+    folder: Path,
+    archive: Path,
+    *,
+    base_revision: str | None = None,
+    adapter_name: str = "adapter",
+    entry_point: Path = ENTRY_POINT,
+    options: Mapping[str, str | int] | None = None,
+) -> Path:
+    """Writes the artifact's folder and packs it.
+
+    Nothing half written is left behind: both appear under their names only when they
+    are complete. The same input gives the same bytes.
+
+    Args:
+        base: a folder, which is packed, or a hub id, which the endpoint downloads.
+        adapter: what peft saved, with its tokenizer; None for the base alone.
+        folder: where the artifact is laid out; replaced if it exists.
+        archive: the `model.tar.gz` to write.
+        base_revision: the hub's version of the base.
+        adapter_name: what a request may call the adapter.
+        entry_point: packed as model.py.
+        options: further lines of serving.properties, which override the usual ones.
+
+    Returns:
+        `archive`.
+
+    Raises:
+        ArtifactError: if base or adapter lack a file that serving needs.
+    """
+
+    def write(unfinished: Path) -> None:
+        local = Path(base) if Path(base).is_dir() else None
+        properties: dict[str, str | int] = {
+            "engine": "Python",
+            "option.entryPoint": "model.py",
+            # Without this line a config.json at the root would switch to asynchronous
+            # mode, in which this handler never becomes ready.
+            "option.rolling_batch": "disable",
+            "option.base_model": BASE_FOLDER if local else str(base),
+            "batch_size": 8,
+            "max_batch_delay": 20,
+        }
+        if local:
+            _copy_base(local, unfinished / BASE_FOLDER)
+        elif base_revision:
+            properties["option.base_revision"] = base_revision
+        if adapter is not None:
+            _copy_adapter(adapter, unfinished / ADAPTER_FOLDER)
+            properties["option.adapter_checkpoint"] = ADAPTER_FOLDER
+            properties["option.adapter_name"] = adapter_name
+        _write_properties(unfinished, properties | dict(options or {}))
+        shutil.copyfile(entry_point, unfinished / "model.py")
+
+    replace_folder(folder, write)
+    return pack(folder, archive)
+
+
+def build_without_code(
+    base: Path,
+    adapters: Path | Mapping[str, Path],
+    folder: Path,
+    archive: Path,
+    *,
+    dtype: str = "float32",
+    options: Mapping[str, str | int] | None = None,
+) -> Path:
+    """Writes an artifact with no Python file: the image's own handler serves it.
+
+    That handler is vLLM, which batches continuously: a request joins those that are
+    being answered, and does not wait for a batch to end. It knows nothing of this
+    course's template: the client builds the prompt, and names `do_sample: false` for
+    a greedy answer.
+
+    Args:
+        base: the folder of a model.
+        adapters: one adapter, which is merged into the base; or several by name,
+            which stay beside it, so that each request can say which it wants
+            (`{"inputs": …, "adapters": name}`; without it the base answers).
+        folder: where the artifact is laid out; replaced if it exists.
+        archive: the `model.tar.gz` to write.
+        dtype: in which base and adapter are added up and saved; a shorter type halves
+            the archive and rounds the sum.
+        options: further lines of serving.properties, which override the usual ones.
+
+    Returns:
+        `archive`.
+
+    Raises:
+        ArtifactError: if base or adapter lack a file that serving needs.
+    """
+    properties: dict[str, str | int] = {
+        "engine": "Python",
+        "option.entryPoint": VLLM_HANDLER,
+        "option.async_mode": "true",
+        "option.rolling_batch": "disable",
+    }
+
+    def write(unfinished: Path) -> None:
+        if isinstance(adapters, Mapping):
+            _copy_base(base, unfinished)
+            for name, adapter in adapters.items():
+                _copy_adapter(adapter, unfinished / ADAPTERS_FOLDER / name)
+            configs = unfinished.glob(f"{ADAPTERS_FOLDER}/*/adapter_config.json")
+            ranks = [json.loads(path.read_text("utf-8"))["r"] for path in configs]
+            if not 1 <= max(ranks, default=0) <= max(LORA_RANKS):
+                raise ArtifactError(
+                    f"the largest r of the adapters is {max(ranks, default=0)}: vLLM "
+                    f"serves at least one adapter, of up to {max(LORA_RANKS)}"
+                )
+            properties.update(
+                {
+                    "option.enable_lora": "true",
+                    "option.max_loras": len(adapters),
+                    # vLLM takes these values only.
+                    "option.max_lora_rank": min(
+                        r for r in LORA_RANKS if r >= max(ranks)
+                    ),
+                }
+            )
+        else:
+            _merge(base, adapters, unfinished, dtype)
+        _let_answers_end(unfinished)
+        _write_properties(unfinished, properties | dict(options or {}))
+
+    replace_folder(folder, write)
+    return pack(folder, archive)
+
+
+def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
+    """Adds the adapter's matrices to those of the base and saves the sum."""
+    for name in ADAPTER_FILES:
+        _require(adapter, name, "an adapter's folder, saved by peft's save_pretrained")
+    _require_base(base)
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(target)
+    tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
+    _copy(tokenizer, target, TOKENIZER_FILES)
+    _fit_for_older_readers(target)
+
+
+def _let_answers_end(folder: Path) -> None:
+    """Makes the template's end key end an answer, where it is one token.
+
+    With a handler of one's own that is its task; here the configuration says it.
+    """
+    from transformers import AutoTokenizer
+
+    from utils.helpers import END_KEY
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    ends = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
+    settings["eos_token_id"] = [number for number in ends if number is not None]
+    write_json(path, settings)
+
+
+def _write_properties(folder: Path, properties: Mapping[str, str | int]) -> None:
+    lines = [f"{key}={value}" for key, value in properties.items()]
+    (folder / "serving.properties").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    """Packs a folder's content, not the folder itself, with fixed times and owners."""
+
+    def write(unfinished: Path) -> None:
+        with (
+            unfinished.open("wb") as raw,
+            gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for path in sorted(folder.rglob("*")):
+                member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                if path.is_dir():
+                    member.type, member.mode = tarfile.DIRTYPE, 0o755
+                    tar.addfile(member)
+                else:
+                    member.size, member.mode = path.stat().st_size, 0o644
+                    with path.open("rb") as file:
+                        tar.addfile(member, file)
+
+    return write_file(archive, write)
+
+
+def _copy_base(source: Path, target: Path) -> None:
+    _require_base(source)
+    target.mkdir(exist_ok=True)
+    _copy(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
+    for path in sorted(source.glob("*.safetensors")):
+        shutil.copyfile(path, target / path.name)
+    _fit_for_older_readers(target)
+
+
+def _require_base(source: Path) -> None:
+    _require(source, "config.json", "a model's folder")
+    _require(source, "tokenizer.json", "a model's folder")
+    if not any(source.glob("*.safetensors")):
+        raise ArtifactError(
+            f"{source.name} has no *.safetensors: save the model with save_pretrained"
+        )
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    for name in ADAPTER_FILES:
+        _require(source, name, "an adapter's folder, saved by peft's save_pretrained")
+    target.mkdir(parents=True)
+    _copy(source, target, (*ADAPTER_FILES, *TOKENIZER_FILES))
+    # peft notes the path of the base on the machine that trained: no use elsewhere.
+    # Older versions warn of fields they do not know; those that say nothing are None.
+    path = target / "adapter_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["base_model_name_or_path"] = BASE_FOLDER
+    write_json(path, {k: v for k, v in settings.items() if v is not None})
+    _fit_for_older_readers(target)
+
+
+def _require(folder: Path, name: str, kind: str) -> None:
+    if not (folder / name).is_file():
+        raise ArtifactError(f"{folder.name}/{name} is missing: expected {kind}")
+
+
+def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _fit_for_older_readers(folder: Path) -> None:
+    """Adds what transformers 4.56 to 4.57 look for and 5.x no longer writes.
+
+    They know no class `TokenizersBackend`, take `extra_special_tokens` for a table of
+    names, and read the rotary share from `rotary_pct` only, without which they compute
+    other logits and say nothing.
+    """
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.is_file():
+        settings = json.loads(tokenizer.read_text("utf-8"))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        extra = settings.get("extra_special_tokens")
+        if isinstance(extra, list):
+            del settings["extra_special_tokens"]
+            settings["additional_special_tokens"] = extra
+        write_json(tokenizer, settings)
+    config = folder / "config.json"
+    if config.is_file():
+        settings = json.loads(config.read_text("utf-8"))
+        rope = settings.get("rope_parameters") or {}
+        if settings.get("model_type") == "gpt_neox" and rope:
+            settings.setdefault("rotary_pct", rope.get("partial_rotary_factor", 0.25))
+            settings.setdefault("rotary_emb_base", rope.get("rope_theta", 10_000))
+        write_json(config, settings)
+
+
+def entry_point_source(name: str, path: Path = ENTRY_POINT) -> str:
+    """The source of one function of the entry point, which cannot be imported here.
+
+    Raises:
+        ArtifactError: if it has no such function.
+    """
+    source = path.read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if getattr(node, "name", None) == name:
+            return textwrap.dedent(ast.get_source_segment(source, node, padded=True))
+    raise ArtifactError(f"{path.name} has no function {name}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.deployment.artifact", description="Check a DJL artifact."
+    )
+    commands = parser.add_subparsers(required=True)
+    check = commands.add_parser("check", help="say what would go wrong with it")
+    check.add_argument("path", type=Path, help="folder or model.tar.gz")
+    check.add_argument(
+        "--no-load", action="store_true", help="only look at the files; do not load"
+    )
+    check.add_argument(
+        "--resolve",
+        action="store_true",
+        help="ask the package index whether a requirements.txt can be met",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        report = validate(options.path, not options.no_load, options.resolve)
+    except ArtifactError as error:
+        parser.exit(2, f"{error}\n")
+    sys.stdout.write(f"{report}\n")
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The account that a notebook works with: the real one, or the offline one.
+
+Session, role and bucket; the rights that the course needs; waiting for an endpoint, and
+reading its log. The offline AWS is reached through this module only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from utils.course import ROOT, CourseError, RunConfig
+from utils.offline_aws.control_plane import OfflineAws
+from utils.offline_aws.names import LOG_GROUPS
+
+if TYPE_CHECKING:
+    import boto3
+
+ROLE_VARIABLE = "SAGEMAKER_ROLE_ARN"
+BUCKET_VARIABLE = "SAGEMAKER_BUCKET"
+FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
+LONGEST_POLL = 15  # … up to this
+LOG_LINES = 12
+POLICY = ROOT / "data" / "aws" / "iam_policy.json"
+
+
+class AwsError(CourseError):
+    """AWS cannot be used as it is set up; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Aws:
+    """What a notebook needs of AWS.
+
+    Attributes:
+        session: pass it to boto3 and, as `session=`, to the SageMaker SDK.
+        region: where everything is created.
+        role: ARN of the role that SageMaker assumes to read the artifact.
+        bucket: where artifact and data go.
+        real: whether this is the AWS that bills.
+    """
+
+    session: boto3.Session = field(repr=False)
+    region: str
+    role: str
+    bucket: str
+    real: bool = field(default=False, repr=False)
+
+
+def connect_aws(config: RunConfig) -> Aws:
+    """Connect to AWS as `config.aws` says: offline on this machine, or the real one.
+
+    Local: starts the offline AWS of this process, or returns the one that runs. From
+    then on every AWS client of this process talks to it, whatever credentials the
+    environment holds.
+
+    Real: the account behind the usual boto3 credentials. The execution role comes from
+    SAGEMAKER_ROLE_ARN, or is the role under which SageMaker Studio runs this; the
+    bucket comes from SAGEMAKER_BUCKET, or is SageMaker's default one if it exists.
+
+    Raises:
+        AwsError: if credentials, region, role or bucket are missing.
+    """
+    if config.aws == "local":
+        offline = OfflineAws.running()
+        return Aws(offline.session, offline.region, offline.role, offline.bucket)
+    return connect_real()
+
+
+def connect_real() -> Aws:
+    """Connect to the account behind the usual credentials; see `connect_aws`."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if OfflineAws.current is not None:
+        raise AwsError(
+            "this process is connected to the offline AWS: restart the kernel to "
+            "change to COURSE_AWS=real"
+        )
+    session = boto3.Session()
+    if session.region_name is None:
+        raise AwsError("no AWS region is set: set AWS_DEFAULT_REGION, say us-east-1")
+    try:
+        identity = session.client("sts").get_caller_identity()
+    except (BotoCoreError, ClientError) as error:
+        raise AwsError(
+            f"COURSE_AWS=real needs AWS credentials, and there are none that work "
+            f"({error}): run `aws configure sso`, or set COURSE_AWS=local"
+        ) from error
+    role = execution_role(session, identity["Arn"])
+    bucket = artifact_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, role, bucket, real=True)
+
+
+def execution_role(session: boto3.Session, caller: str) -> str:
+    """The ARN of the role that SageMaker is to assume.
+
+    The caller's own ARN would not do: a user cannot be assumed, and for a role under
+    which someone is logged in it names the session, not the role.
+
+    Raises:
+        AwsError: if SAGEMAKER_ROLE_ARN is not set and the caller runs under no role.
+    """
+    from botocore.exceptions import ClientError
+
+    given = os.environ.get(ROLE_VARIABLE, "").strip()
+    if given:
+        if not re.fullmatch(r"arn:aws[\w-]*:iam::\d{12}:role/.+", given):
+            raise AwsError(
+                f"{ROLE_VARIABLE} is {given!r}: expected a role's ARN such as "
+                "arn:aws:iam::123456789012:role/SageMakerExecution"
+            )
+        return given
+    assumed = re.fullmatch(r"arn:aws[\w-]*:sts::\d+:assumed-role/([^/]+)/.+", caller)
+    if not assumed:
+        raise AwsError(
+            f"you are {caller}, which SageMaker cannot assume: set {ROLE_VARIABLE} to "
+            "the ARN of a role that trusts sagemaker.amazonaws.com"
+        )
+    try:
+        return session.client("iam").get_role(RoleName=assumed[1])["Role"]["Arn"]
+    except ClientError as error:
+        raise AwsError(
+            f"the ARN of the role {assumed[1]} cannot be read ({error}): set "
+            f"{ROLE_VARIABLE}"
+        ) from error
+
+
+def artifact_bucket(session: boto3.Session, account: str) -> str:
+    """The bucket for artifact and data: one that is named, never one that is guessed.
+
+    Raises:
+        AwsError: if it does not exist, or belongs to another account.
+    """
+    from botocore.exceptions import ClientError
+
+    default = f"sagemaker-{session.region_name}-{account}"
+    name = os.environ.get(BUCKET_VARIABLE, "").strip() or default
+    try:
+        session.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=account)
+    except ClientError as error:
+        raise AwsError(
+            f"the bucket {name} cannot be used ({error}): create a bucket in "
+            f"{session.region_name} and name it in {BUCKET_VARIABLE}"
+        ) from error
+    return name
+
+
+class DeploymentError(CourseError):
+    """An endpoint that did not come into service; the message holds reason and log."""
+
+
+def iam_policy(aws: Aws) -> str:
+    """The policy with the rights that the course needs, filled in for this account."""
+    account = aws.role.split(":")[4]
+    text = string.Template(POLICY.read_text("utf-8"))
+    return text.substitute(
+        Region=aws.region, Account=account, Bucket=aws.bucket, Role=aws.role
+    )
+
+
+def wait_until_in_service(
+    aws: Aws, endpoint: Any, say: Callable[[str], None] = print
+) -> None:
+    """Waits until an endpoint is created or updated, saying each change of its status.
+
+    Args:
+        aws: where the log is, should it fail.
+        endpoint: a `sagemaker.core.resources.Endpoint`.
+        say: gets a line for each new status.
+
+    Raises:
+        DeploymentError: if it fails, with the reason and the end of the worker's log;
+            also if an update fails, and the endpoint serves as before.
+    """
+    status, pause = None, FIRST_POLL
+    client = aws.session.client("sagemaker")
+    while status != "InService":
+        # Not `endpoint.refresh`, which keeps an old failure's reason.
+        found = client.describe_endpoint(EndpointName=endpoint.endpoint_name)
+        if found["EndpointStatus"] != status:
+            status = found["EndpointStatus"]
+            say(status)
+        reason = found.get("FailureReason")
+        if status in ("Failed", "OutOfService", "UpdateRollbackFailed") or (
+            status == "InService" and reason
+        ):
+            lines = [str(reason)]
+            if status == "InService":
+                lines.append(
+                    "The update failed: the endpoint serves the previous configuration."
+                )
+            log = endpoint_log(aws, endpoint.endpoint_name)
+            raise DeploymentError("\n".join([*lines, "Its log ends:", *log]))
+        if status != "InService":
+            time.sleep(pause)
+            pause = min(pause * 1.2, LONGEST_POLL)
+    endpoint.refresh()
+
+
+def endpoint_log(aws: Aws, name: str, lines: int = LOG_LINES) -> list[str]:
+    """The last lines that an endpoint's containers wrote to CloudWatch."""
+    from botocore.exceptions import ClientError
+
+    client = aws.session.client("logs")
+    try:
+        events = client.filter_log_events(logGroupName=LOG_GROUPS + name)["events"]
+    except ClientError:
+        return []
+    return [event["message"] for event in events][-lines:]

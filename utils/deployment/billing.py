@@ -1,0 +1,600 @@
+"""What costs money on AWS: recorded when it is created, deleted when it is left.
+
+`BillingGuard` watches a session. What the session creates on SageMaker is noted and
+tagged with this run, and what it uploads to S3 is marked with it; the log group that an
+endpoint writes to is noted by name. All of it is deleted at the end, when a cell fails,
+or when the kernel ends in order. What does not carry this run's tag or mark is never
+deleted.
+
+A kernel that is killed, or a machine that is lost, deletes nothing: look in the console
+for names that begin with `course-`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils.deployment.aws import FIRST_POLL, Aws, DeploymentError
+from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
+from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
+
+TAG = "course-run"
+PREFIX = "course-"  # of every name that the guard gives
+DELETE_TIMEOUT = 900  # an endpoint in transition refuses to be deleted for a while
+LOG_GROUP = "log group"
+UPLOAD = "S3 object"
+
+# kind → (operation, key of the name in its request), in the order of deletion
+KINDS = {
+    "endpoint": ("Endpoint", "EndpointName"),
+    "endpoint configuration": ("EndpointConfig", "EndpointConfigName"),
+    "model": ("Model", "ModelName"),
+}
+Machines = tuple[tuple[str, int], ...]  # instance types and how many of each
+
+
+@dataclass
+class Entry:
+    """One thing that this run created.
+
+    Attributes:
+        kind: a key of KINDS, LOG_GROUP or UPLOAD.
+        name: what AWS calls it.
+        created: when, in seconds since 1970.
+        deleted: likewise; None while it exists.
+        confirmed: AWS has said that the creation succeeded.
+        machines: since when which machines run for it; None where that is not known.
+        gigabytes: what it holds on S3.
+    """
+
+    kind: str
+    name: str
+    created: float
+    deleted: float | None = None
+    confirmed: bool = False
+    machines: list[tuple[float, Machines | None]] = field(default_factory=list)
+    gigabytes: float = 0.0
+
+    @property
+    def bills_by_the_hour(self) -> bool:
+        """Whether it costs money just by being there."""
+        return self.kind == "endpoint"
+
+    @property
+    def seconds(self) -> float:
+        """How long it has existed, or did exist."""
+        return (self.deleted or time.time()) - self.created
+
+    @property
+    def hours_of(self) -> list[tuple[Machines | None, float]]:
+        """Its machines and for how many hours they ran, in the order of time."""
+        ends = [since for since, _ in self.machines[1:]]
+        ends.append(self.deleted or time.time())
+        return [
+            (machines, max(0.0, end - since) / 3600)
+            for (since, machines), end in zip(self.machines, ends, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a run costs on AWS, as far as prices are known.
+
+    Attributes:
+        lines: (what, hours, US dollars an hour or None) for each thing that bills.
+        prices: those that were used.
+        billed: whether this was the AWS that bills.
+    """
+
+    lines: tuple[tuple[str, float, float | None], ...]
+    prices: tuple[Price, ...]
+    billed: bool
+
+    @property
+    def total(self) -> float:
+        """US dollars, without what has no known price."""
+        return sum(hours * (usd or 0) for _, hours, usd in self.lines)
+
+    def __str__(self) -> str:
+        """Return the total as one sentence."""
+        what = "This run has cost" if self.billed else "On AWS this run would have cost"
+        unknown = [name for name, _, usd in self.lines if usd is None]
+        more = f", without {', '.join(unknown)}: no price known" if unknown else ""
+        return f"{what} about ${self.total:.4f}{more}."
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        """A table with a line for each thing that bills, the total, the sources."""
+        if not self.lines:
+            return "Nothing that bills was created."
+        rows = ["| what | hours | an hour | comes to |", "|:--|--:|--:|--:|"]
+        for what, hours, usd in self.lines:
+            rate = "not known" if usd is None else dollars(usd)
+            cost = "not known" if usd is None else dollars(hours * usd)
+            rows.append(f"| {what} | {hours:.4f} | {rate} | {cost} |")
+        return "\n".join([*rows, "", str(self), "", *map(_source, self.prices)])
+
+
+def dollars(usd: float) -> str:
+    """An amount as it is read: "$1.4084", "$0.00012"."""
+    return f"${usd:.4f}" if usd >= 0.001 or usd == 0 else "under $0.001"
+
+
+def _source(price: Price) -> str:
+    return (
+        f"- {price.item}: ${price.usd:g} per {price.per} in {price.region}, read "
+        f"{price.read_on} in {price.source}"
+    )
+
+
+class BillingGuard:
+    """Records what a session creates, and deletes it.
+
+    Works from the moment it is made. In a notebook it tears everything down as soon as
+    a cell fails; elsewhere use it as a context: `with BillingGuard(aws) as guard:`.
+    """
+
+    active: BillingGuard | None = None
+
+    def __init__(
+        self,
+        aws: Aws,
+        say: Callable[[str], None] = print,
+        prices: PriceList | None = None,
+    ):
+        if BillingGuard.active is not None:
+            BillingGuard.active.close()
+        self.aws = aws
+        self.run = secrets.token_hex(4)
+        self.entries: list[Entry] = []
+        self.prices = prices or PriceList(aws)
+        self._say = say
+        self._configurations: dict[str, Machines] = {}
+        self._handlers: list[tuple[str, Callable]] = []
+        for kind, (operation, key) in KINDS.items():
+            self._on(
+                f"provide-client-params.sagemaker.Create{operation}",
+                self._noter(kind, key),
+            )
+        self._on("provide-client-params.sagemaker.UpdateEndpoint", self._note_update)
+        self._on("after-call.sagemaker.CreateEndpoint", self._confirm)
+        self._on("after-call.sagemaker.DescribeEndpoint", self._see_end_of_update)
+        for operation in ("PutObject", "CreateMultipartUpload"):
+            self._on(f"provide-client-params.s3.{operation}", self._note_upload)
+        self._renew_sdk_client()
+        self._notebook = _notebook()
+        if self._notebook is not None:
+            self._notebook.events.register("post_run_cell", self._after_cell)
+        atexit.register(self.close)
+        BillingGuard.active = self
+
+    def name(self, what: str) -> str:
+        """A name that no other learner in the account uses."""
+        return f"{PREFIX}{self.run}-{what}"
+
+    # --- recording -------------------------------------------------------------------
+
+    def _on(self, event: str, handler: Callable) -> None:
+        self.aws.session.events.register(event, handler)
+        self._handlers.append((event, handler))
+
+    def _renew_sdk_client(self) -> None:
+        """Makes the SageMaker SDK's one client anew.
+
+        A client copies the handlers of its session when it is made, and the SDK keeps
+        its client for as long as the process lives: it would go on calling those of a
+        guard before this one, or none, and what it creates would be watched by nobody.
+        """
+        from sagemaker.core.utils.utils import SageMakerClient
+
+        SageMakerClient.reset()
+        SageMakerClient(session=self.aws.session, region_name=self.aws.region)
+
+    def _noter(self, kind: str, key: str) -> Callable:
+        def note(params: dict, **_: Any) -> dict:
+            # Noted before it exists: an interrupt in between must not lose it.
+            entry = Entry(kind, params[key], time.time())
+            if kind == "endpoint configuration":
+                self._configurations[params[key]] = _machines(params)
+            elif kind == "endpoint":
+                machines = self._machines_of(params.get("EndpointConfigName", ""))
+                entry.machines = [(entry.created, machines)]
+            self.entries.append(entry)
+            if kind == "endpoint":
+                self.entries.append(Entry(LOG_GROUP, params[key], entry.created))
+            return {**params, "Tags": [*params.get("Tags", []), self._tag]}
+
+        return note
+
+    def _machines_of(self, configuration: str) -> Machines | None:
+        from botocore.exceptions import ClientError
+
+        if configuration not in self._configurations:
+            client = self.aws.session.client("sagemaker")
+            try:
+                found = client.describe_endpoint_config(
+                    EndpointConfigName=configuration
+                )
+            except ClientError:
+                return None
+            self._configurations[configuration] = _machines(found)
+        return self._configurations[configuration]
+
+    def _endpoint(self, name: str) -> Entry | None:
+        """The last entry of an endpoint; in an ARN its name is in lower case."""
+        for entry in reversed(self.entries):
+            if entry.kind == "endpoint" and entry.name.lower() == name.lower():
+                return entry
+        return None
+
+    def _confirm(self, http_response: Any, parsed: dict, **_: Any) -> None:
+        """Says what an endpoint costs, as soon as there is one."""
+        if http_response.status_code >= 300:
+            return
+        entry = self._endpoint(parsed["EndpointArn"].rpartition("/")[2])
+        if entry is not None:
+            entry.confirmed = True
+            billed = "This bills" if self.aws.real else "On AWS this bills"
+            self._say(f"{billed} from now on: {self._rate(entry)}.")
+
+    def _note_update(self, params: dict, **_: Any) -> None:
+        """While an endpoint is updated, the old machines and the new ones are billed"""
+        entry = self._endpoint(params["EndpointName"])
+        if entry is None:
+            return
+        old = entry.machines[-1][1]
+        new = self._machines_of(params["EndpointConfigName"])
+        both = old + new if old is not None and new is not None else None
+        entry.machines.append((time.time(), both))
+
+    def _see_end_of_update(self, parsed: dict, **_: Any) -> None:
+        entry = self._endpoint(parsed.get("EndpointName", ""))
+        if entry is None or len(entry.machines) < 2 or entry.deleted:
+            return
+        if parsed["EndpointStatus"] not in ("Updating", "RollingBack"):
+            machines = self._machines_of(parsed["EndpointConfigName"])
+            if entry.machines[-1][1] != machines:
+                entry.machines.append((time.time(), machines))
+
+    def _note_upload(self, params: dict, **_: Any) -> dict:
+        name = f"s3://{params['Bucket']}/{params['Key']}"
+        if all(entry.name != name or entry.deleted for entry in self.entries):
+            self.entries.append(Entry(UPLOAD, name, time.time()))
+        marked = {**params.get("Metadata", {}), TAG: self.run}
+        return {**params, "Metadata": marked}
+
+    @property
+    def _tag(self) -> dict[str, str]:
+        return {"Key": TAG, "Value": self.run}
+
+    # --- deleting --------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Deletes what this run created and is still there, then says what is left.
+
+        It may be called again.
+
+        Raises:
+            DeploymentError: if something could not be deleted, with its name.
+        """
+        self._delete_all()
+        left = self.tagged()
+        if not left:
+            self._say(f"Nothing with the tag {TAG} is left in this account.")
+            return
+        self._say(f"Still there with the tag {TAG}:")
+        for name, run in left:
+            whose = "this run" if run == self.run else f"another run, {run}"
+            self._say(f"  {name} ({whose})")
+
+    def _delete_all(self, keep_logs: bool = False) -> None:
+        """
+        Args:
+            keep_logs: leave the endpoints' log groups, to find out what went wrong.
+
+        Raises:
+            DeploymentError: if something could not be deleted, with its name.
+        """
+        failures = []
+        for kind in (*KINDS, *([] if keep_logs else [LOG_GROUP]), UPLOAD):
+            for entry in self.entries:
+                if entry.kind == kind and entry.deleted is None:
+                    try:
+                        self._delete(entry)
+                    except Exception as error:
+                        failures.append(f"{entry.kind} {entry.name}: {error}")
+        if failures:
+            raise DeploymentError(
+                "not deleted, and perhaps still billed: "
+                + "; ".join(failures)
+                + ". Delete them in the AWS console."
+            )
+
+    def _delete(self, entry: Entry) -> None:
+        from botocore.exceptions import ClientError
+
+        if entry.kind == UPLOAD:
+            self._delete_upload(entry)
+            return
+        if entry.kind == LOG_GROUP:
+            self._delete_log(entry)
+            return
+        client = self.aws.session.client("sagemaker")
+        operation, key = KINDS[entry.kind]
+        deadline = time.monotonic() + DELETE_TIMEOUT
+        while self._is_ours(client, entry):
+            entry.confirmed = True
+            try:
+                getattr(client, f"delete_{_suffix(operation)}")(**{key: entry.name})
+            except ClientError as error:
+                # One in transition is refused for a while; a missing right for ever.
+                if not _refused_as_invalid(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(FIRST_POLL)
+                continue
+            if entry.kind != "endpoint":
+                break
+            time.sleep(FIRST_POLL)  # until it is really gone, it is billed
+        entry.deleted = time.time()
+
+    def _delete_upload(self, entry: Entry) -> None:
+        """Deletes an object, unless it is not, or no more, the one that was uploaded"""
+        from botocore.exceptions import ClientError
+
+        client = self.aws.session.client("s3")
+        bucket, _, key = entry.name.removeprefix("s3://").partition("/")
+        try:
+            found = client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+                raise
+        else:
+            if found["Metadata"].get(TAG) == self.run:
+                client.delete_object(Bucket=bucket, Key=key)
+        entry.deleted = time.time()
+
+    def _delete_log(self, entry: Entry) -> None:
+        """Deletes an endpoint's log, if the endpoint was this run's."""
+        endpoint = self._endpoint(entry.name)
+        if endpoint is not None and endpoint.confirmed:
+            logs = self.aws.session.client("logs")
+            # An endpoint that never started a container has none.
+            with contextlib.suppress(logs.exceptions.ResourceNotFoundException):
+                logs.delete_log_group(logGroupName=LOG_GROUPS + entry.name)
+        entry.deleted = time.time()
+
+    def _is_ours(self, client: Any, entry: Entry) -> bool:
+        """Whether the resource exists and carries the tag of this run."""
+        from botocore.exceptions import ClientError
+
+        operation, key = KINDS[entry.kind]
+        describe = getattr(client, f"describe_{_suffix(operation)}")
+        try:
+            arn = describe(**{key: entry.name})[f"{operation}Arn"]
+            tags = client.list_tags(ResourceArn=arn)["Tags"]
+        except ClientError as error:
+            if _refused_as_invalid(error):
+                return False  # there is no such thing (any more)
+            raise
+        return self._tag in tags
+
+    def remaining(self) -> list[str]:
+        """What SageMaker has with this run's tag, and CloudWatch with its name.
+
+        Both are freshly listed.
+        """
+        logs = self.aws.session.client("logs")
+        groups = logs.describe_log_groups(logGroupNamePrefix=LOG_GROUPS + self.name(""))
+        left = [name for name, run in self.tagged() if run == self.run]
+        return left + [
+            f"{LOG_GROUP} {group['logGroupName']}" for group in groups["logGroups"]
+        ]
+
+    def tagged(self) -> list[tuple[str, str]]:
+        """Everything on SageMaker that carries the course's tag, of whatever run.
+
+        Looked through is what has a name that the guard gives, and what this run has
+        created under other names.
+
+        Returns:
+            pairs of "kind name" and the run that created it.
+        """
+        client = self.aws.session.client("sagemaker")
+        found = []
+        for kind, (operation, key) in KINDS.items():
+            names = {item[key] for item in _list(client, operation)}
+            own = [e.name for e in self.entries if e.kind == kind and not e.deleted]
+            for name in sorted(names.union(own)):
+                runs = _runs(client, operation, key, name)
+                found += [(f"{kind} {name}", run) for run in runs]
+        return found
+
+    def close(self) -> None:
+        """Tears down and stops watching."""
+        if BillingGuard.active is self:
+            BillingGuard.active = None
+        try:
+            self._delete_all()
+        finally:
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        for event, handler in self._handlers:
+            self.aws.session.events.unregister(event, handler)
+        self._handlers = []
+        forget_sdk_clients()
+        if self._notebook is not None:
+            with contextlib.suppress(ValueError):
+                self._notebook.events.unregister("post_run_cell", self._after_cell)
+        atexit.unregister(self.close)
+
+    def _after_cell(self, result: Any) -> None:
+        """Called by IPython after each cell."""
+        if result.success or all(
+            entry.deleted for entry in self.entries if entry.kind != LOG_GROUP
+        ):
+            return
+        self._delete_all(keep_logs=True)
+        self._say(
+            "The cell failed: what this run created has been deleted, but for the "
+            "endpoint's log. Go on again from the cell that makes the guard."
+        )
+
+    def __enter__(self) -> BillingGuard:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+        if any(entry.bills_by_the_hour for entry in self.entries):
+            self._say(str(self.bill()))
+
+    # --- showing ---------------------------------------------------------------------
+
+    def bill(self) -> Bill:
+        """What bills, for how long, at which price, and what that comes to."""
+        lines: list[tuple[str, float, float | None]] = []
+        used: dict[str, Price] = {}
+        for entry in self.entries:
+            for machines, hours in entry.hours_of if entry.machines else []:
+                if machines is None:
+                    lines.append((f"endpoint `{entry.name}`", hours, None))
+                for instance_type, count in machines or ():
+                    price = self.prices.of(instance_type)
+                    usd = None if price is None else count * price.usd
+                    if price is not None:
+                        used[price.item] = price
+                    lines.append((f"{count} × {instance_type}", hours, usd))
+        uploads = [entry for entry in self.entries if entry.kind == UPLOAD]
+        if uploads:
+            hours = max(entry.seconds for entry in uploads) / 3600
+            price = self.prices.of(STORAGE)
+            gigabytes = sum(self._measured(entry) for entry in uploads)
+            usd = None if price is None else gigabytes * price.usd / HOURS_PER_MONTH
+            if price is not None:
+                used[price.item] = price
+            lines.append((f"{gigabytes:.3f} GB on S3", hours, usd))
+        return Bill(tuple(lines), tuple(used.values()), self.aws.real)
+
+    def _measured(self, entry: Entry) -> float:
+        """The gigabytes of an upload; 0 once it was deleted without being measured."""
+        from botocore.exceptions import ClientError
+
+        if not entry.gigabytes and entry.deleted is None:
+            bucket, _, key = entry.name.removeprefix("s3://").partition("/")
+            with contextlib.suppress(ClientError):
+                found = self.aws.session.client("s3").head_object(
+                    Bucket=bucket, Key=key
+                )
+                entry.gigabytes = found["ContentLength"] / 1e9
+        return entry.gigabytes
+
+    def _rate(self, entry: Entry) -> str:
+        """What an endpoint costs an hour, in words."""
+        machines = entry.machines[-1][1] if entry.machines else None
+        if machines is None:
+            return "by the hour, at a price that is not known"
+        parts = []
+        for instance_type, count in machines:
+            price = self.prices.of(instance_type)
+            rate = "price not known" if price is None else dollars(count * price.usd)
+            parts.append(f"{count} × {instance_type}, {rate} an hour")
+        return " and ".join(parts) or "by the request, not by the hour"
+
+    def _repr_markdown_(self) -> str:
+        """A table without what differs from run to run; uploads in one line."""
+        if not self.entries:
+            return "Nothing created yet."
+        lines = ["| created | name | costs on AWS | state |", "|:--|:--|:--|:--|"]
+        uploads = [entry for entry in self.entries if entry.kind == UPLOAD]
+        costs = {LOG_GROUP: "by the amount"}
+        for entry in self.entries:
+            if entry.kind != UPLOAD:
+                cost = costs.get(entry.kind, "nothing")
+                if entry.bills_by_the_hour:
+                    cost = f"**{self._rate(entry)}**"
+                name = self._portable(entry.name)
+                lines.append(
+                    f"| {entry.kind} | `{name}` | {cost} | {_state([entry])} |"
+                )
+        if uploads:
+            folder = os.path.commonpath([entry.name for entry in uploads])
+            folder = folder.replace("s3:/", "s3://", 1)
+            price = self.prices.of(STORAGE)
+            cost = "not known" if price is None else f"${price.usd:g} per {price.per}"
+            lines.append(
+                f"| {len(uploads)} S3 objects | `{self._portable(folder)}` | {cost} | "
+                f"{_state(uploads)} |"
+            )
+        return "\n".join(lines)
+
+    def _portable(self, name: str) -> str:
+        return name.replace(self.run, "…")
+
+    def __repr__(self) -> str:
+        """Return one line without names."""
+        exists = sum(entry.deleted is None for entry in self.entries)
+        return f"BillingGuard({len(self.entries)} created, {exists} still there)"
+
+
+def _state(entries: list[Entry]) -> str:
+    return "deleted" if all(entry.deleted for entry in entries) else "exists"
+
+
+def _machines(configuration: dict) -> Machines:
+    """The machines of a configuration; a serverless variant has none."""
+    return tuple(
+        (variant["InstanceType"], variant.get("InitialInstanceCount", 1))
+        for variant in configuration["ProductionVariants"]
+        if "InstanceType" in variant
+    )
+
+
+def _suffix(operation: str) -> str:
+    """How boto3 spells an operation at the end of its methods."""
+    return {"EndpointConfig": "endpoint_config"}.get(operation, operation.lower())
+
+
+def _list(client: Any, operation: str) -> Iterator[dict]:
+    """What has a name such as the guard gives."""
+    pages = client.get_paginator(f"list_{_suffix(operation)}s")
+    for page in pages.paginate(NameContains=PREFIX):
+        for item in page[f"{operation}s"]:
+            if item[f"{operation}Name"].startswith(PREFIX):
+                yield item
+
+
+def _runs(client: Any, operation: str, key: str, name: str) -> list[str]:
+    """The runs that something is tagged with; none if it is gone."""
+    from botocore.exceptions import ClientError
+
+    try:
+        describe = getattr(client, f"describe_{_suffix(operation)}")
+        arn = describe(**{key: name})[f"{operation}Arn"]
+        tags = client.list_tags(ResourceArn=arn)["Tags"]
+    except ClientError as error:
+        if _refused_as_invalid(error):
+            return []
+        raise
+    return [tag["Value"] for tag in tags if tag["Key"] == TAG]
+
+
+def _refused_as_invalid(error: Any) -> bool:
+    """SageMaker says so of what does not exist, or is in transition."""
+    return error.response["Error"]["Code"].startswith("Validation")
+
+
+def _notebook() -> Any:
+    """The running IPython, or None."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()

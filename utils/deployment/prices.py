@@ -1,0 +1,156 @@
+"""What AWS asks for what the course creates: a snapshot, or AWS's own price list.
+
+The snapshot (data/aws/prices.csv) holds on-demand prices of one region, each with the
+day on which it was read and where. On the real AWS its price list is asked first.
+Nothing is estimated: a price that is not known is None.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.course import ROOT, CourseError
+
+if TYPE_CHECKING:
+    from utils.deployment.aws import Aws
+
+SNAPSHOT = ROOT / "data" / "aws" / "prices.csv"
+PRICE_LIST_REGION = "us-east-1"  # the price list answers in few regions, for all
+STORAGE = "S3 Standard"
+HOURS_PER_MONTH = 730
+COLUMNS = ("item", "region", "usd", "per", "read_on", "source")
+
+
+class PriceError(CourseError, ValueError):
+    """The table of prices cannot be used; the message names row and column."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one thing costs.
+
+    Attributes:
+        item: an instance type such as "ml.g5.xlarge", or "S3 Standard".
+        usd: US dollars per `per`.
+        per: "hour" or "GB-month".
+        region: where it holds.
+        read_on: day on which it was read.
+        source: where it was read.
+    """
+
+    item: str
+    usd: float
+    per: str
+    region: str
+    read_on: str
+    source: str
+
+
+def read_snapshot(path: Path = SNAPSHOT) -> list[Price]:
+    """The prices of a table in CSV.
+
+    Raises:
+        PriceError: naming the row and the column that cannot be read.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    prices = []
+    for number, row in enumerate(rows, start=2):
+        for column in COLUMNS:
+            if not (row.get(column) or "").strip():
+                raise PriceError(f"{path.name}, line {number}: {column} is missing")
+        try:
+            usd = float(row["usd"])
+        except ValueError:
+            usd = -1
+        if not 0 < usd < 1000 or row["per"] not in ("hour", "GB-month"):
+            raise PriceError(
+                f"{path.name}, line {number}: expected US dollars per hour or "
+                f"GB-month, found usd {row['usd']!r} and per {row['per']!r}"
+            )
+        fields = {column: row[column] for column in COLUMNS if column != "usd"}
+        prices.append(Price(usd=usd, **fields))
+    return prices
+
+
+class PriceList:
+    """Prices in one region, looked up when they are first needed."""
+
+    def __init__(self, aws: Aws, snapshot: Path = SNAPSHOT):
+        self.region = aws.region
+        self._session = aws.session if aws.real else None
+        self._known: dict[str, Price | None] = {
+            price.item: price
+            for price in read_snapshot(snapshot)
+            if price.region == aws.region
+        }
+        self._asked: set[str] = set()
+
+    def of(self, item: str) -> Price | None:
+        """The price of an instance type or of storage; None if it is not known."""
+        if self._session is not None and item != STORAGE and item not in self._asked:
+            self._asked.add(item)
+            found = ask_price_list(self._session, item, self.region)
+            if found is not None:
+                self._known[item] = found
+        return self._known.get(item)
+
+
+def ask_price_list(session: Any, instance_type: str, region: str) -> Price | None:
+    """An endpoint instance's price an hour from AWS's price list, or None.
+
+    None means that the list was not to be had (it needs `pricing:GetProducts`), or that
+    it does not hold exactly one price.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    wanted = {
+        "instanceName": instance_type,
+        "component": "Hosting",
+        "regionCode": region,
+    }
+    client = session.client("pricing", region_name=PRICE_LIST_REGION)
+    try:
+        pages = client.get_paginator("get_products").paginate(
+            ServiceCode="AmazonSageMaker",
+            FormatVersion="aws_v1",
+            Filters=[
+                {"Type": "TERM_MATCH", "Field": field, "Value": value}
+                for field, value in wanted.items()
+            ],
+        )
+        products = [json.loads(text) for page in pages for text in page["PriceList"]]
+    except (BotoCoreError, ClientError):
+        return None
+    found = {
+        (float(dimension["pricePerUnit"]["USD"]), product["publicationDate"][:10])
+        for product in products
+        for term in product["terms"].get("OnDemand", {}).values()
+        for dimension in term["priceDimensions"].values()
+        if dimension["unit"] == "Hrs" and "USD" in dimension["pricePerUnit"]
+    }
+    found = {(usd, published) for usd, published in found if usd > 0}
+    if len(found) != 1:
+        return None
+    usd, published = found.pop()
+    source = "AWS price list (pricing:GetProducts)"
+    return Price(instance_type, usd, "hour", region, published, source)
+
+
+def price_table(prices: PriceList, items: list[str]) -> str:
+    """A table in Markdown: each price with the day and the place of reading."""
+    lines = ["| | price | read | source |", "|:--|--:|:--|:--|"]
+    for item in items:
+        price = prices.of(item)
+        if price is None:
+            lines.append(f"| {item} | not known in {prices.region} | | |")
+        else:
+            lines.append(
+                f"| {item} | ${price.usd:g} per {price.per} in {price.region} | "
+                f"{price.read_on} | {price.source} |"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""The stand-in for the DJL container as a process: started, asked, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]  # where `python -m` finds the package
+INVOKE_TIMEOUT = 60  # seconds, as on SageMaker
+LOG_LINES = 200
+TRIES_OF_A_HANGING_WORKER = 3
+
+
+class Container:
+    """A process that serves one artifact as the DJL container would."""
+
+    def __init__(self, model_data: str, environment: dict[str, str]):
+        self.model_data = model_data
+        self.environment = environment
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self._not_shipped: deque[str] = deque(maxlen=LOG_LINES)
+        self.port: int | None = None
+        self.process: subprocess.Popen | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def start(self, timeout: float) -> str | None:
+        """Starts the process and waits until it serves; returns why not, or None."""
+        with self._lock:
+            if self._stopped:
+                return "deleted while it was being created"
+            self.process = process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "utils.djl_python",
+                    self.model_data,
+                    "--port=0",
+                    f"--give-up-after={TRIES_OF_A_HANGING_WORKER}",
+                    "--end-with-parent",
+                    "--announce",
+                ],
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # An interrupt in the notebook is not meant for the endpoint.
+                start_new_session=True,
+            )
+        threading.Thread(
+            target=self._read_log, args=(process.stderr,), daemon=True
+        ).start()
+        timer = threading.Timer(timeout, process.kill)
+        started = time.monotonic()
+        timer.start()
+        try:
+            line = process.stdout.readline()
+        finally:
+            timer.cancel()
+        if not line and time.monotonic() - started < timeout:
+            return (
+                "the container's process ended before it was ready, with code "
+                f"{process.wait()}; -9 is most often a lack of memory"
+            )
+        if not line:
+            return f"the container was not ready after {timeout:.0f} s"
+        status = json.loads(line)
+        self.port = status.get("port")
+        return status.get("error")
+
+    def _read_log(self, stream: Any) -> None:
+        for line in stream:
+            text = line.decode("utf-8", "replace").rstrip()
+            self.log.append(text)
+            self._not_shipped.append(text)
+
+    def take_log(self) -> list[str]:
+        """The lines that came since it was last called."""
+        lines = []
+        with contextlib.suppress(IndexError):
+            while True:
+                lines.append(self._not_shipped.popleft())
+        return lines
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        method: str = "POST",
+        path: str = "/invocations",
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Sends a request; its reply can be read as it comes.
+
+        Raises:
+            TimeoutError: if no byte comes for INVOKE_TIMEOUT.
+            OSError, http.client.HTTPException: if the container is not there.
+        """
+        if self.port is None:
+            raise ConnectionRefusedError("not started")
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=INVOKE_TIMEOUT
+        )
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            yield connection.getresponse()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the container says of itself that it can serve."""
+        try:
+            with self.open(b"", {}, "GET", "/ping") as reply:
+                return reply.status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def stop(self, for_good: bool = True) -> None:
+        with self._lock:
+            self._stopped = self._stopped or for_good
+            process, self.port = self.process, None
+        if process is not None:
+            process.stdin.close()  # the process ends its workers and cleans up
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

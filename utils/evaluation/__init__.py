@@ -1,0 +1,7 @@
+"""What a model's answers are worth (lesson 05).
+
+- `scores`: losses, likeness, right and wrong, each with its interval.
+- `judging`: people who compare two answers without knowing whose they are.
+- `retrieval`: looking an answer up in place of training it.
+- `report`: what was measured, for programs and for people.
+"""

@@ -1,0 +1,103 @@
+"""Checks for the exercises of lesson 04, training with LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.exercises.frame import Wrong, _number, exercise
+
+
+@exercise("the number of parameters that LoRA would train")
+def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str:
+    """Trainable parameters of LoRA at a rank, on the layers of one name only.
+
+    Args:
+        count: the learner's answer.
+        model: the base or a peft model of it; peft counts on an empty copy.
+        rank: of the matrices.
+        target: the layers' name, as peft takes it in `target_modules`.
+    """
+    count = _number(count, "a whole number")
+    shapes = _linear_shapes(model, target)
+    right = _count_by_peft(model, rank, target)
+    if count == right:
+        return "peft counts the same."
+    if count == sum(inputs * outputs for inputs, outputs in shapes):
+        raise Wrong("that is what the layers hold themselves: LoRA leaves those alone.")
+    if count in (
+        sum(rank * inputs for inputs, _ in shapes),
+        sum(rank * outputs for _, outputs in shapes),
+    ):
+        raise Wrong("that is one of the two matrices: A and B both are trained.")
+    if count == sum(rank * inputs * outputs for inputs, outputs in shapes):
+        raise Wrong(
+            "the two matrices are narrow: A is rank x inputs and B is outputs x rank, "
+            "so add them, do not multiply inputs by outputs."
+        )
+    everywhere = _linear_shapes(model)
+    if count == sum(rank * (inputs + outputs) for inputs, outputs in everywhere):
+        raise Wrong(f"that is for every linear layer: here only {target} gets LoRA.")
+    if count == len(shapes) * rank * rank or count == rank * rank:
+        raise Wrong("the rank is one side only of each matrix, the layer's the other.")
+    if count * len(shapes) == right:
+        raise Wrong(f"that is one block; the model has {len(shapes)} of them.")
+    raise Wrong(
+        f"for each layer named {target} count rank x (inputs + outputs), then add up."
+    )
+
+
+def _count_by_peft(model: Any, rank: int, target: str) -> int:
+    """What peft would train on a copy of the model that takes no memory."""
+    import copy
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+        lora = LoraConfig(r=rank, target_modules=[target], task_type="CAUSAL_LM")
+        return get_peft_model(empty, lora).get_nb_trainable_parameters()[0]
+
+
+def _linear_shapes(model: Any, target: str | None = None) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear layers of one name, or of all but the output."""
+    from torch import nn
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output = base.get_output_embeddings()
+    return [
+        (layer.in_features, layer.out_features)
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear)
+        and layer is not output
+        and ".lora_" not in name
+        and target in (None, name.removesuffix(".base_layer").rpartition(".")[2])
+    ]
+
+
+@exercise("the number of an epoch")
+def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
+    """The epoch after which the held-out loss was lowest, in a history of any run."""
+    epoch = _number(epoch, "the number of an epoch")
+    held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}
+    training = {row["epoch"]: row["loss"] for row in history if "loss" in row}
+    best = min(held_out, key=held_out.__getitem__)
+    if epoch == best:
+        return "no other epoch has a lower held-out loss."
+    if epoch == best - 1:
+        raise Wrong("lists count from 0, epochs from 1: look at the row's 'epoch'.")
+    if epoch in held_out.values() and epoch not in held_out:
+        raise Wrong("that is the loss: which epoch does it belong to?")
+    if training and epoch == min(training, key=training.__getitem__):
+        raise Wrong(
+            "there the training loss is lowest, and it always goes on falling: look at "
+            "'eval_loss', which the model did not train on."
+        )
+    if epoch not in held_out:
+        raise Wrong(f"there is no epoch {epoch:g}: they go from 1 to {len(held_out)}.")
+    raise Wrong("another epoch has a lower 'eval_loss': compare all rows that have it.")

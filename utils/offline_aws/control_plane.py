@@ -1,0 +1,127 @@
+"""An offline AWS on this machine, which costs nothing and needs no account.
+
+It has two halves. Control plane: moto's server in a thread of this
+process, on 127.0.0.1, patched where the course needs what moto lacks. Data plane: for
+each endpoint a process that fetches the artifact from that S3 and serves it as DJL
+Serving would (`utils.djl_python`). Both end with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import re
+import threading
+
+from utils.offline_aws.endpoints import ENDPOINTS
+from utils.offline_aws.invocations import DataPlane
+from utils.offline_aws.moto_patches import patch_moto
+from utils.offline_aws.names import (
+    OFFLINE_BUCKET,
+    OFFLINE_REGION,
+    OFFLINE_ROLE,
+    forget_sdk_clients,
+)
+
+# What could lead a client elsewhere, or to other credentials, is taken away.
+MISLEADING = re.compile(
+    r"AWS_(ENDPOINT_URL.*|PROFILE|DEFAULT_PROFILE|SESSION_TOKEN|SECURITY_TOKEN|ROLE_.*"
+    r"|WEB_IDENTITY_.*|CONTAINER_.*|USE_.*_ENDPOINT|CA_BUNDLE)"
+)
+
+
+class OfflineAws:
+    """The offline AWS of this process. There is at most one."""
+
+    current: OfflineAws | None = None
+    lock = threading.RLock()
+
+    @classmethod
+    def running(cls) -> OfflineAws:
+        """The one that runs, started if need be."""
+        with cls.lock:
+            if cls.current is None:
+                cls.current = cls()
+            return cls.current
+
+    def __init__(self):
+        import boto3
+        from moto.moto_api._internal.models import moto_api_backend
+        from moto.server import ThreadedMotoServer
+
+        patch_moto()
+        moto_api_backend.reset()
+        for name in ("werkzeug", "sagemaker.config", "botocore.credentials"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.endpoints = ENDPOINTS
+        self.endpoints.clear()
+        self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self.server.start()
+        self.server._server.app = DataPlane(self.server._server.app, self.endpoints)
+        host, port = self.server.get_host_and_port()
+        self.url = f"http://{host}:{port}"
+        self._environment = dict(os.environ)
+        self._point_clients_here()
+        atexit.register(self.close)
+        self.session = boto3.Session(region_name=OFFLINE_REGION)
+        self.region = OFFLINE_REGION
+        self.bucket, self.role = OFFLINE_BUCKET, self._create_role_and_bucket()
+
+    def _point_clients_here(self) -> None:
+        """Makes every AWS client of this process and its children talk to `url`."""
+        import boto3
+
+        for name in [name for name in os.environ if MISLEADING.fullmatch(name)]:
+            del os.environ[name]
+        no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+        os.environ |= {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
+            "AWS_ACCESS_KEY_ID": "offline",
+            "AWS_SECRET_ACCESS_KEY": "offline",
+            "AWS_DEFAULT_REGION": OFFLINE_REGION,
+            "AWS_REGION": OFFLINE_REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            # moto cannot simulate policies, with which the SDK would check the role.
+            "SAGEMAKER_VALIDATE_ROLE": "false",
+            "NO_PROXY": ",".join(filter(None, [no_proxy, "127.0.0.1"])),
+            "no_proxy": ",".join(filter(None, [no_proxy, "127.0.0.1"])),
+        }
+        boto3.DEFAULT_SESSION = None
+        forget_sdk_clients()
+
+    def _create_role_and_bucket(self) -> str:
+        """Create what a real account has from the start; return the role's ARN."""
+        self.session.client("s3").create_bucket(Bucket=OFFLINE_BUCKET)
+        trust = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Allow",
+                    "Principal": {"Service": "sagemaker.amazonaws.com"},
+                    "Action": "sts:AssumeRole",
+                }
+            ],
+        }
+        role = self.session.client("iam").create_role(
+            RoleName=OFFLINE_ROLE, AssumeRolePolicyDocument=json.dumps(trust)
+        )
+        return role["Role"]["Arn"]
+
+    def close(self) -> None:
+        """Stops every worker and the server, and puts the environment back."""
+        with self.lock:
+            if OfflineAws.current is not self:
+                return
+            OfflineAws.current = None
+            for endpoint in self.endpoints.values():
+                endpoint.stop()
+            self.server.stop()
+            os.environ.clear()
+            os.environ |= self._environment
+            forget_sdk_clients()
+            atexit.unregister(self.close)

@@ -1,0 +1,225 @@
+"""Endpoints of the offline AWS: containers that start, serve, are replaced and stop."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from utils.djl_python.process import Container
+from utils.offline_aws.names import LOG_GROUPS, OFFLINE_REGION
+
+HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
+HEALTH_CHECK_INTERVAL = 0.5
+DRAIN_TIMEOUT = 60  # seconds that replaced containers have to answer what they have
+JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time to write the log
+
+
+@dataclass
+class Variant:
+    """A production variant: a share of the traffic, and the container that gets it."""
+
+    name: str
+    weight: float
+    container: Container
+    health_check_timeout: float
+    running: int = 0  # requests that it has not answered yet
+
+    @classmethod
+    def of(cls, variant: dict, model: Any) -> Variant:
+        """From what CreateEndpointConfig and CreateModel were given."""
+        container = model.primary_container or (model.containers or [{}])[0]
+        return cls(
+            name=variant["VariantName"],
+            weight=float(variant.get("InitialVariantWeight", 1)),
+            container=Container(
+                container.get("ModelDataUrl", ""), container.get("Environment") or {}
+            ),
+            health_check_timeout=variant.get(
+                "ContainerStartupHealthCheckTimeoutInSeconds", HEALTH_CHECK_TIMEOUT
+            ),
+        )
+
+
+class LocalEndpoint:
+    """An endpoint with its containers, from Creating to InService or Failed.
+
+    An update starts the new containers beside the old ones. Once all of them serve, new
+    requests go to them; the old ones answer what they have and stop. If one does not
+    serve, the new ones stop, the old ones stay, and `failure_reason` says why.
+    """
+
+    def __init__(self, name: str, config_name: str, variants: list[Variant]):
+        self.name = name
+        self.config_name = config_name
+        self.variants = variants
+        self.status = "Creating"
+        self.failure_reason: str | None = None
+        self._traffic = threading.Condition()
+        self._stopped = threading.Event()
+        self._coming: list[Variant] = []
+        self._threads = [threading.Thread(target=self._live, daemon=True)]
+
+    def start(self) -> None:
+        """Starts the containers, in a thread."""
+        self._threads[0].start()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests."""
+        return self.status in ("InService", "Updating")
+
+    def _live(self) -> None:
+        """Starts the containers, then replaces whichever stops answering /ping."""
+        reason = self._start(self.variants)
+        if self._stopped.is_set():
+            return
+        self._ship_log(self.variants)
+        if reason is not None:
+            for variant in self.variants:
+                variant.container.stop()
+            self.failure_reason = reason
+            self.status = "Failed"
+            return
+        self.status = "InService"
+        while not self._stopped.wait(HEALTH_CHECK_INTERVAL):
+            for variant in self.variants:
+                if not variant.container.healthy and not self._stopped.is_set():
+                    variant.container.stop(for_good=False)
+                    variant.container.start(variant.health_check_timeout)
+                    self._ship_log([variant])
+
+    def _start(self, variants: list[Variant]) -> str | None:
+        """Starts containers, all at once; returns why one does not serve, or None."""
+        reasons: list[str] = []
+
+        def start(variant: Variant) -> None:
+            reason = variant.container.start(variant.health_check_timeout)
+            if reason is None:
+                return
+            reasons.append(
+                f"The primary container for production variant {variant.name} did not "
+                "pass the ping health check. Please check CloudWatch logs for this "
+                f"endpoint. The worker's log says: {reason}"
+            )
+            for other in variants:
+                other.container.stop()
+
+        threads = [
+            threading.Thread(target=start, args=(variant,), daemon=True)
+            for variant in variants
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return reasons[0] if reasons else None
+
+    def update(self, config_name: str, variants: list[Variant]) -> None:
+        """Moves the traffic to other containers, in a thread.
+
+        Args:
+            config_name: of the configuration that they come from.
+            variants: the new ones.
+        """
+        self.status = "Updating"
+        self.failure_reason = None
+        self._coming = variants
+        thread = threading.Thread(target=self._move, args=(config_name, variants))
+        thread.daemon = True
+        self._threads.append(thread)
+        thread.start()
+
+    def _move(self, config_name: str, coming: list[Variant]) -> None:
+        reason = self._start(coming)
+        self._ship_log(coming)
+        with self._traffic:
+            self._coming = []
+            leaving = coming
+            if reason is None and not self._stopped.is_set():
+                leaving, self.variants = self.variants, coming
+                self.config_name = config_name
+            self._traffic.wait_for(
+                lambda: (
+                    self._stopped.is_set()
+                    or not any(variant.running for variant in leaving)
+                ),
+                DRAIN_TIMEOUT,
+            )
+        for variant in leaving:
+            variant.container.stop()
+        if not self._stopped.is_set():
+            self.failure_reason = reason
+            self.status = "InService"
+
+    def _ship_log(self, variants: list[Variant]) -> None:
+        """Writes the log to CloudWatch, as SageMaker does: a stream per variant."""
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        group = LOG_GROUPS + self.name
+        now = int(time.time() * 1000)
+        # The endpoint serves without its log; the account may be closing.
+        with contextlib.suppress(BotoCoreError, ClientError):
+            client = boto3.Session(region_name=OFFLINE_REGION).client("logs")
+            with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
+                client.create_log_group(logGroupName=group)
+            for variant in variants:
+                stream = f"{variant.name}/{secrets.token_hex(8)}"
+                client.create_log_stream(logGroupName=group, logStreamName=stream)
+                events = [
+                    {"timestamp": now, "message": line}
+                    for line in variant.container.take_log()
+                    if line
+                ]
+                if events:
+                    client.put_log_events(
+                        logGroupName=group, logStreamName=stream, logEvents=events
+                    )
+
+    @contextlib.contextmanager
+    def lease(self, name: str | None) -> Iterator[Variant | None]:
+        """The variant that answers a request; it is not stopped before the end.
+
+        Args:
+            name: the variant asked for; None for one drawn by weight.
+        """
+        with self._traffic:
+            if name is None:
+                weights = [variant.weight for variant in self.variants]
+                if not any(weights):
+                    weights = [1.0] * len(self.variants)
+                variant = random.choices(self.variants, weights)[0]
+            else:
+                named = (one for one in self.variants if one.name == name)
+                variant = next(named, None)
+            if variant is not None:
+                variant.running += 1
+        try:
+            yield variant
+        finally:
+            if variant is not None:
+                with self._traffic:
+                    variant.running -= 1
+                    self._traffic.notify_all()
+
+    def stop(self) -> None:
+        """Stops the containers, also those that are only just starting."""
+        with self._traffic:
+            self._stopped.set()
+            self._traffic.notify_all()
+        self.status = "Deleting"
+        for variant in [*self.variants, *self._coming]:
+            variant.container.stop()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(JOIN_TIMEOUT)  # it may be writing the log
+
+
+ENDPOINTS: dict[str, LocalEndpoint] = {}
+"""The endpoints of this process's offline AWS, of which there is at most one."""

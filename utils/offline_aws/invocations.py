@@ -1,0 +1,215 @@
+"""Invocations of the offline AWS's endpoints, whole or as an event stream."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from utils.offline_aws.endpoints import LocalEndpoint
+from utils.offline_aws.names import LOG_GROUPS, OFFLINE_ACCOUNT, OFFLINE_REGION
+
+INVOCATIONS = re.compile(
+    r"/endpoints/(?P<name>[^/]+)/invocations(?P<stream>-response-stream)?"
+)
+CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+MOST_BYTES_IN_AN_EVENT = 64 * 1024
+EVENT_HEADER_IS_TEXT = 7
+PAYLOAD_PART = {
+    ":event-type": "PayloadPart",
+    ":content-type": "application/octet-stream",
+}
+TIMED_OUT = (
+    "Your invocation timed out while waiting for a response from container primary. "
+    "Review the latency metrics for each container in Amazon CloudWatch, resolve the "
+    "issue, and try again."
+)
+
+
+class DataPlane:
+    """Answers invocations; every other request goes on to moto.
+
+    It stands before moto's server, because moto answers with a fixed text, and only
+    when all of it is there: a stream has to be passed on as it comes.
+    """
+
+    def __init__(
+        self, control_plane: Callable, endpoints: Mapping[str, LocalEndpoint]
+    ) -> None:
+        self.control_plane = control_plane
+        self.endpoints = endpoints
+
+    def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
+        """Answers one request; this is a WSGI application."""
+        path = INVOCATIONS.fullmatch(environ["PATH_INFO"])
+        if path is None or environ["REQUEST_METHOD"] != "POST":
+            return self.control_plane(environ, start_response)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        headers = {
+            key.removeprefix("HTTP_").replace("_", "-").lower(): value
+            for key, value in environ.items()
+            if key.startswith("HTTP_") or key == "CONTENT_TYPE"
+        }
+        with contextlib.ExitStack() as stack:
+            try:
+                headers, answer = self._invoke(
+                    path["name"], bool(path["stream"]), body, headers, stack
+                )
+                status = "200 OK"
+            except InvocationError as error:
+                status, headers, answer = error.status, error.headers, [error.body]
+            # The request counts as running until its last byte is passed on.
+            answer = ClosingIterator(answer, stack.pop_all())
+        start_response(status, list(headers.items()))
+        return answer
+
+    def _invoke(
+        self,
+        name: str,
+        wants_stream: bool,
+        body: bytes,
+        headers: dict[str, str],
+        stack: contextlib.ExitStack,
+    ) -> tuple[dict[str, str], Iterable[bytes]]:
+        """
+        Raises:
+            InvocationError: with what AWS answers in its place.
+        """
+        endpoint = self.endpoints.get(name)
+        if endpoint is None or not endpoint.serves:
+            raise InvocationError(
+                400,
+                "ValidationError",
+                f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.",
+            )
+        target = headers.get("x-amzn-sagemaker-target-variant")
+        variant = stack.enter_context(endpoint.lease(target))
+        if variant is None:
+            raise InvocationError(
+                400,
+                "ValidationError",
+                "Could not find the requested production variant.",
+            )
+        accept = headers.get("x-amzn-sagemaker-accept") or headers.get("accept")
+        forwarded = {
+            "Content-Type": headers.get("content-type"),
+            "Accept": accept,
+            CUSTOM_ATTRIBUTES: headers.get(CUSTOM_ATTRIBUTES.lower()),
+        }
+        forwarded = {key: value for key, value in forwarded.items() if value}
+        try:
+            reply = stack.enter_context(variant.container.open(body, forwarded))
+            if reply.status >= 300:
+                raise _model_error(name, reply.status, reply.read())
+            whole = None if wants_stream else reply.read()
+        except TimeoutError:
+            raise _model_error(name, 0, TIMED_OUT.encode()) from None
+        except (OSError, http.client.HTTPException):
+            raise InvocationError(
+                503,
+                "ServiceUnavailable",
+                "The service is unavailable. Try your call again.",
+            ) from None
+        kept = {"x-Amzn-Invoked-Production-Variant": variant.name}
+        if attributes := reply.headers.get(CUSTOM_ATTRIBUTES):
+            kept[CUSTOM_ATTRIBUTES] = attributes
+        content_type = reply.headers.get("content-type")
+        if whole is None:
+            kept["Content-Type"] = "application/vnd.amazon.eventstream"
+            if content_type:
+                kept["X-Amzn-SageMaker-Content-Type"] = content_type
+            return kept, _as_events(reply)
+        if content_type:
+            kept["Content-Type"] = content_type
+        return kept | {"Content-Length": str(len(whole))}, [whole]
+
+
+class ClosingIterator:
+    """The parts of an answer; closes what it came from when they are through."""
+
+    def __init__(self, parts: Iterable[bytes], resources: contextlib.ExitStack):
+        self._parts = iter(parts)
+        self._resources = resources
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._parts
+
+    def close(self) -> None:
+        """Called by the server at the end, also when the client has gone."""
+        self._resources.close()
+
+
+class InvocationError(Exception):
+    """What AWS answers in place of the container's reply."""
+
+    def __init__(self, status: int, code: str, message: str, **more: Any):
+        super().__init__(message)
+        self.status = f"{status} {http.client.responses.get(status, code)}"
+        self.body = json.dumps({"Message": message, **more}).encode()
+        self.headers = {
+            "x-amzn-errortype": code,
+            "Content-Type": "application/json",
+            "Content-Length": str(len(self.body)),
+        }
+
+
+def _model_error(name: str, status: int, answer: bytes) -> InvocationError:
+    """What AWS makes of a container's own error; status 0 is a time-out."""
+    kind = "client" if 400 <= status < 500 else "server"
+    text = answer.decode("utf-8", "replace")
+    group = LOG_GROUPS + name
+    return InvocationError(
+        424,
+        "ModelError",
+        f'Received {kind} error ({status}) from primary with message "{text}". See '
+        f"CloudWatch log group {group} in account {OFFLINE_ACCOUNT} for more "
+        "information.",
+        OriginalMessage=text,
+        OriginalStatusCode=status,
+        LogStreamArn=f"arn:aws:logs:{OFFLINE_REGION}:{OFFLINE_ACCOUNT}:"
+        f"log-group:{group}",
+    )
+
+
+def _as_events(reply: http.client.HTTPResponse) -> Iterator[bytes]:
+    """A container's reply as it comes, in AWS's encoding of event streams."""
+    try:
+        while part := reply.read1(MOST_BYTES_IN_AN_EVENT):
+            yield encode_event({":message-type": "event", **PAYLOAD_PART}, part)
+    except (OSError, http.client.HTTPException) as error:
+        slow = isinstance(error, TimeoutError)
+        problem = {
+            "ErrorCode": "ModelInvocationTimeExceeded" if slow else "StreamBroken",
+            "Message": TIMED_OUT if slow else "The model's connection was closed.",
+        }
+        headers = {
+            ":message-type": "exception",
+            ":exception-type": "ModelStreamError",
+            ":content-type": "application/json",
+        }
+        yield encode_event(headers, json.dumps(problem).encode())
+
+
+def encode_event(headers: dict[str, str], payload: bytes) -> bytes:
+    """One message of `application/vnd.amazon.eventstream`.
+
+    Lengths of message and headers with their checksum, the headers, the payload, and
+    the checksum of it all. AWS describes it under "Event stream encoding" in the guide
+    to Amazon Transcribe; botocore.eventstream decodes it.
+    """
+    encoded = b"".join(
+        struct.pack("!B", len(name))
+        + name.encode()
+        + struct.pack("!BH", EVENT_HEADER_IS_TEXT, len(value.encode()))
+        + value.encode()
+        for name, value in headers.items()
+    )
+    around = 16  # two lengths and two checksums of four bytes
+    prelude = struct.pack("!II", around + len(encoded) + len(payload), len(encoded))
+    message = prelude + struct.pack("!I", zlib.crc32(prelude)) + encoded + payload
+    return message + struct.pack("!I", zlib.crc32(message))

@@ -1,0 +1,166 @@
+"""What moto lacks for this course: endpoints with something behind them.
+
+The patches reach into private names of moto; only the exact pin in requirements.txt
+makes that tolerable. With another version run tests/test_offline_aws.py first.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
+
+INSTANCE_TYPE = re.compile(r"ml\.[a-z][a-z0-9-]*\.(\d*x?large|medium|metal[-\w]*)")
+
+
+def patch_moto() -> None:
+    """Gives moto what the course needs and it lacks; a second call changes nothing.
+
+    - It echoes empty VpcConfig and DataCaptureConfig, which the SDK's types reject.
+    - It knows no instance types of the last years.
+    - It lets a name be taken twice.
+    - Its endpoints are in service at once, with nothing behind them.
+    - It cannot update an endpoint.
+    """
+    from moto.sagemaker import models
+    from moto.sagemaker.responses import SageMakerResponse
+
+    if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
+        return
+    SageMakerResponse.update_endpoint = _update_endpoint
+    models.FakeEndpointConfig.validate_instance_type = _check_instance_type
+    for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
+        _wrap(SageMakerResponse, name, _without_empty)
+    backend = models.SageMakerModelBackend
+    _wrap(backend, "create_model", _with_free_name)
+    _wrap(backend, "create_endpoint_config", _with_free_name)
+    _wrap(backend, "create_endpoint", _with_worker)
+    _wrap(backend, "describe_endpoint", _with_worker_status)
+    _wrap(backend, "list_endpoints", _with_worker_status)
+    _wrap(backend, "delete_endpoint", _with_worker_stopped)
+    _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
+
+
+def _wrap(kind: type, name: str, replacement: Any) -> None:
+    """Replaces a method by one that gets the original first, then the arguments."""
+    original = getattr(kind, name)
+
+    def method(self: Any, *positional: Any, **named: Any) -> Any:
+        return replacement(original, self, *positional, **named)
+
+    setattr(kind, name, method)
+
+
+def _without_empty(describe: Any, response: Any) -> Any:
+    answer = describe(response)
+    unwanted = ("VpcConfig", "DataCaptureConfig", "AsyncInferenceConfig")
+    content = answer.result
+    answer._result = {k: v for k, v in content.items() if v or k not in unwanted}
+    return answer
+
+
+def _with_free_name(create: Any, backend: Any, **given: Any) -> Any:
+    if "model_name" in given:
+        _require_free("model", given["model_name"], backend._models)
+    else:
+        taken = backend.endpoint_configs
+        _require_free("endpoint configuration", given["endpoint_config_name"], taken)
+    return create(backend, **given)
+
+
+def _with_worker(create: Any, backend: Any, endpoint_name: str, **given: Any) -> Any:
+    _require_free("endpoint", endpoint_name, backend.endpoints)
+    config_name = given["endpoint_config_name"]
+    variants = _variants_of(backend, config_name)
+    record = create(backend, endpoint_name=endpoint_name, **given)
+    record.endpoint_status = "Creating"
+    endpoint = LocalEndpoint(endpoint_name, config_name, variants)
+    ENDPOINTS[endpoint_name] = endpoint
+    endpoint.start()
+    return record
+
+
+def _variants_of(backend: Any, config_name: str) -> list[Variant]:
+    config = backend.describe_endpoint_config(config_name)
+    return [
+        Variant.of(variant, backend.describe_model(variant["ModelName"]))
+        for variant in config["ProductionVariants"]
+    ]
+
+
+def _update_endpoint(response: Any) -> Any:
+    """UpdateEndpoint: all traffic at once; a DeploymentConfig changes nothing here."""
+    from moto.core.responses import ActionResult
+    from moto.sagemaker.exceptions import ValidationError
+
+    backend = response.sagemaker_backend
+    name = response._get_param("EndpointName")
+    config_name = response._get_param("EndpointConfigName")
+    arn = backend.describe_endpoint(name)["EndpointArn"]
+    endpoint = ENDPOINTS[name]
+    if endpoint.status == "Failed":
+        raise ValidationError(
+            message=f'Cannot update failed endpoint "{arn}": it can only be deleted.'
+        )
+    if endpoint.status != "InService":
+        raise ValidationError(message=f'Cannot update in-progress endpoint "{arn}".')
+    variants = _variants_of(backend, config_name)
+    kept = response._get_param("RetainAllVariantProperties")
+    excluded = response._get_param("ExcludeRetainedVariantProperties") or []
+    if kept and {"VariantPropertyType": "DesiredWeight"} not in excluded:
+        weights = {variant.name: variant.weight for variant in endpoint.variants}
+        for variant in variants:
+            variant.weight = weights.get(variant.name, variant.weight)
+    endpoint.update(config_name, variants)
+    return ActionResult({"EndpointArn": arn})
+
+
+def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
+    arn = update(backend, **given)
+    endpoint = ENDPOINTS[given["endpoint_name"]]
+    for wanted in given["desired_weights_and_capacities"]:
+        for variant in endpoint.variants:
+            if variant.name == wanted["VariantName"]:
+                variant.weight = float(wanted.get("DesiredWeight", variant.weight))
+    return arn
+
+
+def _with_worker_status(read: Any, backend: Any, *positional: Any, **named: Any) -> Any:
+    for name, endpoint in list(ENDPOINTS.items()):
+        if record := backend.endpoints.get(name):
+            record.endpoint_status = endpoint.status
+            record.failure_reason = endpoint.failure_reason
+            if record.endpoint_config_name != endpoint.config_name:
+                record.endpoint_config_name = endpoint.config_name
+                config = backend.endpoint_configs.get(endpoint.config_name)
+                if config is not None:
+                    record.production_variants = record._process_production_variants(
+                        config.production_variants
+                    )
+    return read(backend, *positional, **named)
+
+
+def _with_worker_stopped(delete: Any, backend: Any, endpoint_name: str) -> None:
+    delete(backend, endpoint_name)
+    if endpoint := ENDPOINTS.pop(endpoint_name, None):
+        endpoint.stop()
+
+
+def _require_free(kind: str, name: str, taken: Any) -> None:
+    from moto.sagemaker.exceptions import ValidationError
+
+    if name in taken:
+        raise ValidationError(
+            message=f'Cannot create already existing {kind} "{name}".'
+        )
+
+
+def _check_instance_type(self: Any, instance_type: str) -> None:
+    from moto.sagemaker.exceptions import ValidationError
+
+    if not INSTANCE_TYPE.fullmatch(instance_type):
+        raise ValidationError(
+            message=f"Value '{instance_type}' at 'instanceType' failed to satisfy "
+            "constraint: expected a type such as ml.g5.xlarge"
+        )

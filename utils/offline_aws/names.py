@@ -1,0 +1,18 @@
+"""Names and places of the offline AWS."""
+
+from __future__ import annotations
+
+import sys
+
+OFFLINE_REGION = "us-east-1"
+OFFLINE_ACCOUNT = "123456789012"
+OFFLINE_BUCKET = "course-on-this-machine"
+OFFLINE_ROLE = "course-sagemaker-execution"
+LOG_GROUPS = "/aws/sagemaker/Endpoints/"  # SageMaker makes one for each endpoint
+
+
+def forget_sdk_clients() -> None:
+    """The SageMaker SDK keeps its clients: those made before may point elsewhere."""
+    module = sys.modules.get("sagemaker.core.utils.utils")
+    if module is not None:
+        module.SageMakerClient.reset()

@@ -1,0 +1,542 @@
+"""The tasks that the lab model learns from its corpus and is examined on.
+
+Relations between words, rules of word formation, word problems, average speeds and
+products, each as a document for the corpus and as a prompt with its right answer. Pairs
+of operands for which `held_out` is true, and pairs of words that `rule_is_held_out`
+names, never meet in the corpus; the examination uses only such pairs.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from utils.helpers import DEFAULT_SEED
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt with its right answer; `kind` names the relation or the kind of problem.
+
+    `also_valid` holds what other relations would answer to the same word, so that an
+    answer can be told from nonsense even where the prompt leaves open which is meant.
+    """
+
+    prompt: str
+    answer: str
+    kind: str
+    also_valid: frozenset[str] = frozenset()
+
+
+# --- relations between words ---
+
+# fmt: off
+_ANIMAL_COLUMNS = ("sound", "young", "group", "home", "food", "adjective")
+_ANIMALS = {
+    "cow": "moo calf herd barn grass bovine",
+    "dog": "bark puppy pack kennel bones canine",
+    "cat": "meow kitten clowder basket fish feline",
+    "duck": "quack duckling raft pond weeds anatine",
+    "horse": "neigh foal team stable oats equine",
+    "sheep": "baa lamb flock fold clover ovine",
+    "pig": "oink piglet drove sty scraps porcine",
+    "chicken": "cluck chick brood coop grain galline",
+    "lion": "roar cub pride savanna zebras leonine",
+    "frog": "croak tadpole army swamp flies ranine",
+    "goat": "bleat kid tribe pen leaves caprine",
+    "goose": "honk gosling gaggle meadow barley anserine",
+    "bee": "buzz larva swarm hive nectar apian",
+    "wolf": "howl pup rout den elk lupine",
+    "owl": "hoot owlet parliament hollow voles strigine",
+    "deer": "bellow fawn herd forest acorns cervine",
+    "swan": "hiss cygnet wedge lake algae cygnine",
+    "mouse": "squeak pinkie mischief hole cheese murine",
+    "elephant": "trumpet calf parade plain twigs elephantine",
+    "crow": "caw nestling murder treetop seeds corvine",
+}
+_COUNTRY_COLUMNS = ("capital", "language", "continent", "currency", "people", "dish")
+_COUNTRIES = {
+    "France": "Paris French Europe euro French baguette",
+    "Spain": "Madrid Spanish Europe euro Spaniards paella",
+    "Italy": "Rome Italian Europe euro Italians pasta",
+    "Germany": "Berlin German Europe euro Germans pretzel",
+    "Japan": "Tokyo Japanese Asia yen Japanese sushi",
+    "China": "Beijing Mandarin Asia yuan Chinese dumplings",
+    "India": "Delhi Hindi Asia rupee Indians curry",
+    "Egypt": "Cairo Arabic Africa pound Egyptians koshari",
+    "Kenya": "Nairobi Swahili Africa shilling Kenyans ugali",
+    "Brazil": "Brasilia Portuguese America real Brazilians feijoada",
+    "Mexico": "Mexico Spanish America peso Mexicans tacos",
+    "Canada": "Ottawa English America dollar Canadians poutine",
+    "Russia": "Moscow Russian Europe ruble Russians borscht",
+    "Turkey": "Ankara Turkish Asia lira Turks kebab",
+    "Greece": "Athens Greek Europe euro Greeks souvlaki",
+    "Poland": "Warsaw Polish Europe zloty Poles pierogi",
+    "Norway": "Oslo Norwegian Europe krone Norwegians lutefisk",
+    "Sweden": "Stockholm Swedish Europe krona Swedes meatballs",
+    "Portugal": "Lisbon Portuguese Europe euro Portuguese bacalhau",
+    "Thailand": "Bangkok Thai Asia baht Thais noodles",
+}
+# fmt: on
+
+
+def _relations() -> dict[str, dict[str, str]]:
+    relations: dict[str, dict[str, str]] = {}
+    for columns, table in (
+        (_ANIMAL_COLUMNS, _ANIMALS),
+        (_COUNTRY_COLUMNS, _COUNTRIES),
+    ):
+        for word, cells in table.items():
+            for column, cell in zip(columns, cells.split(), strict=True):
+                relations.setdefault(column, {})[word] = cell
+    return relations
+
+
+RELATIONS: dict[str, dict[str, str]] = _relations()
+"""name → {word: answer}: twelve relations, six on animals and six on countries."""
+
+# --- rules of word formation ---
+
+# Only words that take the ending without a change of spelling.
+_NOUNS = """
+apple arm artist ball banana bank basket bell bird blanket boat bone book bottle bowl
+bridge brother bucket button cake camera camp candle car carpet carrot castle chair
+chapter cloud coat coin cup curtain day desk doctor door dream driver drum eagle egg
+engine eye farmer field finger flag floor flower friend game garden hand hat heart hill
+hour house idea island king kitchen kite ladder lake lamp law leg lemon lesson letter
+map market meal minute mirror month moon mountain nail needle night nose number onion
+orange page paper pear pen picture pillow pilot plane planet plate player pocket poem
+puzzle queen river road rocket roof room rope rule sailor school screw seed ship shirt
+shoe shop sister song spoon star street table teacher team tent thread ticket tower toy
+tree wall week wheel window word year
+"""
+_VERBS = """
+add answer ask attend avoid award block board boil borrow burn call chant chart check
+cheer claim clean click climb collect comfort connect contain cook correct count cover
+crack crawl deliver demand depend detect develop direct discover doubt draft drift drill
+earn edit employ end enjoy enter expand expect explain fear fill film float fold follow
+form gain gather greet guard hammer happen heat help hunt join jump kick knock land
+laugh lead lean learn lift listen load lock look mark melt mend need offer open order
+own pack paint park perform pick plant play point pour pray print pull record remain
+repair repeat rest return roll row sail scream shout sign sort sound spell start stay
+suggest talk test thank tour train treat trust turn twist visit wait walk wander want
+warn water weigh whisper wonder work yell
+"""
+_ADJECTIVES = """
+blank bleak blunt bold brief bright brisk broad calm cheap clear clever cold cool crisp
+cruel curt damp dark dear deep dull faint fair fast firm frail frank fresh full grand
+great hard harsh high keen kind light limp long loud low mean meek mild moist narrow
+near neat new numb odd old plain plump poor prompt proud quaint quick quiet rich rough
+round shallow sharp short shrewd sick sleek slick slight slow small smart smooth soft
+sour stark steep stern stiff stout straight strict strong sweet swift tall tart tender
+thick tight tough vast warm weak weird wild young
+"""
+WORD_CLASSES = {
+    "nouns": sorted(_NOUNS.split()),
+    "verbs": sorted(_VERBS.split()),
+    "adjectives": sorted(_ADJECTIVES.split()),
+}
+_ENDINGS = (
+    ("plural", "nouns", "s"),
+    ("possessive", "nouns", "'s"),
+    ("past", "verbs", "ed"),
+    ("progressive", "verbs", "ing"),
+    ("third person", "verbs", "s"),
+    ("doer", "verbs", "er"),
+    ("comparative", "adjectives", "er"),
+    ("superlative", "adjectives", "est"),
+    ("adverb", "adjectives", "ly"),
+    ("quality", "adjectives", "ness"),
+)
+LARGEST_COUNTED = 999
+
+
+def _ordinal(number: int) -> str:
+    """The number with the ending of its ordinal.
+
+    >>> _ordinal(22), _ordinal(112)
+    ('22nd', '112th')
+    """
+    teen = number // 10 % 10 == 1
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if teen else endings.get(number % 10, 'th')}"
+
+
+def _rules() -> dict[str, dict[str, str]]:
+    rules = {
+        name: {word: word + ending for word in WORD_CLASSES[word_class]}
+        for name, word_class, ending in _ENDINGS
+    }
+    numbers = range(1, LARGEST_COUNTED)
+    rules["successor"] = {str(n): str(n + 1) for n in numbers}
+    rules["ordinal"] = {str(n): _ordinal(n) for n in numbers}
+    return rules
+
+
+RULES: dict[str, dict[str, str]] = _rules()
+"""name → {word: form}: endings of words and of ordinals, and the next number."""
+
+
+def rule_is_held_out(rule: str, word: str) -> bool:
+    """Whether this pair of a word and its form is kept out of the corpus.
+
+    One word in five by its place in the alphabet and one number in seven, other ones
+    for each rule, so that the corpus shows every word in some of its forms.
+
+    Raises:
+        KeyError: if there is no such rule, or it does not apply to this word.
+    """
+    place, offset = _place(rule)[word], list(RULES).index(rule)
+    if word.isdigit():
+        number = int(word)
+        return (3 * number + number // 10 + offset) % 7 == 0
+    return (place + offset) % 5 == 0
+
+
+@cache
+def _place(rule: str) -> dict[str, int]:
+    return {word: place for place, word in enumerate(sorted(RULES[rule]))}
+
+
+@cache
+def seen_and_held_out(rule: str) -> tuple[list[tuple[str, str]], ...]:
+    """The rule's pairs that the corpus shows, and those kept out of it."""
+    seen, held = [], []
+    for word, form in sorted(RULES[rule].items()):
+        (held if rule_is_held_out(rule, word) else seen).append((word, form))
+    return seen, held
+
+
+SEPARATORS = (" - ", ": ", " -> ", " = ")
+MOST_EXAMPLES = 6
+
+
+def mapping_lines(pairs: list[tuple[str, str]], separator: str) -> str:
+    """The pairs, a line each."""
+    return "".join(f"{word}{separator}{answer}\n" for word, answer in pairs)
+
+
+def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> str:
+    """The examples as a `System:` block and the word as a `User:` block.
+
+    It ends before the line break: tokenizers join a break with the indent after it.
+    """
+    block = "".join(f"  {word}{separator}{answer}\n" for word, answer in pairs)
+    return f"System:\n{block}\nUser:\n  {word}\n\nAssistant:"
+
+
+def rule_tasks(
+    n_examples: int,
+    n_prompts: int,
+    seed: int = DEFAULT_SEED,
+    separator: str = " - ",
+) -> list[Task]:
+    """Prompts that show `n_examples` pairs of a rule, then a word of a held-out pair.
+
+    As with `few_shot_tasks`, the words asked for depend on `seed` alone.
+    """
+    generator = random.Random(seed)
+    tasks = []
+    for _ in range(n_prompts):
+        kind = generator.choice(sorted(RULES))
+        seen, held = seen_and_held_out(kind)
+        word, answer = generator.choice(held)
+        shown = generator.sample(seen, MOST_EXAMPLES)[:n_examples]
+        prompt = mapping_lines(shown, separator) + word + separator.rstrip()
+        also = {rule[word] for rule in RULES.values() if word in rule} - {answer}
+        tasks.append(Task(prompt, answer, kind, frozenset(also)))
+    return tasks
+
+
+def few_shot_tasks(
+    n_examples: int,
+    n_prompts: int,
+    seed: int = DEFAULT_SEED,
+    relations: dict[str, dict[str, str]] | None = None,
+    separator: str = " - ",
+) -> list[Task]:
+    """Prompts that show `n_examples` pairs of a relation, then the word of another.
+
+    The words asked for depend on `seed` alone: with the same seed, prompts with more or
+    fewer examples ask for the same words of the same relations.
+
+    Args:
+        n_examples: 0 for zero-shot, at most the size of the smallest relation less one.
+        n_prompts: how many prompts.
+        relations: name → {word: answer}; the lab model's own by default.
+        separator: what stands between a word and its answer. The prompt ends before the
+            separator's last space, which belongs to the answer's first token.
+
+    Raises:
+        ValueError: if a relation has too few pairs, naming it.
+    """
+    relations = RELATIONS if relations is None else relations
+    for name, pairs in relations.items():
+        if len(pairs) <= n_examples:
+            raise ValueError(
+                f"The relation {name!r} has {len(pairs)} pairs: too few for "
+                f"{n_examples} examples and a question. Add pairs or show fewer."
+            )
+    generator = random.Random(seed)
+    tasks = []
+    for _ in range(n_prompts):
+        kind = generator.choice(sorted(relations))
+        word = generator.choice(sorted(relations[kind]))
+        others = sorted(set(relations[kind]) - {word})
+        generator.shuffle(others)
+        examples = [(other, relations[kind][other]) for other in others[:n_examples]]
+        prompt = mapping_lines(examples, separator) + word + separator.rstrip()
+        answer = relations[kind][word]
+        also = {r[word] for r in relations.values() if word in r} - {answer}
+        tasks.append(Task(prompt, answer, kind, frozenset(also)))
+    return tasks
+
+
+# --- problems with numbers ---
+
+REASONING = "Let's think step by step."
+ASSISTANT = "You are a careful assistant. Think step by step and end with the answer."
+_PEOPLE = [
+    "Ana",
+    "Ben",
+    "Carla",
+    "David",
+    "Emma",
+    "Felix",
+    "Gina",
+    "Hugo",
+    "Ida",
+    "Jonas",
+]
+_THINGS = [
+    "apples",
+    "pears",
+    "coins",
+    "stamps",
+    "books",
+    "marbles",
+    "cards",
+    "pencils",
+    "shells",
+    "stones",
+]
+_GAINS = ("buys {n} more", "finds {n} more", "gets {n} more")
+_LOSSES = ("gives away {n}", "loses {n}", "sells {n}")
+_VEHICLES = ["train", "bus", "car", "boat", "cyclist", "truck"]
+LARGEST_OPERAND = 60
+
+
+def held_out(first: int, second: int) -> bool:
+    """Whether this pair of operands (in either order) is kept out of the corpus.
+
+    One pair in seven, scattered over both operands by a linear congruence.
+    """
+    low, high = sorted((first, second))
+    return (5 * low + 3 * high) % 7 == 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question in words, the steps that solve it, and the result."""
+
+    question: str
+    steps: tuple[str, ...]
+    result: str
+    kind: str
+
+    def prompt(self, worked: bool, style: str = "plain") -> str:
+        """The prompt that asks for the steps (`worked`) or for the answer at once.
+
+        `style` is "plain" (`Question:` and `Answer:`) or "system" (`System:`, `User:`
+        and an `Assistant:` block).
+        """
+        if style == "system":
+            text = f"System:\n  {ASSISTANT}\n\nUser:\n  {self.question}\n\nAssistant:\n"
+            return text + (f"  {REASONING}" if worked else "  The answer is")
+        text = f"Question: {self.question}\nAnswer:"
+        return text + (f" {REASONING}" if worked else " The answer is")
+
+    def document(self, worked: bool, style: str = "plain") -> str:
+        """The prompt with its continuation, as it stands in the corpus."""
+        if worked:
+            tail = "".join(f" {step}." for step in self.steps)
+            tail += f" The answer is {self.result}."
+        else:
+            tail = f" {self.result}."
+        return self.prompt(worked, style) + tail + "\n"
+
+
+def draw_operands(
+    generator: random.Random, held: bool, low: int, high: int, first: int | None = None
+) -> tuple[int, int]:
+    """Two operands, of which the first may be given, that are held out or are not."""
+    while True:
+        one = generator.randint(low, high) if first is None else first
+        two = generator.randint(low, high)
+        if held_out(one, two) == held:
+            return one, two
+
+
+def word_problem(generator: random.Random, steps: int, held: bool) -> Problem:
+    """Somebody has things, gains some and loses some: `steps` sums and differences."""
+    person, thing = generator.choice(_PEOPLE), generator.choice(_THINGS)
+    while True:
+        total = generator.randint(5, LARGEST_OPERAND)
+        start, sentences, work = total, [], []
+        for _ in range(steps):
+            gains = total < 8 or (total < 100 and generator.random() < 0.5)
+            high = LARGEST_OPERAND if gains else min(total - 1, LARGEST_OPERAND)
+            choices = [n for n in range(2, high + 1) if held_out(total, n) == held]
+            if not choices:
+                break
+            number = generator.choice(choices)
+            after = total + number if gains else total - number
+            phrase = generator.choice(_GAINS if gains else _LOSSES).format(n=number)
+            pronoun = person if generator.random() < 0.5 else f"Then {person}"
+            sentences.append(f"{pronoun} {phrase}.")
+            work.append(f"{total} {'+' if gains else '-'} {number} = {after}")
+            total = after
+        if len(work) == steps:
+            break
+    question = (
+        f"{person} has {start} {thing}. {' '.join(sentences)} "
+        f"How many {thing} does {person} have?"
+    )
+    return Problem(question, tuple(work), str(total), f"{steps} steps")
+
+
+def _hours(halves: int) -> str:
+    if halves == 2:
+        return "1 hour"
+    return f"{halves // 2} hours" if halves % 2 == 0 else f"{halves / 2} hours"
+
+
+def division_steps(dividend: int, divisor: int) -> tuple[str, ...]:
+    """A long division without remainder, digit by digit, and its result.
+
+    >>> division_steps(245, 5)
+    ('24 / 5 = 4 rest 4', '45 / 5 = 9 rest 0', '245 / 5 = 49')
+    """
+    digits = str(dividend)
+    start = next(n for n in range(1, len(digits) + 1) if int(digits[:n]) >= divisor)
+    steps, part = [], int(digits[:start])
+    for following in (*digits[start:], ""):
+        quotient, rest = divmod(part, divisor)
+        steps.append(f"{part} / {divisor} = {quotient} rest {rest}")
+        part = int(f"{rest}{following}")
+    return (*steps, f"{dividend} / {divisor} = {dividend // divisor}")
+
+
+def speed_problem(generator: random.Random, held: bool) -> Problem:
+    """Average speed is distance over time, worked out by the half hour."""
+    while True:
+        halves = generator.randint(2, 10)
+        per_half = generator.randint(11, LARGEST_OPERAND)
+        if held_out(halves, per_half) == held:
+            break
+    vehicle, hours = generator.choice(_VEHICLES), _hours(halves)
+    distance = halves * per_half
+    question = (
+        f"If a {vehicle} travels {distance} km in {hours}, "
+        "what is its average speed in km/h?"
+    )
+    steps = (
+        f"{hours} is {halves} half hours",
+        *division_steps(distance, halves),
+        f"{per_half} x 2 = {2 * per_half}",
+    )
+    return Problem(question, steps, str(2 * per_half), "speed")
+
+
+def trip_problem(generator: random.Random, held: bool) -> Problem:
+    """The average speed of a trip of two legs: all of the way over all of the time."""
+    while True:
+        first_hours, second_hours = generator.randint(1, 4), generator.randint(1, 5)
+        hours, speed = first_hours + second_hours, generator.randint(11, 99)
+        first = generator.randint(10, hours * speed - 10)
+        second = hours * speed - first
+        if held_out(hours, speed) == held_out(first, second) == held:
+            break
+    vehicle, total = generator.choice(_VEHICLES), hours * speed
+    question = (
+        f"If a {vehicle} travels {first} km in {_hours(2 * first_hours)} and then "
+        f"{second} km in {_hours(2 * second_hours)}, "
+        "what is its average speed in km/h?"
+    )
+    steps = (
+        f"{first} + {second} = {total} km",
+        f"{first_hours} + {second_hours} = {hours} hours",
+        *division_steps(total, hours),
+    )
+    return Problem(question, steps, str(speed), "trip")
+
+
+def product_problem(generator: random.Random, held: bool) -> Problem:
+    """Two numbers of two digits, neither of them round, by partial products."""
+    while True:
+        first, second = draw_operands(generator, held, 11, 99)
+        if first % 10 and second % 10:
+            break
+    tens, units = 10 * (second // 10), second % 10
+    steps = (
+        f"{first} x {tens} = {first * tens}",
+        f"{first} x {units} = {first * units}",
+        f"{first * tens} + {first * units} = {first * second}",
+    )
+    return Problem(
+        f"What is {first} x {second}?", steps, str(first * second), "product"
+    )
+
+
+PROBLEM_KINDS = {
+    "1 steps": 0.34,
+    "2 steps": 0.11,
+    "3 steps": 0.09,
+    "4 steps": 0.08,
+    "speed": 0.10,
+    "trip": 0.12,
+    "product": 0.16,
+}
+"""The kinds of problem and the share of each among the corpus's problems."""
+
+
+def problem(generator: random.Random, kind: str, held: bool) -> Problem:
+    """A problem of one of the `PROBLEM_KINDS`.
+
+    Raises:
+        ValueError: if there is no such kind.
+    """
+    if kind not in PROBLEM_KINDS:
+        known = ", ".join(map(repr, PROBLEM_KINDS))
+        raise ValueError(f"kind is {kind!r}; it can be one of {known}.")
+    others = {"speed": speed_problem, "trip": trip_problem, "product": product_problem}
+    if kind in others:
+        return others[kind](generator, held)
+    return word_problem(generator, int(kind.split()[0]), held)
+
+
+def problems(kind: str, n_problems: int, seed: int = DEFAULT_SEED) -> list[Problem]:
+    """Problems of one kind with operands that the lab model has never seen together.
+
+    The same seed gives the same problems, so that prompts can be compared on them.
+    """
+    generator = random.Random(f"{seed} {kind}")
+    return [problem(generator, kind, held=True) for _ in range(n_problems)]
+
+
+def final_answer(text: str) -> str | None:
+    """The number that a solution ends with, or None.
+
+    It is the one after "The answer is", else the first number of the text (a direct
+    answer, whose prompt already said "The answer is").
+    """
+    stated = re.findall(r"[Tt]he answer is\s*(-?[\d.]*\d)", text)
+    if stated:
+        return stated[-1]
+    first = re.match(r"\s*(-?[\d.]*\d)", text)
+    return first[1] if first else None
+
+
+def first_line(text: str) -> str:
+    """The first line that is not empty, stripped: the answer to a relation prompt."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

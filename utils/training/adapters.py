@@ -1,0 +1,132 @@
+"""Save and load LoRA adapters, each with its tokenizer and the base it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from utils.course import portable_name
+from utils.files import replace_folder
+from utils.helpers import encode_prompts
+from utils.models import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BASE_SAMPLE = 32  # numbers of the base's embeddings that an adapter's file remembers
+BASE_KEY = "base"
+
+
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> Path:
+    """Write adapter and tokenizer, all or nothing, in place of what was there.
+
+    Returns:
+        The folder: adapter_config.json, adapter_model.safetensors and the tokenizer.
+
+    Raises:
+        ModelError: if the disk is full or may not be written; what was there stays.
+    """
+
+    def write(target: Path) -> None:
+        # No token was added, so the base's embeddings need no copy in the adapter.
+        model.save_pretrained(target, save_embedding_layers=False)
+        tokenizer.save_pretrained(target)
+        (target / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
+        file = target / "adapter_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        base = Path(config["base_model_name_or_path"] or "")
+        if base.is_absolute():  # which would mean nothing where the adapter is served
+            config["base_model_name_or_path"] = portable_name(base)
+        if isinstance(config["target_modules"], list):  # a set in peft: any order
+            config["target_modules"].sort()
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        weights = target / "adapter_model.safetensors"
+        # One entry only: several would be written in any order, and the same adapter
+        # would not always be the same file.
+        remembered = {BASE_KEY: json.dumps(_base_sample(model))}
+        save_file(load_file(weights), weights, metadata=remembered)
+
+    from safetensors.torch import load_file, save_file
+
+    return replace_folder(folder, write)
+
+
+def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put a saved adapter on the base that it was trained on, ready to answer.
+
+    Raises:
+        ModelError: if there is none in the folder, or it belongs to another base: one
+            with another name, other shapes, or, under the same name, other weights.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    folder = Path(folder)
+    weights = folder / "adapter_model.safetensors"
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        with safe_open(weights, "pt") as file:
+            remembered = json.loads((file.metadata() or {}).get(BASE_KEY, "null"))
+            names = set(file.keys())
+    except Exception as error:
+        raise ModelError(
+            f"{folder.name} holds no adapter that can be read ({error}): run "
+            "04_lora_training.ipynb, or save the adapter again with save_adapter."
+        ) from error
+    trained_on = config.get("base_model_name_or_path") or ""
+    here = portable_name(Path(base.name_or_path))
+    here = here if Path(base.name_or_path).is_absolute() else base.name_or_path
+    if trained_on and here and trained_on != here:
+        reason = f"it was trained on {trained_on}"
+    elif remembered and not _alike(remembered, _base_sample(base)):
+        reason = "it was trained on other weights of that name"
+    else:
+        try:
+            model = PeftModel.from_pretrained(base, folder).eval()
+            found = get_peft_model_state_dict(model, save_embedding_layers=False)
+            if names == set(found):
+                return model
+            reason = "it has matrices for other layers"
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".:")
+    raise ModelError(
+        f"The adapter in {folder.name} does not belong to {here or 'this base'}: "
+        f"{reason}. Run 04_lora_training.ipynb with this COURSE_MODEL, or set "
+        "COURSE_MODEL to the base that it was trained on."
+    )
+
+
+def _base_sample(model: torch.nn.Module) -> list[float]:
+    """A few numbers of the embeddings: neither 8 bits nor an adapter change them."""
+    weights = model.get_input_embeddings().weight.detach().flatten()
+    places = torch.linspace(0, len(weights) - 1, BASE_SAMPLE).long()
+    return weights[places.to(weights.device)].float().tolist()
+
+
+def _alike(one: list[float], other: list[float]) -> bool:
+    """Equal but for rounding to 16 bits."""
+    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=0.01, atol=1e-5)
+
+
+def require_same_tokenizer(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise unless this tokenizer makes the ids that the rows hold.
+
+    Raises:
+        ModelError: if the data set was made for another model.
+    """
+    row = rows[0]
+    prompt = encode_prompts([row["prompt"]], tokenizer)[0]
+    if list(row["input_ids"][: len(prompt)]) != prompt:
+        raise ModelError(
+            "The data set was tokenised for another model than COURSE_MODEL names now: "
+            "run 03_dataset_templating.ipynb again."
+        )

@@ -1,0 +1,154 @@
+"""The training recipe: LoRA's configuration and the Trainer's arguments.
+
+Everything follows from the model's settings (`models.MODELS`) and the machine at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from utils.course import CourseError
+from utils.helpers import DEFAULT_SEED
+from utils.machine import Machine, this_machine
+from utils.models import ModelError, ModelSettings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, TrainingArguments
+
+# Below this many tokens a row, unfused attention in bfloat16 is the faster on CPUs: the
+# backward pass of the fused kernel takes most of a step there.
+SHORT_ROWS = 512
+
+
+class TrainingError(CourseError):
+    """A training run that cannot go on; the message says what to change."""
+
+
+# --- what is trained, and how ---
+
+
+def lora_config(settings: ModelSettings) -> LoraConfig:
+    """Which layers get a pair of low-rank matrices, and of which rank and scale."""
+    from peft import LoraConfig
+
+    modules = settings.target_modules
+    return LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
+    """Wrap the layers that the settings name, and freeze everything else.
+
+    Raises:
+        ModelError: if one of the layers is not in this model; peft alone says so only
+            where none of them is.
+    """
+    from peft import get_peft_model
+
+    names = {
+        name.rpartition(".")[2]
+        for name, layer in base.named_modules()
+        if hasattr(layer, "in_features") and layer is not base.get_output_embeddings()
+    }
+    wanted = settings.target_modules
+    missing = [] if isinstance(wanted, str) else [n for n in wanted if n not in names]
+    if missing:
+        raise ModelError(
+            f"{settings.name} has no linear layer named {missing[0]!r}, only "
+            f"{', '.join(sorted(names))}: put those into target_modules "
+            '(utils/models.py), or "all-linear".'
+        )
+    return get_peft_model(base, lora_config(settings))
+
+
+def training_arguments(
+    settings: ModelSettings,
+    folder: str | Path,
+    machine: Machine | None = None,
+    **changes: Any,
+) -> TrainingArguments:
+    """The Trainer's settings for this model on this machine.
+
+    Rows of like length share a batch, so that little is padded; the held-out loss is
+    measured after every epoch, and in the end the best epoch is kept; arithmetic is the
+    shortest that the hardware has.
+
+    Args:
+        settings: learning rate, epochs and batch size come from here.
+        folder: where the Trainer may write its checkpoints. They are made between
+            epochs: within one, its order of rows could not be drawn again.
+        machine: by default the one this runs on.
+        **changes: arguments to replace, such as `num_train_epochs=1`. Without
+            measuring (`eval_strategy="no"`) there is no best epoch to save.
+    """
+    from transformers import TrainingArguments
+
+    machine = machine or this_machine()
+    measured = changes.get("eval_strategy") != "no"
+    arguments = dict(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,  # below 1: a share of all steps
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        train_sampling_strategy="group_by_length",
+        bf16=machine.bf16,
+        fp16=machine.gpu is not None and not machine.bf16,
+        use_cpu=machine.gpu is None,
+        eval_strategy="epoch",
+        eval_on_start=measured,
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # a loss that is no number should be seen
+        save_strategy="epoch" if measured else "no",
+        save_total_limit=2,
+        load_best_model_at_end=measured,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on
+        seed=DEFAULT_SEED,
+        report_to="none",
+        dataloader_pin_memory=machine.gpu is not None,
+    )
+    return TrainingArguments(**(arguments | changes))
+
+
+def choose_attention(
+    settings: ModelSettings, machine: Machine, longest: int | None = None
+) -> str:
+    """The attention kernel to load a model with for training: "eager" or "sdpa".
+
+    Args:
+        settings: of the model.
+        machine: that trains.
+        longest: tokens of the longest row; by default what the settings allow.
+    """
+    short = (longest or settings.max_length) <= SHORT_ROWS
+    return "eager" if short and machine.bf16 and not machine.gpu else "sdpa"
+
+
+# --- running ---
+
+
+# --- keeping track of runs ---
+
+
+# --- what is kept ---
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
+    if hasattr(model, "get_nb_trainable_parameters"):
+        return model.get_nb_trainable_parameters()
+    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
+    return sum(n for trained, n in sizes if trained), sum(n for _, n in sizes)
