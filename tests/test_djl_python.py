@@ -51,7 +51,7 @@ def write_store(folder: Path, files: dict[str, str]) -> Path:
 
 def send(port: int, request: dict) -> dict:
     """One exchange, in the form in which the recorded ones are written."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     if "big" in request:
         request = {"method": "POST", "headers": {}, "body": "x" * request["big"]} | {
             "path": request["path"]
@@ -191,13 +191,13 @@ def test_command_line_serves_a_tar(tmp_path) -> None:
         assert send(port, POST | {"body": '{"a": 1}'})["body"] == '{\n  "a":1\n}'
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_command_line_ends_with_code_1_and_the_reason(tmp_path) -> None:
     store = write_store(tmp_path, {"model.py": "import nosuch_module"})
     process = start_command(store, "--announce")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "No module named 'nosuch_module'" in json.loads(output)["error"]
 
@@ -220,7 +220,7 @@ def test_killed_server_leaves_no_worker(tmp_path, busy) -> None:
     process.wait()
     process.stdin.close()
     process.stdout.close()
-    assert gone_within(worker, 5)
+    assert gone_within(worker, 60)
 
 
 def is_alive(pid: int) -> bool:

@@ -42,10 +42,12 @@ import os
 import time
 from djl_python import Input, Output
 
-def count(breaks=False):
+def count(breaks=False, folder=None):
     for number in range(3):
         yield f"{number} of 3 \\u00e9\\n"
         time.sleep(0.3)
+        while folder and not os.path.exists(f"{folder}/{number + 1}"):
+            time.sleep(0.01)
         if breaks:
             os._exit(1)
 
@@ -63,6 +65,9 @@ def handle(inputs: Input):
         time.sleep(1.5)
     if body == "count":
         return Output().add_stream_content(count(), lambda item: item)
+    if str(body).startswith("count "):
+        parts = count(folder=body.partition(" ")[2])
+        return Output().add_stream_content(parts, lambda item: item)
     if body == "break":
         return Output().add_stream_content(count(breaks=True), lambda item: item)
     return Output().add_property("content-type", "application/json").add_as_json(body)
@@ -499,7 +504,7 @@ def test_killed_worker_is_replaced(aws, guard):
     assert wait_for(lambda: ask(aws, name, [1])) == [1]
 
 
-def wait_for(call, seconds=20):
+def wait_for(call, seconds=60):
     """The call's result, as soon as it raises no more."""
     deadline = time.monotonic() + seconds
     while True:
@@ -520,15 +525,13 @@ def stream(aws, name, body):
     return reply["Body"]
 
 
-def test_stream_comes_in_parts_as_they_are_made(aws, echo):
-    asked = time.monotonic()
-    parts = [
-        (event["PayloadPart"]["Bytes"].decode(), time.monotonic() - asked)
-        for event in stream(aws, echo.endpoint_name, "count")
-    ]
-    assert "".join(text for text, _ in parts) == "0 of 3 é\n1 of 3 é\n2 of 3 é\n"
-    assert len(parts) == 3
-    assert parts[-1][1] - parts[0][1] > 0.5  # the first came before the last was made
+def test_stream_comes_in_parts_as_they_are_made(aws, echo, tmp_path):
+    """The handler goes on only when what it has made has come."""
+    parts = []
+    for event in stream(aws, echo.endpoint_name, f"count {tmp_path}"):
+        parts.append(event["PayloadPart"]["Bytes"].decode())
+        (tmp_path / str(len(parts))).touch()
+    assert parts == ["0 of 3 é\n", "1 of 3 é\n", "2 of 3 é\n"]
 
 
 def test_answer_that_is_no_stream_is_one_part(aws, echo):
@@ -733,7 +736,7 @@ def test_deleting_while_updating_leaves_nothing(aws, guard):
     assert len(containers) == 2
     below = [one for container in containers for one in wait_for_worker(container)]
     endpoint.delete()
-    assert all(gone_within(process.pid, 5) for process in below)
+    assert all(gone_within(process.pid, 60) for process in below)
     assert not any(thread.is_alive() for thread in own._threads)
 
 
@@ -792,7 +795,7 @@ def test_deleting_stops_the_worker(aws, guard):
     wait_until_in_service(aws, endpoint, say=lambda _: None)
     pid = ask(aws, endpoint.endpoint_name, "pid")
     endpoint.delete()
-    assert gone_within(pid, 5)
+    assert gone_within(pid, 60)
     with pytest.raises(ClientError, match="Could not find"):
         endpoint.refresh()
 
@@ -805,7 +808,7 @@ def test_deleting_while_creating_leaves_nothing(aws, guard):
     server, worker = wait_for_worker(container)
     endpoint.delete()
     assert container.process.returncode is not None
-    assert all(gone_within(process.pid, 5) for process in (server, worker))
+    assert all(gone_within(process.pid, 60) for process in (server, worker))
     time.sleep(2 * HEALTH_CHECK_INTERVAL)
     assert container.process.pid == server.pid  # nothing was started in its place
 
@@ -814,11 +817,11 @@ def test_container_that_is_killed_while_loading_is_failed(aws, guard):
     slow = ECHO.replace("return None", "__import__('time').sleep(60)")
     endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
     own = OfflineAws.running().endpoints[endpoint.endpoint_name]
-    server, worker = wait_for_worker(own.variants[0].container, 60)
+    server, worker = wait_for_worker(own.variants[0].container)
     server.kill()
     with pytest.raises(DeploymentError, match="ended before it was ready, .*-9"):
         wait_until_in_service(aws, endpoint, say=lambda _: None)
-    assert gone_within(worker.pid, 10)
+    assert gone_within(worker.pid, 60)
 
 
 def test_container_that_takes_too_long_is_ended(tmp_path):
@@ -830,7 +833,7 @@ def test_container_that_takes_too_long_is_ended(tmp_path):
     assert container.process.returncode is not None
 
 
-def wait_for_worker(container, seconds=20):
+def wait_for_worker(container, seconds=60):
     """The container's own process and the worker below it, once both are there."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -855,7 +858,7 @@ def test_deleting_at_once_leaves_nothing(aws, guard, pause):
     endpoint.delete()
     assert not any(thread.is_alive() for thread in own._threads)
     assert container.process is None or container.process.returncode is not None
-    assert all(gone_within(process.pid, 5) for process in below)
+    assert all(gone_within(process.pid, 60) for process in below)
 
 
 def gone_within(pid, seconds):
@@ -960,5 +963,5 @@ def test_ended_parent_leaves_no_worker(number):
     workers = [child.pid for child in psutil.Process(process.pid).children(True)]
     assert len(workers) >= 2  # the front end and the worker behind it
     process.send_signal(number)
-    process.wait(20)
-    assert all(gone_within(pid, 8) for pid in workers)
+    process.wait(60)
+    assert all(gone_within(pid, 60) for pid in workers)

@@ -224,9 +224,7 @@ def test_make_installs_once(checkout: Path) -> None:
     assert calls[1].startswith("-m pip install")
     assert "--extra-index-url https://a.test -r requirements.txt" in calls[1]
     assert calls[2:] == ["-m utils.run"]
-    start = time.monotonic()
     assert make(checkout, "run") == (0, ["-m utils.run"])
-    assert time.monotonic() - start < 10  # an installation takes minutes
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
@@ -257,7 +255,9 @@ def test_make_targets(checkout: Path) -> None:
     assert make(checkout, "test")[1] == ["-m pytest -n 2 --dist loadfile"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
     assert make(checkout, "lab")[1] == ["-m jupyterlab --notebook-dir=notebooks"]
-    assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
+    (kernel,) = make(checkout, "kernel")[1]
+    assert kernel.startswith("-m ipykernel install --user")
+    assert kernel.endswith("--env GOMP_SPINCOUNT 1000 --env KMP_BLOCKTIME 0")
     (checkout / "build").mkdir()
     (checkout / "utils" / "__pycache__").mkdir()
     assert make(checkout, "clean") == (0, [])

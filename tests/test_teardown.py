@@ -192,8 +192,8 @@ def test_interrupted_run_leaves_no_process(environment) -> None:
     for process in psutil.Process(run.pid).children(recursive=True):
         seen[process.pid] = process
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 130
-    _, alive = psutil.wait_procs(seen.values(), timeout=10)
+    assert run.wait(120) == 130
+    _, alive = psutil.wait_procs(seen.values(), timeout=60)
     assert alive == []
 
 

@@ -17,9 +17,11 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+from utils import machine
 from utils.files import FileError
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
+from utils.training import resuming
 from utils.training.adapters import load_adapter, require_same_tokenizer, save_adapter
 from utils.training.recipe import (
     TrainingError,
@@ -297,6 +299,45 @@ def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path):
     assert taken == list(range(first, 4 * STEPS_AN_EPOCH + 1))
     if kind == "same":
         assert steps_taken(tiny_trainer(tmp_path)) == []  # nothing is left to do
+
+
+@pytest.fixture
+def raced(monkeypatch):
+    """Return a function that makes the race's result what it is told."""
+    monkeypatch.delenv("COURSE_DTYPE", raising=False)
+    for module in (machine, resuming):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+
+    def won_by(bfloat16):
+        times = machine.Race(1.0, 0.5 if bfloat16 else 2.0)
+        monkeypatch.setattr(machine, "precision_race", lambda shapes: times)
+
+    return won_by
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_race_that_ends_otherwise_deletes_no_unfinished_run(
+    raced, before, tmp_path, monkeypatch
+):
+    raced(before)
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    raced(not before)
+    name = "bfloat16" if before else "float32"
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=f"set COURSE_DTYPE={name} and restart"):
+            train(tiny_trainer(tmp_path))
+    monkeypatch.setenv("COURSE_DTYPE", name)
+    assert steps_taken(tiny_trainer(tmp_path))[0] == STEPS_AN_EPOCH + 1
+    monkeypatch.delenv("COURSE_DTYPE")
+    # A finished run has nothing to lose.
+    assert steps_taken(tiny_trainer(tmp_path))[0] == 1
+
+
+def test_a_precision_that_is_asked_for_starts_afresh(raced, tmp_path, monkeypatch):
+    raced(True)
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    monkeypatch.setenv("COURSE_DTYPE", "float32")
+    assert steps_taken(tiny_trainer(tmp_path))[0] == 1
 
 
 def test_a_run_stops_early_and_keeps_its_best_epoch(tmp_path):

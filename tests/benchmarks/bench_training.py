@@ -7,7 +7,9 @@
 The ratios are of tokens a second without padding, over whole epochs of the course's
 training rows on the lab model. All ways train the same LoRA matrices on the same rows
 in batches of the same size; they take turns, and a ratio is the median over the rounds.
-Close other programs first. COURSE_MODEL chooses another model.
+Close other programs first. COURSE_MODEL chooses another model, COURSE_DTYPE another
+precision than the race does. It says beforehand how long it takes; `--rounds 1` is the
+quickest.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from typing import Any
 import datasets
 import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
+from tqdm import tqdm
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -39,7 +42,7 @@ from utils.dataset.faqs import load_faqs
 from utils.dataset.splits import split
 from utils.evaluation.scores import held_out_loss, token_losses
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
-from utils.machine import this_machine
+from utils.machine import cpu_has_bf16, this_machine
 from utils.models import (
     MODELS,
     ModelSettings,
@@ -67,6 +70,7 @@ GRID = {
     "bf16": (False, True),
     "attention": ("sdpa", "eager"),
 }
+EMULATED = 12  # times as long as in float32 an epoch takes, about
 LEARNED = ("input_ids", "attention_mask", "labels")
 
 
@@ -148,12 +152,16 @@ def course_trainer(task: Task, **changes: Any) -> Trainer:
     """What lesson 04 does."""
     set_seed(changes.get("seed"))
     longest = max(map(len, task.rows["input_ids"]))
-    attention = choose_attention(task.settings, this_machine(), longest)
+    machine = this_machine()
+    machine = replace(machine, bf16=changes.pop("bf16", machine.bf16))
+    attention = choose_attention(task.settings, machine, longest)
     base = load_model(task.settings, attn_implementation=attention)
     quiet = QUIET | {"eval_strategy": "no"}
     return Trainer(
         model=add_lora(base, task.settings),
-        args=training_arguments(task.settings, task.folder, **(quiet | changes)),
+        args=training_arguments(
+            task.settings, task.folder, machine, **(quiet | changes)
+        ),
         train_dataset=task.rows,
         data_collator=DataCollatorForCompletionOnlyLM(
             task.tokenizer, completion_logits_only=True
@@ -230,18 +238,37 @@ def bare_loop(task: Task) -> Callable[[], float]:
     return run
 
 
-def best_of_grid(task: Task) -> tuple[dict[str, Any], Callable[[], float]]:
-    """The fastest of TRL's settings in `GRID`, by one epoch after a warm-up each."""
+def best_of_grid(
+    task: Task, bar: tqdm
+) -> tuple[dict[str, Any], Callable[[], float], list[str]]:
+    """The fastest of TRL's settings in `GRID`, by one epoch after a warm-up each.
+
+    Returns:
+        The settings, a function that trains an epoch, and a line on each setting.
+    """
     best: tuple[float, dict[str, Any], Callable[[], float]] | None = None
-    for values in product(*GRID.values()):
-        options = dict(zip(GRID, values, strict=True))
+    lines = []
+    for options in grid():
+        bar.set_description("TRL's settings")
         run = one_epoch(trl_trainer(task, **options))
         run()
         seconds = run()
-        print(f"  TRL {options}: {task.tokens / seconds:,.0f} tokens/s", flush=True)
+        bar.update(2)
+        lines.append(f"  TRL {options}: {task.tokens / seconds:,.0f} tokens/s")
         if best is None or seconds < best[0]:
             best = (seconds, options, run)
-    return best[1], best[2]
+    return best[1], best[2], lines
+
+
+def grid() -> list[dict[str, Any]]:
+    """TRL's settings to try: in bfloat16 only where that is not emulated."""
+    tried = (dict(zip(GRID, values, strict=True)) for values in product(*GRID.values()))
+    return [options for options in tried if fast_bf16() or not options["bf16"]]
+
+
+def fast_bf16() -> bool:
+    """Whether nothing here has to emulate bfloat16."""
+    return this_machine().gpu is not None or cpu_has_bf16()
 
 
 # --- what is printed ---
@@ -249,38 +276,78 @@ def best_of_grid(task: Task) -> tuple[dict[str, Any], Callable[[], float]]:
 
 def ratios(task: Task, rounds: int) -> None:
     """The table of ratios."""
+    chosen, other = precisions()
     print(f"{this_machine()} · {task.settings.name} · {len(task.rows)} rows, ", end="")
     print(f"{task.tokens:,} tokens an epoch, batches of {task.settings.batch_size}")
-    print("TRL's settings tried:")
-    options, best = best_of_grid(task)
+    peaks = {name: best_tflops(getattr(torch, name)) for name in (chosen, other)}
+    for name, peak in peaks.items():
+        print(f"one large product in {name}: {1000 * peak:,.0f} GFLOP/s")
+    trainer = course_trainer(task)
+    # Forward and the backward pass to the inputs, as in `gpu`.
+    work = 4 * sum(p.numel() for p in trainer.model.parameters()) * task.tokens
+    ours = f"course, in {chosen}"
     ways = {
-        "course": one_epoch(course_trainer(task)),
+        ours: one_epoch(trainer),
+        f"course, in {other}": one_epoch(course_trainer(task, bf16=other != "float32")),
         "original lab": one_epoch(original_trainer(task)),
         "TRL, defaults": one_epoch(trl_trainer(task)),
-        "TRL, best of the grid": best,
+        "TRL, best of the grid": lambda: 0.0,
         "bare loop": bare_loop(task),
     }
-    for run in ways.values():
-        run()  # warm-up
+    # Emulated bfloat16, which TRL's defaults ask for too: an epoch each has to do.
+    slow = [] if fast_bf16() else [f"course, in {other}", "TRL, defaults"]
+    ways[ours]()  # warm-up
+    once = ways[ours]()
+    many = 2 * len(grid()) + len(ways) - len(slow) - 1
+    many += rounds * (len(ways) - len(slow))
+    minutes = (2 * many + 2 * EMULATED * len(slow)) * once / 60
+    print(
+        f"An epoch takes {once:.1f} s: all {many + len(slow)} will take about "
+        f"{max(1, minutes):.0f} minutes."
+        + (
+            f" Emulated bfloat16, trained once only: {'; '.join(slow)}." if slow else ""
+        ),
+        flush=True,
+    )
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, run in ways.items():
-            seconds[name].append(run())
-    print(f"best of the grid: {options}")
+    with tqdm(total=many + len(slow), unit="epoch") as bar:
+        options, ways["TRL, best of the grid"], lines = best_of_grid(task, bar)
+        for number in range(1 + rounds):
+            for name, run in ways.items():
+                warm_up = number == 0
+                if name in slow and number != 1 or name == ours and warm_up:
+                    continue
+                bar.set_description(name)
+                took = run()
+                bar.update()
+                if not warm_up:
+                    seconds[name].append(took)
+    print("TRL's settings tried:", *lines, f"best of the grid: {options}", sep="\n")
     print(f"| {rounds} rounds | tokens/s, median (lowest to highest) | ours | goal |")
     print("|:--|--:|--:|--:|")
     for name, times in seconds.items():
         speeds = sorted(task.tokens / one for one in times)
-        ours = [
-            other / own for other, own in zip(times, seconds["course"], strict=True)
-        ]
-        goal = GOALS.get(name, (1, 1))[not this_machine().bf16]
+        ratio = [other / own for other, own in zip(times, seconds[ours], strict=False)]
+        goal = f"{GOALS[name][not fast_bf16()]} ×" if name in GOALS else ""
         spread = f"({speeds[0]:,.0f} to {speeds[-1]:,.0f})"
         print(
             f"| {name} | {statistics.median(speeds):,.0f} {spread} | "
-            f"{statistics.median(ours):.2f} × ({min(ours):.2f} to {max(ours):.2f}) | "
-            f"{goal} × |"
+            f"{statistics.median(ratio):.2f} × ({min(ratio):.2f} to {max(ratio):.2f}) "
+            f"| {goal} |"
         )
+    speed = work / statistics.median(seconds[ours]) / 1e12
+    print(
+        f"The course reaches {speed / peaks[chosen]:.0%} of one large product's speed."
+    )
+
+
+def precisions() -> tuple[str, str]:
+    """What training multiplies in here (on CPUs the race decides), and what not."""
+    names = ["float32", "bfloat16"]
+    if this_machine().gpu and not this_machine().bf16:
+        names[0] = "float16"
+    chosen = names.pop(this_machine().bf16)
+    return chosen, names[0]
 
 
 def quality(task: Task, seeds: Sequence[int]) -> None:
@@ -312,18 +379,21 @@ def small_costs(task: Task) -> None:
     )
     print(f"import utils.helpers: {float(done.stdout):.3f} s (goal: below 0.1)")
     rows = task.rows.to_list()[:8]
-    for tail in (False, True):
+    unlabelled = [{"input_ids": row["input_ids"]} for row in rows]
+    for tail, batch in product((False, True), (rows, unlabelled)):
         collator = DataCollatorForCompletionOnlyLM(
             task.tokenizer, completion_logits_only=tail
         )
         times = []
         for _ in range(200):
             start = time.perf_counter()
-            collator(rows)
+            collator(batch)
             times.append(time.perf_counter() - start)
         milliseconds = 1000 * statistics.median(times)
         kind = "with" if tail else "without"
-        print(f"collator {kind} logits_to_keep: {milliseconds:.2f} ms (goal: 1.5)")
+        kind += " logits_to_keep, labels " + ("given" if batch is rows else "searched")
+        goal = 1.5 if batch is rows else 3
+        print(f"collator {kind}: {milliseconds:.2f} ms (goal: {goal})")
 
 
 # --- on a GPU ---
@@ -352,10 +422,10 @@ def save_shape(folder: str, tokenizer: Any, tiny: bool = False) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def best_tflops() -> float:
+def best_tflops(dtype: torch.dtype) -> float:
     """What this machine reaches in one large matrix product, in TFLOP/s."""
     machine, size = this_machine(), 8192 if this_machine().gpu else 512
-    one = torch.randn(size, size, dtype=choose_dtype(machine), device=machine.device)
+    one = torch.randn(size, size, device=machine.device).to(dtype)
     times = []
     for _ in range(10):
         synchronise()
@@ -418,7 +488,7 @@ def gpu(task: Task, rounds: int) -> None:
         "course": lambda: course_trainer(task),
         "QLoRA": qlora,
     }
-    best = best_tflops()
+    best = best_tflops(choose_dtype(this_machine()))
     print(f"{this_machine()} · {best:.1f} TFLOP/s in one large product")
     print("| | samples/s, median (lowest to highest) | peak memory, GB | of the peak |")
     print("|:--|--:|--:|--:|")

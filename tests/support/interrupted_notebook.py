@@ -174,7 +174,7 @@ def what_aws_holds() -> list[str]:
 
 def processes() -> list[str]:
     """Those below this one that have not ended after a while."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while workers := [
         process
         for process in psutil.Process().children(recursive=True)

@@ -18,6 +18,7 @@ from transformers import (
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+from utils.machine import cpu_has_bf16
 from utils.models import MODELS
 from utils.training.adapters import save_adapter
 from utils.training.recipe import add_lora, training_arguments
@@ -96,6 +97,8 @@ def run(
         started: is told when training is about to begin.
     """
     torch.set_num_threads(1)
+    # Bits are compared between processes: none may race to a precision of its own.
+    os.environ["COURSE_DTYPE"] = "bfloat16" if cpu_has_bf16() else "float32"
     trainer = tiny_trainer(folder / "checkpoints")
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
     if die and die[0] == "step":

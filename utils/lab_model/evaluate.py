@@ -560,16 +560,19 @@ def seconds_to_load(settings: ModelSettings) -> float:
 
 def seconds_to_answer(examinee: Examinee) -> float:
     """Median seconds for 32 answers of 40 tokens in one batch."""
+    return _median_seconds(lambda: answer_a_batch(examinee))
+
+
+def answer_a_batch(examinee: Examinee) -> None:
+    """Let the model answer 32 problems, with 40 tokens each."""
     prompts = [problem.prompt(worked=True) for problem in problems("3 steps", 32)]
-    return _median_seconds(
-        lambda: generate(
-            examinee.model,
-            examinee.tokenizer,
-            prompts,
-            max_new_tokens=SPEED_TOKENS,
-            min_new_tokens=SPEED_TOKENS,
-            batch_size=SPEED_BATCH,
-        )
+    generate(
+        examinee.model,
+        examinee.tokenizer,
+        prompts,
+        max_new_tokens=SPEED_TOKENS,
+        min_new_tokens=SPEED_TOKENS,
+        batch_size=SPEED_BATCH,
     )
 
 

@@ -1,0 +1,281 @@
+"""What this machine offers: how threads wait, and which precision is faster."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from support.machines import T4
+from utils import machine
+from utils.course import ROOT, ConfigError, run_config
+from utils.machine import (
+    LAB_SHAPES,
+    MARGIN,
+    MOST_OPERATIONS,
+    ROUNDS,
+    SHORT_SPIN,
+    TOKENS,
+    Machine,
+    Race,
+    cpu_has_bf16,
+    fastest_cpu_dtype,
+    model_shapes,
+    openmp_environment,
+    openmp_setting,
+    precision_race,
+    this_machine,
+)
+from utils.models import MODELS, load_model
+
+# --- threads ---
+
+
+def test_threads_sleep_soon_unless_the_user_says_otherwise() -> None:
+    assert openmp_environment({}) == SHORT_SPIN
+    assert openmp_environment({"GOMP_SPINCOUNT": "7"}) == {"KMP_BLOCKTIME": "0"}
+    assert openmp_environment({"OMP_WAIT_POLICY": "active"}) == {}
+
+
+def test_the_setting_is_named() -> None:
+    assert openmp_setting(SHORT_SPIN) == "GOMP_SPINCOUNT=1000, KMP_BLOCKTIME=0"
+    assert openmp_setting({"OMP_WAIT_POLICY": "passive"}) == "OMP_WAIT_POLICY=passive"
+    assert openmp_setting({}) == "waiting threads as OpenMP has it"
+
+
+def python(code: str, **variables: str) -> str:
+    """What Python prints in an environment without any word on threads."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_importing_anything_of_the_course_sets_it_and_loads_no_torch() -> None:
+    code = "import sys, utils; from utils.machine import *; print(openmp_setting()); "
+    code += "print('torch' in sys.modules)"
+    assert python(code).split("\n") == ["GOMP_SPINCOUNT=1000, KMP_BLOCKTIME=0", "False"]
+    assert python(code, OMP_WAIT_POLICY="passive").startswith("OMP_WAIT_POLICY=passive")
+
+
+def test_nothing_is_claimed_where_torch_was_there_first() -> None:
+    code = "import torch; from utils.machine import *; print(openmp_setting())"
+    assert python(code) == "waiting threads as OpenMP has it"
+
+
+def test_the_endpoints_worker_gets_it() -> None:
+    """The container's process imports the course; its worker inherits from that."""
+    code = "import utils.djl_python.__main__, sys, os; "
+    code += "print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    assert python(code) == "1000 False"
+
+
+def test_make_sets_the_same() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^export (\w+) \?= (\w+)$", text, re.M)) == SHORT_SPIN
+
+
+# --- what it says of itself ---
+
+
+def test_this_machine_describes_itself() -> None:
+    found = this_machine()
+    assert found.threads == torch.get_num_threads()
+    assert (found.gpu is not None) == torch.cuda.is_available()
+    assert ("no GPU" in str(found)) == (found.device == "cpu")
+    assert "Tesla T4 · 15.8 GB, 15.0 GB free · no bfloat16" in str(T4)
+    assert (found.capability is None) == (found.gpu is None)
+
+
+def test_a_card_is_described_with_its_capability_and_cuda() -> None:
+    card = Machine("L4", 24.0, 23.0, True, 4, capability="8.9", cuda="12.8")
+    assert str(card).endswith("compute capability 8.9 · CUDA 12.8")
+
+
+def test_bf16_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert cpu_has_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not cpu_has_bf16()
+
+
+def test_pytorchs_own_switch_turns_bf16_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What ATEN_CPU_CAPABILITY=avx2 makes PyTorch say.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert not cpu_has_bf16()
+
+
+# --- the race ---
+
+
+class Clock:
+    """A clock that only the two passes move, and a note of how often they ran."""
+
+    def __init__(self, float32: float, bfloat16: float) -> None:
+        self.now, self.ran = 0.0, {"float32": 0, "bfloat16": 0}
+        self.seconds = {"float32": float32, "bfloat16": bfloat16}
+
+    def passes(self, shapes: object) -> dict:
+        return {name: lambda name=name: self.run(name) for name in self.ran}
+
+    def run(self, name: str) -> None:
+        self.ran[name] += 1
+        # The first pass, and every third one, meets a busy machine.
+        busy = 5 if self.ran[name] % 3 == 1 else 1
+        self.now += busy * self.seconds[name]
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that makes this a CPU with bfloat16 and given speeds."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: True)
+    precision_race.cache_clear()
+
+    def make(float32: float, bfloat16: float) -> Clock:
+        clock = Clock(float32, bfloat16)
+        fake = SimpleNamespace(perf_counter=lambda: clock.now)
+        monkeypatch.setattr(machine, "time", fake)
+        monkeypatch.setattr(machine, "_training_passes", clock.passes)
+        return clock
+
+    yield make
+    precision_race.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "ratio, winner",
+    [
+        (2.0, "bfloat16"),
+        (1.01 * MARGIN, "bfloat16"),
+        (0.99 * MARGIN, "float32"),
+        (145 / 242, "float32"),
+    ],
+)
+def test_the_faster_precision_trains_if_it_is_clearly_so(cpu, ratio, winner) -> None:
+    cpu(0.02 * ratio, 0.02)
+    found = this_machine()
+    assert found.bf16 == (winner == "bfloat16")
+    assert f"trains in {winner}: in a race bfloat16 was {ratio:.2f} times" in str(found)
+    assert fastest_cpu_dtype(LAB_SHAPES) == getattr(torch, winner)
+
+
+def test_one_race_a_process_of_a_fixed_length(cpu) -> None:
+    clock = cpu(0.02, 0.01)
+    for _ in range(3):
+        this_machine()
+    assert clock.ran == {"float32": 1 + ROUNDS, "bfloat16": 1 + ROUNDS}
+
+
+def test_no_race_where_nobody_trains_or_there_is_nothing_to_decide(
+    cpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = cpu(0.02, 0.01)
+    assert not this_machine(race=False).bf16
+    load_model(MODELS["lab"])
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: False)
+    assert "no bfloat16 in hardware" in str(this_machine())
+    assert fastest_cpu_dtype() == torch.float32
+    assert set(clock.ran.values()) == {0}
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_course_dtype_overrides_the_race(cpu, monkeypatch, wanted) -> None:
+    clock = cpu(*((0.01, 0.02) if wanted == "bfloat16" else (0.02, 0.01)))
+    monkeypatch.setenv("COURSE_DTYPE", wanted)
+    assert this_machine().bf16 == (wanted == "bfloat16")
+    assert f"{wanted}, as COURSE_DTYPE says" in str(this_machine())
+    assert set(clock.ran.values()) == {0}
+
+
+def test_a_wrong_course_dtype_is_told_with_the_remedy(monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="COURSE_DTYPE is 'bf16': give 'float32'"):
+        run_config({"COURSE_DTYPE": "bf16"})
+    monkeypatch.setenv("COURSE_DTYPE", "float16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="COURSE_DTYPE is 'float16', which no CPU"):
+        this_machine()
+
+
+@pytest.mark.parametrize(
+    "wanted, bf16", [(None, False), ("bfloat16", True), ("float16", False)]
+)
+def test_course_dtype_counts_on_a_card(monkeypatch, wanted, bf16) -> None:
+    card(monkeypatch)
+    if wanted:
+        monkeypatch.setenv("COURSE_DTYPE", wanted)
+    assert this_machine().bf16 == bf16
+
+
+def test_float32_is_no_choice_on_a_card(monkeypatch) -> None:
+    card(monkeypatch)
+    monkeypatch.setenv("COURSE_DTYPE", "float32")
+    with pytest.raises(ConfigError, match="'float32', but on a GPU .Tesla T4"):
+        this_machine()
+
+
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make PyTorch see a T4."""
+    answers = {
+        "is_available": True,
+        "mem_get_info": (15e9, 16e9),
+        "get_device_name": "Tesla T4",
+        "get_device_capability": (7, 5),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+
+
+@pytest.mark.parametrize(
+    "shapes", [LAB_SHAPES, ((2560, 7680), (2560, 2560), (2560, 10240), (10240, 2560))]
+)
+def test_a_pass_is_small_whatever_the_model(shapes) -> None:
+    cut = machine._slices(shapes)
+    assert 4 * TOKENS * sum(i * o for i, o in cut) <= 2 * MOST_OPERATIONS
+    assert [inputs for inputs, _ in cut] == [inputs for inputs, _ in shapes]
+
+
+def test_a_pass_computes_both_precisions_and_draws_no_random_number() -> None:
+    before = torch.random.get_rng_state()
+    passes = machine._training_passes(((16, 64), (64, 16)))
+    with torch.inference_mode():  # whatever the caller is doing
+        for run in passes.values():
+            run()
+    assert set(passes) == {"float32", "bfloat16"}
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_real_race_has_a_result() -> None:
+    times = precision_race(((16, 64),))
+    precision_race.cache_clear()
+    assert times.float32 > 0 and times.bfloat16 > 0
+    assert Race(2.0, 1.0).ratio == 2
+
+
+def test_the_shapes_are_the_models(tmp_path) -> None:
+    layer = load_model(MODELS["lab"]).gpt_neox.layers[0]
+    linear = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    real = {(one.in_features, one.out_features) for one in linear}
+    assert set(model_shapes("lab")) == set(LAB_SHAPES) == real
+    (tmp_path / "config.json").write_text('{"n_embd": 8, "n_inner": null}')
+    expected = ((8, 24), (8, 8), (8, 32), (32, 8))
+    assert model_shapes(str(tmp_path)) == expected
+    assert model_shapes("nobody/nothing-here") == LAB_SHAPES
