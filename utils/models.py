@@ -350,6 +350,20 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
             bars.enable_progress_bar()
 
 
+def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield the positions of rows, batch by batch, those of the shortest rows first.
+
+    Rows of like length share a batch, so that little is padded.
+
+    Args:
+        lengths: of the rows.
+        size: of a batch; the last one may be smaller.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -382,8 +396,6 @@ def generate(
     prompts = list(prompts)
     encoded = encode_prompts(prompts, tokenizer) if prompts else []
     _require_room(model, encoded, prompts, max_new_tokens)
-    # Prompts of like length go together, so that little is padded.
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers = [""] * len(encoded)
     was_training = model.training
     model.eval()
@@ -391,8 +403,7 @@ def generate(
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in batches_by_length(list(map(len, encoded)), batch_size):
             texts = _continue(
                 model, tokenizer, [encoded[i] for i in chosen], max_new_tokens, decoding
             )

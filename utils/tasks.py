@@ -6,8 +6,11 @@ of operands for which `held_out` is true, and pairs of words that `rule_is_held_
 names, never meet in the corpus; the examination uses only such pairs.
 """
 
+from __future__ import annotations
+
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -535,6 +538,19 @@ def final_answer(text: str) -> str | None:
         return stated[-1]
     first = re.match(r"\s*(-?[\d.]*\d)", text)
     return first[1] if first else None
+
+
+def solved(texts: Sequence[str], asked: Sequence[Problem]) -> list[bool]:
+    """Return which solutions end with their problem's result.
+
+    Args:
+        texts: one solution a problem.
+        asked: the problems, in the same order.
+    """
+    return [
+        final_answer(text) == problem.result
+        for text, problem in zip(texts, asked, strict=True)
+    ]
 
 
 def first_line(text: str) -> str:

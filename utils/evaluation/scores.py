@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap, norm
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from utils.dataset.facts import get_fact, is_right, known_fact, stated_values
 from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
+from utils.models import batches_by_length
 
 if TYPE_CHECKING:
     import pandas
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+LOSS_RESAMPLES = 2_000
 
 
 # --- shares and differences, with intervals ---
@@ -91,15 +94,30 @@ def paired_difference(
     mean = float(deltas.mean())
     if np.all(deltas == deltas[0]):  # resampling cannot vary, and scipy returns nan
         return Difference(mean, mean, mean, len(deltas))
+    low, high = _bootstrap_interval(np.mean, (deltas,), RESAMPLES, seed)
+    return Difference(mean, low, high, len(deltas))
+
+
+def _bootstrap_interval(
+    statistic: Callable[..., np.ndarray],
+    columns: tuple[np.ndarray, ...],
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap's bounds of a statistic of a table's columns.
+
+    Rows are drawn whole. `statistic` takes the columns and the axis to reduce.
+    """
     interval = bootstrap(
-        (deltas,),
-        np.mean,
+        columns,
+        statistic,
+        paired=True,
         confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
+        n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Difference(mean, float(interval.low), float(interval.high), len(deltas))
+    return float(interval.low), float(interval.high)
 
 
 def proportions(hits: Mapping[Any, Sequence[bool]]) -> dict[Any, Proportion]:
@@ -189,17 +207,58 @@ def token_losses(
     collator = DataCollatorForCompletionOnlyLM(tokenizer)
     columns = ("input_ids", "attention_mask", "labels")
     rows = [{name: row[name] for name in columns if name in row} for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    return _losses_of_rows(model, rows, collator, batch_size)
+
+
+def model_log_probabilities(
+    model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
+) -> list[list[float]]:
+    """Return what `NGramModel.log_probabilities` does, of a language model.
+
+    The model reads the end token first, as it stands before every document of its
+    corpus, and each document on its own.
+
+    Args:
+        model: a causal language model.
+        documents: token ids, without the end token.
+        end: id of the end token.
+    """
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        # Padding stands behind the text, where a causal model does not see it.
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        return {
+            "input_ids": pad_sequence(ids, True, end),
+            "labels": pad_sequence(ids, True, IGNORED),
+        }
+
+    rows = [{"input_ids": [end, *document, end]} for document in documents]
+    losses = _losses_of_rows(model, rows, collate, batch_size=32)
+    return [(-row).tolist() for row in losses]
+
+
+def _losses_of_rows(
+    model: Any,
+    rows: Sequence[Mapping[str, Any]],
+    collate: Callable[[list[Mapping[str, Any]]], dict[str, torch.Tensor]],
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Return the loss of every labelled token of every row, in nats.
+
+    Args:
+        model: a causal language model.
+        rows: with `input_ids` and what `collate` needs.
+        collate: makes a batch of rows: the model's inputs, and `labels`.
+        batch_size: rows computed together.
+    """
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collator([rows[i] for i in chosen])
-        labels = batch["labels"][:, 1:].to(model.device)  # of the token that follows
+    lengths = [len(row["input_ids"]) for row in rows]
+    for chosen in batches_by_length(lengths, batch_size):
+        batch = collate([rows[i] for i in chosen])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")[:, 1:]  # of the token that follows
         with torch.inference_mode():
-            logits = model(
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-            ).logits[:, :-1]
+            logits = model(**batch).logits[:, :-1]
             losses = cross_entropy(
                 logits.float().transpose(1, 2),
                 labels,
@@ -224,16 +283,37 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     Raises:
         ValueError: if there are no tokens.
     """
-    sums = np.array([row.sum() for row in losses], dtype=float)
+    sums = np.array([np.sum(row) for row in losses], dtype=float)
     counts = np.array([len(row) for row in losses], dtype=float)
     if not counts.sum():
-        raise ValueError("losses is empty: no row has a labelled token.")
-    value = float(sums.sum() / counts.sum())
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(2000, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Estimate(value, float(low), float(high), len(sums))
+        raise ValueError(
+            "There are no tokens to score: give rows with labelled tokens."
+        )
+
+    def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return sums.sum(axis) / counts.sum(axis)
+
+    low = high = value = float(mean(sums, counts))
+    if len(sums) > 1:
+        low, high = _bootstrap_interval(mean, (sums, counts), LOSS_RESAMPLES, seed)
+    return Estimate(value, low, high, len(sums))
+
+
+def perplexity_with_interval(
+    log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
+) -> Estimate:
+    """Return the perplexity of a token: e to the power of its mean loss.
+
+    Args:
+        log_probabilities: natural logarithms, a sequence for each text.
+        seed: of the resamples; see `held_out_loss`.
+
+    Raises:
+        ValueError: if there are no tokens.
+    """
+    loss = held_out_loss([-np.array(text, float) for text in log_probabilities], seed)
+    value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
+    return Estimate(value, low, high, loss.n)
 
 
 # --- what an answer has in common with the one in the file ---
@@ -363,96 +443,26 @@ def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.Da
         `recall`, `F1` (0 where nothing is right).
 
     Raises:
-        ValueError: if there are not as many predicted classes as expected ones.
+        ValueError: if there are none, or not as many predicted as expected ones.
     """
     import pandas
+    from sklearn.metrics import precision_recall_fscore_support
 
-    if len(predicted) != len(expected):
+    if len(predicted) != len(expected) or not len(expected):
         raise ValueError(
             f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
-            "give as many of each, in the same order."
+            "give as many of each, in the same order, and at least one."
         )
     asked, said = Counter(expected), Counter(predicted)
-    right = Counter(
-        one for one, other in zip(predicted, expected, strict=True) if one == other
+    names = sorted(asked, key=lambda name: (-asked[name], name))
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        expected, predicted, labels=names, zero_division=np.nan
     )
-    rows = {}
-    for name in sorted(asked, key=lambda name: (-asked[name], name)):
-        precision = right[name] / said[name] if said[name] else math.nan
-        recall = right[name] / asked[name]
-        f1 = 2 * right[name] / (said[name] + asked[name])
-        rows[name] = (asked[name], said[name], precision, recall, f1)
-    columns = ["questions", "answers", "precision", "recall", "F1"]
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
-def model_log_probabilities(
-    model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
-) -> list[list[float]]:
-    """The same as `NGramModel.log_probabilities`, of a language model.
-
-    The model reads the end token first, as it stands before every document of its
-    corpus, and each document on its own.
-
-    Args:
-        documents: token ids, without the end token.
-        end: id of the end token.
-    """
-    results: list[list[float]] = [[] for _ in documents]
-    # Documents of like length go together, so that little is padded.
-    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))
-    for start in range(0, len(order), 32):
-        chosen = order[start : start + 32]
-        rows = [torch.tensor([end, *documents[i], end]) for i in chosen]
-        batch = torch.nn.utils.rnn.pad_sequence(rows, True, end).to(model.device)
-        # Padding stands behind the text, where a causal model does not see it.
-        with torch.inference_mode():
-            scores = model(input_ids=batch[:, :-1]).logits.float()
-        found = scores.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
-        for i, values in zip(chosen, found.tolist(), strict=True):
-            results[i] = values[: len(documents[i]) + 1]
-    return results
-
-
-def perplexity(log_probabilities: Iterable[Sequence[float]]) -> float:
-    """The exponential of the mean negative log probability of a token.
-
-    Args:
-        log_probabilities: natural logarithms, a sequence for each document; every
-            token counts the same.
-
-    Raises:
-        ValueError: if there is no token.
-    """
-    values = [value for document in log_probabilities for value in document]
-    if not values:
-        raise ValueError("There are no tokens to score: give at least one document.")
-    return math.exp(-sum(values) / len(values))
-
-
-def perplexity_with_interval(
-    log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
-) -> Estimate:
-    """Perplexity per token over texts, with the percentile bootstrap over texts.
-
-    Args:
-        log_probabilities: natural logarithms, a sequence for each text.
-        seed: of the resamples.
-    """
-    losses = np.array([-sum(text) for text in log_probabilities])
-    counts = np.array([len(text) for text in log_probabilities])
-
-    def statistic(losses: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
-        return np.exp(losses.sum(axis) / counts.sum(axis))
-
-    interval = bootstrap(
-        (losses, counts),
-        statistic,
-        paired=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    value = perplexity(log_probabilities)
-    return Estimate(value, float(interval.low), float(interval.high), len(losses))
+    columns = {
+        "questions": [asked[name] for name in names],
+        "answers": [said[name] for name in names],
+        "precision": precision,
+        "recall": recall,
+        "F1": f1,
+    }
+    return pandas.DataFrame(columns, index=names)
