@@ -12,19 +12,20 @@ import mlflow
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils.files import FileError
-from utils.helpers import DataCollatorForCompletionOnlyLM, add_text
+from utils.helpers import add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
 from utils.training.adapters import load_adapter, require_same_tokenizer, save_adapter
 from utils.training.recipe import (
     TrainingError,
     add_lora,
     choose_attention,
+    completion_trainer,
     lora_config,
     parameter_counts,
     training_arguments,
@@ -52,14 +53,12 @@ def rows():
 
 
 def trainer(model, rows, folder, **changes):
-    return Trainer(
-        model=model,
-        args=training_arguments(SETTINGS, folder, disable_tqdm=True, **changes),
-        train_dataset=rows,
-        eval_dataset=rows[:2],
-        data_collator=DataCollatorForCompletionOnlyLM(
-            tiny_tokenizer(), completion_logits_only=True
-        ),
+    return completion_trainer(
+        model,
+        tiny_tokenizer(),
+        training_arguments(SETTINGS, folder, disable_tqdm=True, **changes),
+        rows,
+        held_out=rows[:2],
     )
 
 
@@ -463,7 +462,10 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before(base, tmp_path)
     model = add_lora(base, SETTINGS)
     folder = save_adapter(model, tiny_tokenizer(), tmp_path / "adapter")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with no_file_longer_than(2_000), pytest.raises(FileError, match="adapter could not be written"):
+    with (
+        no_file_longer_than(2_000),
+        pytest.raises(FileError, match="adapter could not be written"),
+    ):
         save_adapter(model, tiny_tokenizer(), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 

@@ -57,9 +57,9 @@ from utils.tasks import (
     Problem,
     Task,
     few_shot_tasks,
-    final_answer,
     problems,
     rule_tasks,
+    solved,
     system_prompt,
 )
 
@@ -160,10 +160,7 @@ def score_problems(
     """Which problems end in the right number, with or without worked steps."""
     prompts = [problem.prompt(worked, style) for problem in asked]
     answers = examinee.ask(prompts, WORKED_TOKENS if worked else DIRECT_TOKENS)
-    return [
-        final_answer(answer) == problem.result
-        for answer, problem in zip(answers, asked, strict=True)
-    ]
+    return solved(answers, asked)
 
 
 def rows_of(part: str, n_rows: int | None = None) -> list[dict[str, str]]:
@@ -469,14 +466,17 @@ def examine(
 def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     """The model after the course's recipe: lessons 03 and 04 without their words."""
     import datasets
-    from transformers import PrinterCallback, Trainer
 
     from utils.course import set_seed
     from utils.dataset.faqs import load_faqs
     from utils.dataset.splits import split
-    from utils.helpers import DataCollatorForCompletionOnlyLM
     from utils.models import this_machine
-    from utils.training.recipe import add_lora, choose_attention, training_arguments
+    from utils.training.recipe import (
+        add_lora,
+        choose_attention,
+        completion_trainer,
+        training_arguments,
+    )
 
     set_seed()
     tokenizer = load_tokenizer(settings)
@@ -493,16 +493,9 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
         arguments = training_arguments(
             settings, folder, eval_strategy="no", disable_tqdm=True
         )
-        trainer = Trainer(
-            model=add_lora(base, settings),
-            args=arguments,
-            train_dataset=rows,
-            data_collator=DataCollatorForCompletionOnlyLM(
-                tokenizer, completion_logits_only=True
-            ),
-            processing_class=tokenizer,
+        trainer = completion_trainer(
+            add_lora(base, settings), tokenizer, arguments, rows
         )
-        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer.model.merge_and_unload().eval()
 

@@ -34,6 +34,7 @@ from utils.training.recipe import (
     TrainingError,
     add_lora,
     choose_attention,
+    completion_trainer,
     parameter_counts,
     training_arguments,
 )
@@ -270,8 +271,6 @@ def make_trainer(
         **changes: arguments of transformers' `TrainingArguments` to replace; with
             `eval_strategy="epoch"` the held-out loss is measured as well.
     """
-    from transformers import PrinterCallback, Trainer
-
     set_seed(seed)
     count = round(len(study.train) * method.replay / (1 - method.replay))
     arguments = {
@@ -280,17 +279,14 @@ def make_trainer(
         "disable_tqdm": True,
         "seed": seed,
     }
-    trainer = Trainer(
-        model=method.prepare(study.settings),
-        args=training_arguments(study.settings, folder, **(arguments | changes)),
-        train_dataset=study.train + study.replay[:count],
-        eval_dataset=study.held_out,
-        data_collator=DataCollatorForCompletionOnlyLM(
-            study.tokenizer, completion_logits_only=method.completion_logits_only
-        ),
+    return completion_trainer(
+        method.prepare(study.settings),
+        study.tokenizer,
+        training_arguments(study.settings, folder, **(arguments | changes)),
+        study.train + study.replay[:count],
+        study.held_out,
+        method.completion_logits_only,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def fine_tune(
@@ -314,7 +310,7 @@ def fine_tune(
 def measure(model: nn.Module, study: Study) -> dict[str, float]:
     """Held-out loss (nats a token), and the shares of right answers to the study's
     questions and of its earlier skill's problems that are solved."""
-    from utils.tasks import final_answer
+    from utils.tasks import solved
 
     prompts = [row["prompt"] for row in study.questions]
     budget = study.settings.max_new_tokens
@@ -322,10 +318,7 @@ def measure(model: nn.Module, study: Study) -> dict[str, float]:
     right = judge(answers, study.questions)
     asked = [problem.prompt(worked=False) for problem in study.skill]
     results = generate(model, study.tokenizer, asked, RESULT_TOKENS)
-    kept = [
-        final_answer(result) == problem.result
-        for result, problem in zip(results, study.skill, strict=True)
-    ]
+    kept = solved(results, study.skill)
     return {
         "loss": loss_on(model, study, study.held_out),
         "right": sum(right) / len(right),

@@ -1,22 +1,28 @@
-"""The training recipe: LoRA's configuration and the Trainer's arguments.
+"""The training recipe: LoRA's configuration, the Trainer's arguments, the Trainer.
 
 Everything follows from the model's settings (`models.MODELS`) and the machine at hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from utils.course import CourseError
-from utils.helpers import DEFAULT_SEED
+from utils.helpers import DEFAULT_SEED, DataCollatorForCompletionOnlyLM
 from utils.models import Machine, ModelError, ModelSettings, this_machine
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainingArguments,
+    )
 
 # Below this many tokens a row, unfused attention in bfloat16 is the faster on CPUs: the
 # backward pass of the fused kernel takes most of a step there.
@@ -135,13 +141,37 @@ def choose_attention(
     return "eager" if short and machine.bf16 and not machine.gpu else "sdpa"
 
 
-# --- running ---
+def completion_trainer(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    train_rows: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]] | None = None,
+    completion_logits_only: bool = True,
+) -> Trainer:
+    """Return a Trainer that learns completions and prints no dictionaries of losses.
 
+    Args:
+        model: as `add_lora` returns it, or any other with trainable parameters.
+        tokenizer: of the model; gives the padding token.
+        arguments: as `training_arguments` returns them.
+        train_rows: with `input_ids` and `labels`, as `preprocess_batch` makes them.
+        held_out: such rows to measure the loss on.
+        completion_logits_only: see `DataCollatorForCompletionOnlyLM`.
+    """
+    from transformers import PrinterCallback, Trainer
 
-# --- keeping track of runs ---
-
-
-# --- what is kept ---
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        data_collator=DataCollatorForCompletionOnlyLM(
+            tokenizer, completion_logits_only=completion_logits_only
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
