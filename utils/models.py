@@ -80,7 +80,7 @@ class ModelSettings:
         return [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
 
     def __repr__(self) -> str:
-        """All settings, without paths of this machine: outputs are committed."""
+        """Show all settings, without paths of this machine: outputs are committed."""
         inner = ", ".join(f"{name}={value}" for name, value in self._rows())
         return f"ModelSettings({inner})"
 
@@ -209,7 +209,7 @@ def this_machine() -> Machine:
 
 
 def settings_for(name: str) -> ModelSettings:
-    """The settings of a known model, or general ones for any hub id or folder."""
+    """Return a known model's settings, or general ones for any hub id or folder."""
     if name in MODELS:
         return MODELS[name]
     return ModelSettings(
@@ -222,7 +222,7 @@ def settings_for(name: str) -> ModelSettings:
 def choose_quantisation(
     settings: ModelSettings, machine: Machine
 ) -> tuple[Literal["8bit", "none"], str]:
-    """How to hold the frozen base on this machine, and why."""
+    """Choose how to hold the frozen base on this machine, and say why."""
     if not machine.gpu:
         return "none", (
             "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "
@@ -248,7 +248,7 @@ def choose_dtype(machine: Machine) -> torch.dtype:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; padding is its end-of-text token where it has none.
+    """Load the tokenizer; padding is its end-of-text token where it has none.
 
     Raises:
         ModelError: if there is none at `settings.source`.
@@ -267,7 +267,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """The base model, on the GPU if there is one, ready to answer.
+    """Load the base model, on the GPU if there is one, ready to answer.
 
     Args:
         settings: which model.
@@ -378,6 +378,8 @@ def generate(
     Greedy, so the same prompt gets the same answer, unless `decoding` says otherwise.
 
     Args:
+        model: a causal language model.
+        tokenizer: of the model.
         prompts: whole prompts, such as `INFERENCE_PROMPT.format(instruction=…)`.
         max_new_tokens: most tokens of an answer.
         batch_size: prompts that are continued together.
@@ -467,7 +469,7 @@ def _continue(
 
 @contextmanager
 def _without_generation_defaults(model: Any) -> Iterator[None]:
-    """What a checkpoint brings (sampling, penalties) must not change greedy answers."""
+    """Keep a checkpoint's own sampling and penalties out of the answers."""
     from transformers import GenerationConfig
 
     holders = [model, model.get_base_model()] if _is_peft(model) else [model]

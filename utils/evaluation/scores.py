@@ -56,7 +56,7 @@ class Difference(Estimate):
 
 
 def proportion(hits: Sequence[bool]) -> Proportion:
-    """Share of hits with Wilson's interval at 95% (Wilson, JASA 22, 1927).
+    """Return the share of hits with Wilson's interval at 95% (Wilson, JASA 22, 1927).
 
     Raises:
         ValueError: if there are no hits or misses to count.
@@ -72,10 +72,11 @@ def proportion(hits: Sequence[bool]) -> Proportion:
 def paired_difference(
     scores: Sequence[float], baseline: Sequence[float], seed: int = DEFAULT_SEED
 ) -> Difference:
-    """How much higher one model scores than another on the same questions, on average.
+    """Return how much higher one model scores than another on the same questions.
 
-    The interval is the percentile bootstrap over questions at 95% (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), 10,000 resamples.
+    The value is the mean over questions. The interval is the percentile bootstrap over
+    questions at 95% (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 13), 10,000 resamples.
 
     Args:
         scores: one number a question; a right answer may count as True.
@@ -121,14 +122,14 @@ def _bootstrap_interval(
 
 
 def proportions(hits: Mapping[Any, Sequence[bool]]) -> dict[Any, Proportion]:
-    """`proportion` of several series of hits at once, by their names."""
+    """Return the `proportion` of several series of hits at once, by their names."""
     return {name: proportion(series) for name, series in hits.items()}
 
 
 def paired_differences(
     scores: Mapping[Any, Sequence[float]], baseline: Mapping[Any, Sequence[float]] | Any
 ) -> dict[Any, Difference]:
-    """`paired_difference` of several series at once, by their names.
+    """Return the `paired_difference` of several series at once, by their names.
 
     Args:
         scores: name → one number a question.
@@ -160,7 +161,7 @@ def paired_differences(
 def questions_needed(
     spread: float, difference: float, power: float = 0.8, level: float = CONFIDENCE
 ) -> int:
-    """How many questions show a difference of this size, if it is there.
+    """Return how many questions show a difference of this size, if it is there.
 
     n = ((z(1 - α/2) + z(power)) · spread / difference)², for a two-sided test of a mean
     of paired differences (Miller, Adding Error Bars to Evals, arXiv 2411.00640).
@@ -193,7 +194,7 @@ def token_losses(
     rows: Sequence[Mapping[str, Any]],
     batch_size: int = 16,
 ) -> list[np.ndarray]:
-    """The loss of every labelled token of every row, in nats.
+    """Return the loss of every labelled token of every row, in nats.
 
     Args:
         model: a causal language model.
@@ -213,7 +214,7 @@ def token_losses(
 def model_log_probabilities(
     model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
 ) -> list[list[float]]:
-    """Return what `NGramModel.log_probabilities` does, of a language model.
+    """Return the log probability that a model gives each token, as `NGramModel` does.
 
     The model reads the end token first, as it stands before every document of its
     corpus, and each document on its own.
@@ -271,10 +272,10 @@ def _losses_of_rows(
 
 
 def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Estimate:
-    """The mean loss of a token, in nats, whatever the batches; e to its power is the
-    perplexity.
+    """Return the mean loss of a token, in nats, whatever the batches were.
 
-    Rows are resampled, for the tokens of one answer are not independent.
+    The interval is the percentile bootstrap over rows at 95%, 2,000 resamples: the
+    tokens of one answer are not independent. With one row it has no width.
 
     Args:
         losses: as `token_losses` returns them.
@@ -322,20 +323,25 @@ ARTICLES = {"a", "an", "the"}
 
 
 def words(text: str) -> list[str]:
-    """The words of a text without case, punctuation and articles, as SQuAD's own script
-    compares answers (Rajpurkar et al., arXiv 1606.05250)."""
+    """Return the words of a text without case, punctuation and articles.
+
+    SQuAD's own script compares answers so (Rajpurkar et al., arXiv 1606.05250).
+    """
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return [word for word in text.split() if word not in ARTICLES]
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether two texts have the same words in the same order; see `words`."""
+    """Return whether two texts have the same words in the same order; see `words`."""
     return words(answer) == words(expected)
 
 
 def token_f1(answer: str, expected: str) -> float:
-    """Harmonic mean of two shares: how much of the answer is expected (precision), and
-    how much of what is expected the answer has (recall). Order does not count."""
+    """Return the harmonic mean of precision and recall, counted in words.
+
+    Precision: how much of the answer is expected. Recall: how much of what is expected
+    the answer has. The order of words does not count.
+    """
     found, wanted = words(answer), words(expected)
     shared = sum((Counter(found) & Counter(wanted)).values())
     if not shared:
@@ -347,7 +353,7 @@ def token_f1(answer: str, expected: str) -> float:
 def text_scores(
     answers: Sequence[str], expected: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Five measures of likeness, each between 0 and 1, one number an answer.
+    """Return five measures of likeness, each between 0 and 1, one number an answer.
 
     ROUGE-L is rouge-score's F-measure without stemming; chrF (characters 1 to 6) and
     BLEU (words 1 to 4, with shorter ones where a text has no four) are sacrebleu's for
@@ -383,7 +389,7 @@ def text_scores(
 
 
 def judge(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Which answers are right: by the fact that a row names, else by exact match.
+    """Return which answers are right: by the row's fact if it has one, else exactly.
 
     Args:
         answers: one a row.
@@ -407,7 +413,7 @@ RIGHT, ANOTHER_VALUE, SEVERAL_VALUES, NO_VALUE = (
 
 
 def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
-    """How an answer went: right, or one of three ways to be wrong.
+    """Return how an answer went: right, or one of three ways to be wrong.
 
     "another value" is the smooth mistake: an answer of the right kind with something
     else's value. "no such value" replies to another question, or to none. A row without
@@ -422,7 +428,7 @@ def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
 
 
 def answer_class(answer: str, row: Mapping[str, Any]) -> str:
-    """The value that an answer states, or "none" where it states none or several.
+    """Return the value that an answer states, or "none" if it states none or several.
 
     A row without a known fact has the answer itself for its class.
     """
@@ -433,7 +439,7 @@ def answer_class(answer: str, row: Mapping[str, Any]) -> str:
 
 
 def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.DataFrame:
-    """Precision and recall of every class that was expected.
+    """Return precision and recall of every class that was expected.
 
     Precision: of the answers that name the class, the share that are right; NaN where
     none names it. Recall: of the questions whose answer it is, the share answered so.

@@ -37,7 +37,7 @@ class TrainingError(CourseError):
 
 
 def lora_config(settings: ModelSettings) -> LoraConfig:
-    """Which layers get a pair of low-rank matrices, and of which rank and scale."""
+    """Say which layers get a pair of low-rank matrices, and of which rank and scale."""
     from peft import LoraConfig
 
     modules = settings.target_modules
@@ -82,7 +82,7 @@ def training_arguments(
     machine: Machine | None = None,
     **changes: Any,
 ) -> TrainingArguments:
-    """The Trainer's settings for this model on this machine.
+    """Return the Trainer's settings for this model on this machine.
 
     Rows of like length share a batch, so that little is padded; the held-out loss is
     measured after every epoch, and in the end the best epoch is kept; arithmetic is the
@@ -130,7 +130,7 @@ def training_arguments(
 def choose_attention(
     settings: ModelSettings, machine: Machine, longest: int | None = None
 ) -> str:
-    """The attention kernel to load a model with for training: "eager" or "sdpa".
+    """Choose the attention to load a model with for training: "eager" or "sdpa".
 
     Args:
         settings: of the model.
@@ -175,7 +175,7 @@ def completion_trainer(
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are."""
+    """Return how many parameters are trained, and how many there are."""
     # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()
