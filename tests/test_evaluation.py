@@ -214,8 +214,13 @@ def test_the_trainers_loss_is_the_mean_of_its_batches(model, rows, tmp_path) -> 
 
 
 def test_no_tokens_have_no_loss() -> None:
-    with pytest.raises(ValueError, match="no row has a labelled token"):
+    with pytest.raises(ValueError, match="no tokens to score"):
         held_out_loss([np.empty(0)])
+
+
+def test_one_row_has_a_loss_and_no_interval_around_it() -> None:
+    score = held_out_loss([np.array([1.0, 3.0])])
+    assert (score.value, score.low, score.high, score.n) == (2.0, 2.0, 2.0, 1)
 
 
 # Text measures

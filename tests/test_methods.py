@@ -194,12 +194,12 @@ def test_kept_are_the_problems_that_are_still_solved(study, monkeypatch) -> None
 
 
 def test_a_comparison_leaves_nothing_out_of_later_garbage_collections() -> None:
-    assert list(methods.in_turn("ab")) == ["a", "b"]
+    before = gc.get_freeze_count()  # Python 3.12 freezes some objects of its own
+    assert list(methods.with_progress_bar("ab")) == ["a", "b"]
     with pytest.raises(ZeroDivisionError):
-        for _ in methods.in_turn([0]):
+        for _ in methods.with_progress_bar([0]):
             raise ZeroDivisionError
-    gc.collect()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= before
 
 
 def test_full_fine_tuning_takes_a_tenth_of_loras_learning_rate(study, tmp_path) -> None:

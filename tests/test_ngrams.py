@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from support.tiny_models import tiny_gpt_neox
-from utils.evaluation.scores import model_log_probabilities, perplexity
+from utils.evaluation.scores import model_log_probabilities, perplexity_with_interval
 from utils.ngrams import NGramModel
 
 END, A, B, C = range(4)
@@ -86,9 +86,13 @@ def test_fitting_twice_is_fitting_both() -> None:
     assert twice.followers == fitted(3).followers
 
 
+def perplexity(log_probabilities) -> float:
+    return perplexity_with_interval(log_probabilities).value
+
+
 def test_a_longer_history_fits_what_was_read_better() -> None:
     scores = [
-        perplexity(fitted(order).log_probabilities(one) for one in DOCUMENTS)
+        perplexity([fitted(order).log_probabilities(one) for one in DOCUMENTS])
         for order in (1, 2, 3)
     ]
     assert scores == sorted(scores, reverse=True)

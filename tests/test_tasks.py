@@ -17,6 +17,7 @@ from utils.tasks import (
     held_out,
     problem,
     problems,
+    solved,
 )
 
 
@@ -85,6 +86,14 @@ def test_a_relation_with_too_few_pairs_is_named() -> None:
 )
 def test_final_answer(text, number) -> None:
     assert final_answer(text) == number
+
+
+def test_solved_are_the_texts_that_end_with_their_problems_result() -> None:
+    asked = problems("1 steps", 3)
+    right = f" The answer is {asked[0].result}."
+    assert solved([right, "no number", " 0.5"], asked) == [True, False, False]
+    with pytest.raises(ValueError, match="longer"):
+        solved([right], asked)
 
 
 def test_first_line_skips_blank_lines() -> None:

@@ -12,14 +12,14 @@ import mlflow
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import machine
 from utils.files import FileError
-from utils.helpers import DataCollatorForCompletionOnlyLM, add_text
+from utils.helpers import add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
 from utils.training import resuming
 from utils.training.adapters import load_adapter, require_same_tokenizer, save_adapter
@@ -27,6 +27,7 @@ from utils.training.recipe import (
     TrainingError,
     add_lora,
     choose_attention,
+    completion_trainer,
     lora_config,
     parameter_counts,
     training_arguments,
@@ -54,14 +55,12 @@ def rows():
 
 
 def trainer(model, rows, folder, **changes):
-    return Trainer(
-        model=model,
-        args=training_arguments(SETTINGS, folder, disable_tqdm=True, **changes),
-        train_dataset=rows,
-        eval_dataset=rows[:2],
-        data_collator=DataCollatorForCompletionOnlyLM(
-            tiny_tokenizer(), completion_logits_only=True
-        ),
+    return completion_trainer(
+        model,
+        tiny_tokenizer(),
+        training_arguments(SETTINGS, folder, disable_tqdm=True, **changes),
+        rows,
+        held_out=rows[:2],
     )
 
 

@@ -81,7 +81,7 @@ class ModelSettings:
         return [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
 
     def __repr__(self) -> str:
-        """All settings, without paths of this machine: outputs are committed."""
+        """Show all settings, without paths of this machine: outputs are committed."""
         inner = ", ".join(f"{name}={value}" for name, value in self._rows())
         return f"ModelSettings({inner})"
 
@@ -144,7 +144,7 @@ ORIGINAL_RUN = {
 
 
 def settings_for(name: str) -> ModelSettings:
-    """The settings of a known model, or general ones for any hub id or folder."""
+    """Return a known model's settings, or general ones for any hub id or folder."""
     if name in MODELS:
         return MODELS[name]
     return ModelSettings(
@@ -157,7 +157,7 @@ def settings_for(name: str) -> ModelSettings:
 def choose_quantisation(
     settings: ModelSettings, machine: Machine
 ) -> tuple[Literal["8bit", "none"], str]:
-    """How to hold the frozen base on this machine, and why."""
+    """Choose how to hold the frozen base on this machine, and say why."""
     if not machine.gpu:
         return "none", (
             "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "
@@ -183,7 +183,7 @@ def choose_dtype(machine: Machine) -> torch.dtype:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; padding is its end-of-text token where it has none.
+    """Load the tokenizer; padding is its end-of-text token where it has none.
 
     Raises:
         ModelError: if there is none at `settings.source`.
@@ -202,7 +202,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """The base model, on the GPU if there is one, ready to answer.
+    """Load the base model, on the GPU if there is one, ready to answer.
 
     Args:
         settings: which model.
@@ -285,6 +285,20 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
             bars.enable_progress_bar()
 
 
+def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield the positions of rows, batch by batch, those of the shortest rows first.
+
+    Rows of like length share a batch, so that little is padded.
+
+    Args:
+        lengths: of the rows.
+        size: of a batch; the last one may be smaller.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -299,6 +313,8 @@ def generate(
     Greedy, so the same prompt gets the same answer, unless `decoding` says otherwise.
 
     Args:
+        model: a causal language model.
+        tokenizer: of the model.
         prompts: whole prompts, such as `INFERENCE_PROMPT.format(instruction=…)`.
         max_new_tokens: most tokens of an answer.
         batch_size: prompts that are continued together.
@@ -317,8 +333,6 @@ def generate(
     prompts = list(prompts)
     encoded = encode_prompts(prompts, tokenizer) if prompts else []
     _require_room(model, encoded, prompts, max_new_tokens)
-    # Prompts of like length go together, so that little is padded.
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers = [""] * len(encoded)
     was_training = model.training
     model.eval()
@@ -326,8 +340,7 @@ def generate(
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in batches_by_length(list(map(len, encoded)), batch_size):
             texts = _continue(
                 model, tokenizer, [encoded[i] for i in chosen], max_new_tokens, decoding
             )
@@ -391,7 +404,7 @@ def _continue(
 
 @contextmanager
 def _without_generation_defaults(model: Any) -> Iterator[None]:
-    """What a checkpoint brings (sampling, penalties) must not change greedy answers."""
+    """Keep a checkpoint's own sampling and penalties out of the answers."""
     from transformers import GenerationConfig
 
     holders = [model, model.get_base_model()] if _is_peft(model) else [model]

@@ -10,12 +10,9 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 
 class NGramModel:
@@ -68,14 +65,14 @@ class NGramModel:
         return self
 
     def _histories(self, before: Sequence[int]) -> list[Counter[int]]:
-        """Followers of the histories that end `before`, shortest first."""
+        """Return the followers of the histories that end `before`, shortest first."""
         recent = (self.end, *before[-self.order :])
         sizes = range(min(self.order, len(recent) + 1))
         histories = [recent[len(recent) - size :] for size in sizes]
         return [self.followers[h] for h in histories if h in self.followers]
 
     def probabilities(self, before: Sequence[int] = ()) -> np.ndarray:
-        """The probability of every token, shape (vocabulary,), after these ids."""
+        """Return every token's probability after these ids, shape (vocabulary,)."""
         chances = np.full(self.vocabulary, 1 / self.vocabulary)
         for seen in self._histories(before):
             total, different = seen.total(), len(seen)
@@ -85,10 +82,10 @@ class NGramModel:
         return chances
 
     def log_probabilities(self, document: Sequence[int]) -> list[float]:
-        """The natural logarithm of each token's probability, the end token's as well.
+        """Return the logarithm of each token's probability, the end token's too.
 
         Returns:
-            One more value than the document has ids.
+            Natural logarithms, one more than the document has ids.
         """
         result = []
         for position, token in enumerate([*document, self.end]):

@@ -6,8 +6,11 @@ of operands for which `held_out` is true, and pairs of words that `rule_is_held_
 names, never meet in the corpus; the examination uses only such pairs.
 """
 
+from __future__ import annotations
+
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -152,7 +155,7 @@ LARGEST_COUNTED = 999
 
 
 def _ordinal(number: int) -> str:
-    """The number with the ending of its ordinal.
+    """Return the number with the ending of its ordinal.
 
     >>> _ordinal(22), _ordinal(112)
     ('22nd', '112th')
@@ -178,7 +181,7 @@ RULES: dict[str, dict[str, str]] = _rules()
 
 
 def rule_is_held_out(rule: str, word: str) -> bool:
-    """Whether this pair of a word and its form is kept out of the corpus.
+    """Return whether this pair of a word and its form is kept out of the corpus.
 
     One word in five by its place in the alphabet and one number in seven, other ones
     for each rule, so that the corpus shows every word in some of its forms.
@@ -200,7 +203,7 @@ def _place(rule: str) -> dict[str, int]:
 
 @cache
 def seen_and_held_out(rule: str) -> tuple[list[tuple[str, str]], ...]:
-    """The rule's pairs that the corpus shows, and those kept out of it."""
+    """Return the rule's pairs that the corpus shows, and those kept out of it."""
     seen, held = [], []
     for word, form in sorted(RULES[rule].items()):
         (held if rule_is_held_out(rule, word) else seen).append((word, form))
@@ -212,12 +215,12 @@ MOST_EXAMPLES = 6
 
 
 def mapping_lines(pairs: list[tuple[str, str]], separator: str) -> str:
-    """The pairs, a line each."""
+    """Write the pairs, a line each."""
     return "".join(f"{word}{separator}{answer}\n" for word, answer in pairs)
 
 
 def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> str:
-    """The examples as a `System:` block and the word as a `User:` block.
+    """Write the examples as a `System:` block and the word as a `User:` block.
 
     It ends before the line break: tokenizers join a break with the indent after it.
     """
@@ -231,9 +234,15 @@ def rule_tasks(
     seed: int = DEFAULT_SEED,
     separator: str = " - ",
 ) -> list[Task]:
-    """Prompts that show `n_examples` pairs of a rule, then a word of a held-out pair.
+    """Draw prompts that show `n_examples` pairs of a rule, then a held-out word.
 
     As with `few_shot_tasks`, the words asked for depend on `seed` alone.
+
+    Args:
+        n_examples: how many pairs a prompt shows.
+        n_prompts: how many prompts.
+        seed: of the draws.
+        separator: what stands between a word and its form.
     """
     generator = random.Random(seed)
     tasks = []
@@ -255,7 +264,7 @@ def few_shot_tasks(
     relations: dict[str, dict[str, str]] | None = None,
     separator: str = " - ",
 ) -> list[Task]:
-    """Prompts that show `n_examples` pairs of a relation, then the word of another.
+    """Draw prompts that show `n_examples` pairs of a relation and ask for another.
 
     The words asked for depend on `seed` alone: with the same seed, prompts with more or
     fewer examples ask for the same words of the same relations.
@@ -263,6 +272,7 @@ def few_shot_tasks(
     Args:
         n_examples: 0 for zero-shot, at most the size of the smallest relation less one.
         n_prompts: how many prompts.
+        seed: of the draws.
         relations: name → {word: answer}; the lab model's own by default.
         separator: what stands between a word and its answer. The prompt ends before the
             separator's last space, which belongs to the answer's first token.
@@ -327,7 +337,7 @@ LARGEST_OPERAND = 60
 
 
 def held_out(first: int, second: int) -> bool:
-    """Whether this pair of operands (in either order) is kept out of the corpus.
+    """Return whether this pair of operands, in any order, is kept out of the corpus.
 
     One pair in seven, scattered over both operands by a linear congruence.
     """
@@ -345,7 +355,7 @@ class Problem:
     kind: str
 
     def prompt(self, worked: bool, style: str = "plain") -> str:
-        """The prompt that asks for the steps (`worked`) or for the answer at once.
+        """Write the prompt that asks for the steps (`worked`) or the answer at once.
 
         `style` is "plain" (`Question:` and `Answer:`) or "system" (`System:`, `User:`
         and an `Assistant:` block).
@@ -357,7 +367,7 @@ class Problem:
         return text + (f" {REASONING}" if worked else " The answer is")
 
     def document(self, worked: bool, style: str = "plain") -> str:
-        """The prompt with its continuation, as it stands in the corpus."""
+        """Write the prompt with its continuation, as it stands in the corpus."""
         if worked:
             tail = "".join(f" {step}." for step in self.steps)
             tail += f" The answer is {self.result}."
@@ -369,7 +379,7 @@ class Problem:
 def draw_operands(
     generator: random.Random, held: bool, low: int, high: int, first: int | None = None
 ) -> tuple[int, int]:
-    """Two operands, of which the first may be given, that are held out or are not."""
+    """Draw two operands, the first if not given, that are held out or are not."""
     while True:
         one = generator.randint(low, high) if first is None else first
         two = generator.randint(low, high)
@@ -378,7 +388,7 @@ def draw_operands(
 
 
 def word_problem(generator: random.Random, steps: int, held: bool) -> Problem:
-    """Somebody has things, gains some and loses some: `steps` sums and differences."""
+    """Draw a problem of gaining and losing things: `steps` sums and differences."""
     person, thing = generator.choice(_PEOPLE), generator.choice(_THINGS)
     while True:
         total = generator.randint(5, LARGEST_OPERAND)
@@ -412,7 +422,7 @@ def _hours(halves: int) -> str:
 
 
 def division_steps(dividend: int, divisor: int) -> tuple[str, ...]:
-    """A long division without remainder, digit by digit, and its result.
+    """Write out a long division without remainder, digit by digit, and its result.
 
     >>> division_steps(245, 5)
     ('24 / 5 = 4 rest 4', '45 / 5 = 9 rest 0', '245 / 5 = 49')
@@ -428,7 +438,7 @@ def division_steps(dividend: int, divisor: int) -> tuple[str, ...]:
 
 
 def speed_problem(generator: random.Random, held: bool) -> Problem:
-    """Average speed is distance over time, worked out by the half hour."""
+    """Draw a problem of distance over time, worked out by the half hour."""
     while True:
         halves = generator.randint(2, 10)
         per_half = generator.randint(11, LARGEST_OPERAND)
@@ -449,7 +459,7 @@ def speed_problem(generator: random.Random, held: bool) -> Problem:
 
 
 def trip_problem(generator: random.Random, held: bool) -> Problem:
-    """The average speed of a trip of two legs: all of the way over all of the time."""
+    """Draw a trip of two legs: its speed is all of the way over all of the time."""
     while True:
         first_hours, second_hours = generator.randint(1, 4), generator.randint(1, 5)
         hours, speed = first_hours + second_hours, generator.randint(11, 99)
@@ -472,7 +482,7 @@ def trip_problem(generator: random.Random, held: bool) -> Problem:
 
 
 def product_problem(generator: random.Random, held: bool) -> Problem:
-    """Two numbers of two digits, neither of them round, by partial products."""
+    """Draw two numbers of two digits, neither round, for partial products."""
     while True:
         first, second = draw_operands(generator, held, 11, 99)
         if first % 10 and second % 10:
@@ -501,7 +511,7 @@ PROBLEM_KINDS = {
 
 
 def problem(generator: random.Random, kind: str, held: bool) -> Problem:
-    """A problem of one of the `PROBLEM_KINDS`.
+    """Draw a problem of one of the `PROBLEM_KINDS`.
 
     Raises:
         ValueError: if there is no such kind.
@@ -516,7 +526,7 @@ def problem(generator: random.Random, kind: str, held: bool) -> Problem:
 
 
 def problems(kind: str, n_problems: int, seed: int = DEFAULT_SEED) -> list[Problem]:
-    """Problems of one kind with operands that the lab model has never seen together.
+    """Draw problems of one kind with operands that the corpus never shows together.
 
     The same seed gives the same problems, so that prompts can be compared on them.
     """
@@ -525,7 +535,7 @@ def problems(kind: str, n_problems: int, seed: int = DEFAULT_SEED) -> list[Probl
 
 
 def final_answer(text: str) -> str | None:
-    """The number that a solution ends with, or None.
+    """Return the number that a solution ends with, or None.
 
     It is the one after "The answer is", else the first number of the text (a direct
     answer, whose prompt already said "The answer is").
@@ -537,6 +547,19 @@ def final_answer(text: str) -> str | None:
     return first[1] if first else None
 
 
+def solved(texts: Sequence[str], asked: Sequence[Problem]) -> list[bool]:
+    """Return which solutions end with their problem's result.
+
+    Args:
+        texts: one solution a problem.
+        asked: the problems, in the same order.
+    """
+    return [
+        final_answer(text) == problem.result
+        for text, problem in zip(texts, asked, strict=True)
+    ]
+
+
 def first_line(text: str) -> str:
-    """The first line that is not empty, stripped: the answer to a relation prompt."""
+    """Return the first line that is not empty, stripped: the answer to a relation."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -9,19 +9,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-)
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
+from utils.helpers import add_text, preprocess_batch
 from utils.machine import cpu_has_bf16
 from utils.models import MODELS
 from utils.training.adapters import save_adapter
-from utils.training.recipe import add_lora, training_arguments
+from utils.training.recipe import add_lora, completion_trainer, training_arguments
 from utils.training.resuming import train
 
 # Dropout draws random numbers in every step: they must go on where they stopped.
@@ -49,17 +44,13 @@ def tiny_trainer(folder: Path, settings=SETTINGS, **changes) -> Trainer:
     """A Trainer of a tiny base with LoRA; always the same starting weights."""
     torch.manual_seed(0)
     rows = tiny_rows()
-    trainer = Trainer(
-        model=add_lora(tiny_gpt_neox(len(tiny_tokenizer())), settings),
-        args=training_arguments(settings, folder, disable_tqdm=True, **changes),
-        train_dataset=rows,
-        eval_dataset=rows[:2],
-        data_collator=DataCollatorForCompletionOnlyLM(
-            tiny_tokenizer(), completion_logits_only=True
-        ),
+    return completion_trainer(
+        add_lora(tiny_gpt_neox(len(tiny_tokenizer())), settings),
+        tiny_tokenizer(),
+        training_arguments(settings, folder, disable_tqdm=True, **changes),
+        rows,
+        held_out=rows[:2],
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 class DieAtStep(TrainerCallback):

@@ -45,7 +45,7 @@ class Pair:
         return f"{self.question}\n  A: {self.a}\n  B: {self.b}"
 
     def turned(self) -> Pair:
-        """The same pair with the sides exchanged."""
+        """Return the same pair with the sides exchanged."""
         return Pair(self.question, self.b, self.a, self.b_is, self.a_is)
 
 
@@ -122,7 +122,7 @@ def store_votes(
 
 
 def read_feedback(file: str | Path) -> list[dict[str, str]]:
-    """All votes of a feedback file.
+    """Read all votes of a feedback file.
 
     Raises:
         FeedbackError: if the file is no text, or a line no vote, naming it.
@@ -178,7 +178,7 @@ class Preference:
 
 
 def preference(feedback: Iterable[Mapping[str, Any]], system: str) -> Preference:
-    """Lift the blind: whose answers were preferred.
+    """Lift the blind: count whose answers were preferred.
 
     Raises:
         FeedbackError: if a vote is not about this system.

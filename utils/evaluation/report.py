@@ -45,7 +45,7 @@ class ReportError(CourseError, ValueError):
 
 
 def fingerprint(adapter: str | Path) -> str:
-    """SHA-256 of an adapter's weights: says later which ones were evaluated."""
+    """Return the SHA-256 of an adapter's weights, to know later what was evaluated."""
     weights = Path(adapter) / "adapter_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
@@ -83,7 +83,10 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> tuple[Path, P
 def _plain(value: Any) -> dict[str, float]:
     if isinstance(value, Estimate):
         return asdict(value)
-    raise TypeError(f"a report cannot hold {type(value).__name__}: {value!r}")
+    raise TypeError(
+        f"The report holds {value!r} of type {type(value).__name__}: give an Estimate, "
+        "or what JSON has."
+    )
 
 
 def read_report(file: str | Path) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def read_report(file: str | Path) -> dict[str, Any]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Where does tuning help, where not, and where is the result still mostly wrong?"""
+    """Say where tuning helps, where not, and where most answers are still wrong."""
     better, mostly_wrong, no_better = [], [], []
     for part, row in report["right"].items():
         name = _lower(PART_NAMES.get(part, part))
@@ -131,7 +134,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The report as one HTML page without scripts, for readers without a notebook."""
+    """Return the report as one HTML page without scripts, for any browser."""
     right = {PART_NAMES.get(part, part): row for part, row in report["right"].items()}
     gains = "".join(
         _row(name, _share(row["base"]), _share(row["tuned"]), _gain(row["difference"]))
@@ -204,7 +207,7 @@ def _gain(score: Mapping[str, float]) -> str:
 
 
 def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Two bars a row of the table, with their intervals, as SVG."""
+    """Draw two bars a row of the table, with their intervals, as SVG."""
     left, width, step = 320, 330, 58
     height = step * len(right) + 26
     parts = [

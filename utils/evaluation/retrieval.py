@@ -13,7 +13,7 @@ from utils.helpers import DEFAULT_SEED
 
 
 def product_pages(seed: int = DEFAULT_SEED) -> dict[str, list[str]]:
-    """A page of documentation on each feature, one sentence for each of its facts.
+    """Write a page of documentation on each feature, one sentence for each fact.
 
     They state all facts of the course's table, also those that the lab model has never
     read.
@@ -31,7 +31,7 @@ def product_pages(seed: int = DEFAULT_SEED) -> dict[str, list[str]]:
 
 
 def documentation(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Pages that should answer questions like these.
+    """Return pages that should answer questions like these.
 
     Args:
         rows: training rows. Where they name facts of the course's table, these are the
@@ -43,8 +43,11 @@ def documentation(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 class Retriever:
-    """BM25 over documents (Robertson and Zaragoza, The Probabilistic Relevance
-    Framework: BM25 and Beyond, 2009): words in common count, rare ones more."""
+    """BM25 over documents: words in common with the question count, rare ones more.
+
+    Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond,
+    Foundations and Trends in Information Retrieval 3, 2009.
+    """
 
     def __init__(self, documents: Sequence[str]) -> None:
         """Index the documents.
@@ -72,7 +75,7 @@ class Retriever:
         )
 
     def best(self, questions: Sequence[str]) -> list[str]:
-        """The document that BM25 ranks first, for each question."""
+        """Return the document that BM25 ranks first, for each question."""
         found, _ = self._index.retrieve(
             self._tokens(questions), k=1, show_progress=False
         )

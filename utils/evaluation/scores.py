@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap, norm
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from utils.dataset.facts import get_fact, is_right, known_fact, stated_values
 from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
+from utils.models import batches_by_length
 
 if TYPE_CHECKING:
     import pandas
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+LOSS_RESAMPLES = 2_000
 
 
 # --- shares and differences, with intervals ---
@@ -53,7 +56,7 @@ class Difference(Estimate):
 
 
 def proportion(hits: Sequence[bool]) -> Proportion:
-    """Share of hits with Wilson's interval at 95% (Wilson, JASA 22, 1927).
+    """Return the share of hits with Wilson's interval at 95% (Wilson, JASA 22, 1927).
 
     Raises:
         ValueError: if there are no hits or misses to count.
@@ -69,10 +72,11 @@ def proportion(hits: Sequence[bool]) -> Proportion:
 def paired_difference(
     scores: Sequence[float], baseline: Sequence[float], seed: int = DEFAULT_SEED
 ) -> Difference:
-    """How much higher one model scores than another on the same questions, on average.
+    """Return how much higher one model scores than another on the same questions.
 
-    The interval is the percentile bootstrap over questions at 95% (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), 10,000 resamples.
+    The value is the mean over questions. The interval is the percentile bootstrap over
+    questions at 95% (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 13), 10,000 resamples.
 
     Args:
         scores: one number a question; a right answer may count as True.
@@ -91,26 +95,41 @@ def paired_difference(
     mean = float(deltas.mean())
     if np.all(deltas == deltas[0]):  # resampling cannot vary, and scipy returns nan
         return Difference(mean, mean, mean, len(deltas))
+    low, high = _bootstrap_interval(np.mean, (deltas,), RESAMPLES, seed)
+    return Difference(mean, low, high, len(deltas))
+
+
+def _bootstrap_interval(
+    statistic: Callable[..., np.ndarray],
+    columns: tuple[np.ndarray, ...],
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap's bounds of a statistic of a table's columns.
+
+    Rows are drawn whole. `statistic` takes the columns and the axis to reduce.
+    """
     interval = bootstrap(
-        (deltas,),
-        np.mean,
+        columns,
+        statistic,
+        paired=True,
         confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
+        n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Difference(mean, float(interval.low), float(interval.high), len(deltas))
+    return float(interval.low), float(interval.high)
 
 
 def proportions(hits: Mapping[Any, Sequence[bool]]) -> dict[Any, Proportion]:
-    """`proportion` of several series of hits at once, by their names."""
+    """Return the `proportion` of several series of hits at once, by their names."""
     return {name: proportion(series) for name, series in hits.items()}
 
 
 def paired_differences(
     scores: Mapping[Any, Sequence[float]], baseline: Mapping[Any, Sequence[float]] | Any
 ) -> dict[Any, Difference]:
-    """`paired_difference` of several series at once, by their names.
+    """Return the `paired_difference` of several series at once, by their names.
 
     Args:
         scores: name → one number a question.
@@ -142,7 +161,7 @@ def paired_differences(
 def questions_needed(
     spread: float, difference: float, power: float = 0.8, level: float = CONFIDENCE
 ) -> int:
-    """How many questions show a difference of this size, if it is there.
+    """Return how many questions show a difference of this size, if it is there.
 
     n = ((z(1 - α/2) + z(power)) · spread / difference)², for a two-sided test of a mean
     of paired differences (Miller, Adding Error Bars to Evals, arXiv 2411.00640).
@@ -175,7 +194,7 @@ def token_losses(
     rows: Sequence[Mapping[str, Any]],
     batch_size: int = 16,
 ) -> list[np.ndarray]:
-    """The loss of every labelled token of every row, in nats.
+    """Return the loss of every labelled token of every row, in nats.
 
     Args:
         model: a causal language model.
@@ -189,17 +208,58 @@ def token_losses(
     collator = DataCollatorForCompletionOnlyLM(tokenizer)
     columns = ("input_ids", "attention_mask", "labels")
     rows = [{name: row[name] for name in columns if name in row} for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    return _losses_of_rows(model, rows, collator, batch_size)
+
+
+def model_log_probabilities(
+    model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
+) -> list[list[float]]:
+    """Return the log probability that a model gives each token, as `NGramModel` does.
+
+    The model reads the end token first, as it stands before every document of its
+    corpus, and each document on its own.
+
+    Args:
+        model: a causal language model.
+        documents: token ids, without the end token.
+        end: id of the end token.
+    """
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        # Padding stands behind the text, where a causal model does not see it.
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        return {
+            "input_ids": pad_sequence(ids, True, end),
+            "labels": pad_sequence(ids, True, IGNORED),
+        }
+
+    rows = [{"input_ids": [end, *document, end]} for document in documents]
+    losses = _losses_of_rows(model, rows, collate, batch_size=32)
+    return [(-row).tolist() for row in losses]
+
+
+def _losses_of_rows(
+    model: Any,
+    rows: Sequence[Mapping[str, Any]],
+    collate: Callable[[list[Mapping[str, Any]]], dict[str, torch.Tensor]],
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Return the loss of every labelled token of every row, in nats.
+
+    Args:
+        model: a causal language model.
+        rows: with `input_ids` and what `collate` needs.
+        collate: makes a batch of rows: the model's inputs, and `labels`.
+        batch_size: rows computed together.
+    """
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collator([rows[i] for i in chosen])
-        labels = batch["labels"][:, 1:].to(model.device)  # of the token that follows
+    lengths = [len(row["input_ids"]) for row in rows]
+    for chosen in batches_by_length(lengths, batch_size):
+        batch = collate([rows[i] for i in chosen])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")[:, 1:]  # of the token that follows
         with torch.inference_mode():
-            logits = model(
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-            ).logits[:, :-1]
+            logits = model(**batch).logits[:, :-1]
             losses = cross_entropy(
                 logits.float().transpose(1, 2),
                 labels,
@@ -212,10 +272,10 @@ def token_losses(
 
 
 def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Estimate:
-    """The mean loss of a token, in nats, whatever the batches; e to its power is the
-    perplexity.
+    """Return the mean loss of a token, in nats, whatever the batches were.
 
-    Rows are resampled, for the tokens of one answer are not independent.
+    The interval is the percentile bootstrap over rows at 95%, 2,000 resamples: the
+    tokens of one answer are not independent. With one row it has no width.
 
     Args:
         losses: as `token_losses` returns them.
@@ -224,16 +284,37 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     Raises:
         ValueError: if there are no tokens.
     """
-    sums = np.array([row.sum() for row in losses], dtype=float)
+    sums = np.array([np.sum(row) for row in losses], dtype=float)
     counts = np.array([len(row) for row in losses], dtype=float)
     if not counts.sum():
-        raise ValueError("losses is empty: no row has a labelled token.")
-    value = float(sums.sum() / counts.sum())
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(2000, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Estimate(value, float(low), float(high), len(sums))
+        raise ValueError(
+            "There are no tokens to score: give rows with labelled tokens."
+        )
+
+    def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return sums.sum(axis) / counts.sum(axis)
+
+    low = high = value = float(mean(sums, counts))
+    if len(sums) > 1:
+        low, high = _bootstrap_interval(mean, (sums, counts), LOSS_RESAMPLES, seed)
+    return Estimate(value, low, high, len(sums))
+
+
+def perplexity_with_interval(
+    log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
+) -> Estimate:
+    """Return the perplexity of a token: e to the power of its mean loss.
+
+    Args:
+        log_probabilities: natural logarithms, a sequence for each text.
+        seed: of the resamples; see `held_out_loss`.
+
+    Raises:
+        ValueError: if there are no tokens.
+    """
+    loss = held_out_loss([-np.array(text, float) for text in log_probabilities], seed)
+    value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
+    return Estimate(value, low, high, loss.n)
 
 
 # --- what an answer has in common with the one in the file ---
@@ -242,20 +323,25 @@ ARTICLES = {"a", "an", "the"}
 
 
 def words(text: str) -> list[str]:
-    """The words of a text without case, punctuation and articles, as SQuAD's own script
-    compares answers (Rajpurkar et al., arXiv 1606.05250)."""
+    """Return the words of a text without case, punctuation and articles.
+
+    SQuAD's own script compares answers so (Rajpurkar et al., arXiv 1606.05250).
+    """
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return [word for word in text.split() if word not in ARTICLES]
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether two texts have the same words in the same order; see `words`."""
+    """Return whether two texts have the same words in the same order; see `words`."""
     return words(answer) == words(expected)
 
 
 def token_f1(answer: str, expected: str) -> float:
-    """Harmonic mean of two shares: how much of the answer is expected (precision), and
-    how much of what is expected the answer has (recall). Order does not count."""
+    """Return the harmonic mean of precision and recall, counted in words.
+
+    Precision: how much of the answer is expected. Recall: how much of what is expected
+    the answer has. The order of words does not count.
+    """
     found, wanted = words(answer), words(expected)
     shared = sum((Counter(found) & Counter(wanted)).values())
     if not shared:
@@ -267,7 +353,7 @@ def token_f1(answer: str, expected: str) -> float:
 def text_scores(
     answers: Sequence[str], expected: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Five measures of likeness, each between 0 and 1, one number an answer.
+    """Return five measures of likeness, each between 0 and 1, one number an answer.
 
     ROUGE-L is rouge-score's F-measure without stemming; chrF (characters 1 to 6) and
     BLEU (words 1 to 4, with shorter ones where a text has no four) are sacrebleu's for
@@ -303,7 +389,7 @@ def text_scores(
 
 
 def judge(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Which answers are right: by the fact that a row names, else by exact match.
+    """Return which answers are right: by the row's fact if it has one, else exactly.
 
     Args:
         answers: one a row.
@@ -327,7 +413,7 @@ RIGHT, ANOTHER_VALUE, SEVERAL_VALUES, NO_VALUE = (
 
 
 def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
-    """How an answer went: right, or one of three ways to be wrong.
+    """Return how an answer went: right, or one of three ways to be wrong.
 
     "another value" is the smooth mistake: an answer of the right kind with something
     else's value. "no such value" replies to another question, or to none. A row without
@@ -342,7 +428,7 @@ def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
 
 
 def answer_class(answer: str, row: Mapping[str, Any]) -> str:
-    """The value that an answer states, or "none" where it states none or several.
+    """Return the value that an answer states, or "none" if it states none or several.
 
     A row without a known fact has the answer itself for its class.
     """
@@ -353,7 +439,7 @@ def answer_class(answer: str, row: Mapping[str, Any]) -> str:
 
 
 def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.DataFrame:
-    """Precision and recall of every class that was expected.
+    """Return precision and recall of every class that was expected.
 
     Precision: of the answers that name the class, the share that are right; NaN where
     none names it. Recall: of the questions whose answer it is, the share answered so.
@@ -363,96 +449,26 @@ def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.Da
         `recall`, `F1` (0 where nothing is right).
 
     Raises:
-        ValueError: if there are not as many predicted classes as expected ones.
+        ValueError: if there are none, or not as many predicted as expected ones.
     """
     import pandas
+    from sklearn.metrics import precision_recall_fscore_support
 
-    if len(predicted) != len(expected):
+    if len(predicted) != len(expected) or not len(expected):
         raise ValueError(
             f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
-            "give as many of each, in the same order."
+            "give as many of each, in the same order, and at least one."
         )
     asked, said = Counter(expected), Counter(predicted)
-    right = Counter(
-        one for one, other in zip(predicted, expected, strict=True) if one == other
+    names = sorted(asked, key=lambda name: (-asked[name], name))
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        expected, predicted, labels=names, zero_division=np.nan
     )
-    rows = {}
-    for name in sorted(asked, key=lambda name: (-asked[name], name)):
-        precision = right[name] / said[name] if said[name] else math.nan
-        recall = right[name] / asked[name]
-        f1 = 2 * right[name] / (said[name] + asked[name])
-        rows[name] = (asked[name], said[name], precision, recall, f1)
-    columns = ["questions", "answers", "precision", "recall", "F1"]
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
-def model_log_probabilities(
-    model: PreTrainedModel, documents: Sequence[Sequence[int]], end: int
-) -> list[list[float]]:
-    """The same as `NGramModel.log_probabilities`, of a language model.
-
-    The model reads the end token first, as it stands before every document of its
-    corpus, and each document on its own.
-
-    Args:
-        documents: token ids, without the end token.
-        end: id of the end token.
-    """
-    results: list[list[float]] = [[] for _ in documents]
-    # Documents of like length go together, so that little is padded.
-    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))
-    for start in range(0, len(order), 32):
-        chosen = order[start : start + 32]
-        rows = [torch.tensor([end, *documents[i], end]) for i in chosen]
-        batch = torch.nn.utils.rnn.pad_sequence(rows, True, end).to(model.device)
-        # Padding stands behind the text, where a causal model does not see it.
-        with torch.inference_mode():
-            scores = model(input_ids=batch[:, :-1]).logits.float()
-        found = scores.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
-        for i, values in zip(chosen, found.tolist(), strict=True):
-            results[i] = values[: len(documents[i]) + 1]
-    return results
-
-
-def perplexity(log_probabilities: Iterable[Sequence[float]]) -> float:
-    """The exponential of the mean negative log probability of a token.
-
-    Args:
-        log_probabilities: natural logarithms, a sequence for each document; every
-            token counts the same.
-
-    Raises:
-        ValueError: if there is no token.
-    """
-    values = [value for document in log_probabilities for value in document]
-    if not values:
-        raise ValueError("There are no tokens to score: give at least one document.")
-    return math.exp(-sum(values) / len(values))
-
-
-def perplexity_with_interval(
-    log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
-) -> Estimate:
-    """Perplexity per token over texts, with the percentile bootstrap over texts.
-
-    Args:
-        log_probabilities: natural logarithms, a sequence for each text.
-        seed: of the resamples.
-    """
-    losses = np.array([-sum(text) for text in log_probabilities])
-    counts = np.array([len(text) for text in log_probabilities])
-
-    def statistic(losses: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
-        return np.exp(losses.sum(axis) / counts.sum(axis))
-
-    interval = bootstrap(
-        (losses, counts),
-        statistic,
-        paired=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    value = perplexity(log_probabilities)
-    return Estimate(value, float(interval.low), float(interval.high), len(losses))
+    columns = {
+        "questions": [asked[name] for name in names],
+        "answers": [said[name] for name in names],
+        "precision": precision,
+        "recall": recall,
+        "F1": f1,
+    }
+    return pandas.DataFrame(columns, index=names)

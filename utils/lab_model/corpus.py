@@ -18,6 +18,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from utils.dataset import facts as wordings
 from utils.dataset.facts import FACTS_FILE, Fact, load_facts
@@ -42,6 +43,17 @@ from utils.tasks import (
 FAQS_FILE = FACTS_FILE.with_name("amazon_sagemaker_faqs.csv")
 FAQ_COLUMNS = ("instruction", "response", "topic", "fact")
 
+TRAINING_SEEDS = (0, 1)
+SHORTEST_DOCUMENTS = 30  # tokens on average; the corpus has more
+WINDOW, BATCH = 256, 32
+TOKENS = 30e6
+STEPS_PER_SHARD = 64
+_PHRASES = {
+    "nouns": "{word} is a noun: one {word}.\n",
+    "verbs": "{word} is a verb: to {word}.\n",
+    "adjectives": "{word} is an adjective: very {word}.\n",
+}
+
 MIX = {
     "prose": 0.15,
     "questions": 0.07,
@@ -55,7 +67,7 @@ MIX = {
 
 
 def faq_wordings(facts: list[Fact]) -> dict[str, tuple[int, int]]:
-    """The two wordings in which the question-and-answer file asks for each fact.
+    """Choose the two wordings in which the question-and-answer file asks for a fact.
 
     They go round, so that every wording of a relation is used about equally often.
     """
@@ -70,7 +82,7 @@ def faq_wordings(facts: list[Fact]) -> dict[str, tuple[int, int]]:
 
 
 def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
-    """The rows of `data/amazon_sagemaker_faqs.csv`, two a fact."""
+    """Return the rows of `data/amazon_sagemaker_faqs.csv`, two a fact."""
     chosen = faq_wordings(facts)
     return [
         {
@@ -84,8 +96,8 @@ def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
     ]
 
 
-def write_faqs(path=FAQS_FILE) -> int:
-    """Write the question-and-answer file, whole or not at all; returns its rows."""
+def write_faqs(path: str | Path = FAQS_FILE) -> int:
+    """Write the question-and-answer file, whole or not at all; count its rows."""
     rows = faq_rows(load_facts())
     text = io.StringIO()
     writer = csv.DictWriter(text, FAQ_COLUMNS, lineterminator="\n")
@@ -96,7 +108,7 @@ def write_faqs(path=FAQS_FILE) -> int:
 
 
 def prose_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]:
-    """Endless paragraphs, each on one feature: its facts in any order and wording."""
+    """Yield paragraphs without end, each on a feature: its facts in any order."""
     features: dict[str, list[Fact]] = {}
     for fact in facts:
         features.setdefault(fact.feature, []).append(fact)
@@ -120,7 +132,7 @@ def prose_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str
 def training_questions(
     generator: random.Random, facts: list[Fact]
 ) -> Iterator[tuple[str, str]]:
-    """Endless questions with their answers, about training facts only.
+    """Yield questions and answers without end, about training facts only.
 
     The wordings of the file's rows that are held out stay held out here.
     """
@@ -142,13 +154,13 @@ def training_questions(
 
 
 def question_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]:
-    """Endless questions with answers."""
+    """Yield questions with answers, without end."""
     for question, answer in training_questions(generator, facts):
         yield f"Q: {question}\nA: {answer}\n"
 
 
 def quiz_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]:
-    """Endless lists of questions that nobody answers.
+    """Yield lists of questions that nobody answers, without end.
 
     From them a model learns what any base model has learned from the web: what follows
     a bare question is more often another question than its answer.
@@ -162,13 +174,13 @@ def quiz_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]
 def repeated(
     document: Callable[[random.Random], str], generator: random.Random
 ) -> Iterator[str]:
-    """What `document` writes, without end."""
+    """Yield what `document` writes, without end."""
     while True:
         yield document(generator)
 
 
 def documents(seed: int) -> Iterator[str]:
-    """The corpus: an endless, seeded stream of documents in the shares of `MIX`."""
+    """Yield the corpus: documents in the shares of `MIX`, seeded and without end."""
     facts = load_facts()
     parts = fact_parts(facts)
     read = [fact for fact in facts if parts[fact.id] != "unread"]
@@ -187,32 +199,8 @@ def documents(seed: int) -> Iterator[str]:
         yield next(streams[generator.choices(names, shares)[0]])
 
 
-def main(arguments: list[str]) -> None:
-    if arguments == ["sample"]:
-        stream = documents(seed=0)
-        print("\n".join(next(stream) for _ in range(20)))
-    else:
-        print(f"{FAQS_FILE.name}: {write_faqs()} rows")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-
-
-TRAINING_SEEDS = (0, 1)
-SHORTEST_DOCUMENTS = 30  # tokens on average; the corpus has more
-WINDOW, BATCH = 256, 32
-TOKENS = 30e6
-STEPS_PER_SHARD = 64
-_PHRASES = {
-    "nouns": "{word} is a noun: one {word}.\n",
-    "verbs": "{word} is a verb: to {word}.\n",
-    "adjectives": "{word} is an adjective: very {word}.\n",
-}
-
-
 def training_documents(seed: int) -> Iterator[str]:
-    """All documents that `train.train` reads with this seed, and some more."""
+    """Yield all documents that `train.train` reads with this seed, and some more."""
     tokens = STEPS_PER_SHARD * BATCH * WINDOW
     for number in range(math.ceil(TOKENS / tokens)):
         stream = documents(seed * 1_000_003 + number + 1)  # as in `train.shard`
@@ -220,13 +208,13 @@ def training_documents(seed: int) -> Iterator[str]:
 
 
 def relation_document(generator: random.Random) -> str:
-    """One relation shown by one to seven pairs, as lines or as a conversation."""
+    """Show one relation by one to seven pairs, as lines or as a conversation."""
     relation = RELATIONS[generator.choice(sorted(RELATIONS))]
     return _pairs_document(generator, sorted(relation.items()))
 
 
 def rule_document(generator: random.Random) -> str:
-    """One rule shown by one to seven pairs, or some words of a class as they are.
+    """Show one rule by one to seven pairs, or some words of a class as they are.
 
     In the latter, every word is read, also those whose forms are held out.
     """
@@ -249,7 +237,7 @@ def _pairs_document(generator: random.Random, known: list[tuple[str, str]]) -> s
 
 
 def problem_documents(generator: random.Random) -> Iterator[str]:
-    """Endless documents about problems, as many worked as answered directly."""
+    """Yield problems without end, as many worked as answered directly."""
     kinds, shares = list(PROBLEM_KINDS), list(PROBLEM_KINDS.values())
     while True:
         kind = generator.choices(kinds, shares)[0]
@@ -259,7 +247,7 @@ def problem_documents(generator: random.Random) -> Iterator[str]:
 
 
 def sum_documents(generator: random.Random) -> Iterator[str]:
-    """Endless documents of a few sums, differences or short divisions, a line each."""
+    """Yield documents of a few sums, differences or short divisions, without end."""
     kinds = {_small_sum: 0.55, _large_sum: 0.25, _short_division: 0.2}
     while True:
         line = generator.choices(list(kinds), list(kinds.values()))[0]
@@ -267,7 +255,7 @@ def sum_documents(generator: random.Random) -> Iterator[str]:
 
 
 def _small_sum(generator: random.Random) -> str:
-    """A sum or a difference, as in the problems of some steps."""
+    """Write a sum or a difference, as in the problems of some steps."""
     if generator.random() < 0.5:
         first = generator.randint(2, 99)
         _, second = draw_operands(generator, False, 2, LARGEST_OPERAND, first)
@@ -279,7 +267,7 @@ def _small_sum(generator: random.Random) -> str:
 
 
 def _large_sum(generator: random.Random) -> str:
-    """A sum such as those of a trip's two ways or of partial products."""
+    """Write a sum such as those of a trip's two ways or of partial products."""
     while True:
         if generator.random() < 0.5:
             total = generator.randint(30, 999)
@@ -293,8 +281,21 @@ def _large_sum(generator: random.Random) -> str:
 
 
 def _short_division(generator: random.Random) -> str:
-    """A step of a long division: a quotient of one digit and what is left over."""
+    """Write a step of a long division: a quotient of one digit and the remainder."""
     divisor = generator.randint(2, 10)
     dividend = generator.randint(1, 10 * divisor - 1)
     quotient, rest = divmod(dividend, divisor)
     return f"{dividend} / {divisor} = {quotient} rest {rest}\n"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line; see the module's docstring."""
+    if arguments == ["sample"]:
+        stream = documents(seed=0)
+        print("\n".join(next(stream) for _ in range(20)))
+    else:
+        print(f"{FAQS_FILE.name}: {write_faqs()} rows")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -7,7 +7,7 @@
 
 `SKILLS` says what is asked, how it is scored, and what it should come to. Pairs of
 words, operands and facts asked for are those that the corpus keeps apart: see `tasks`
-and `utils.facts`.
+and `utils.dataset.facts`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ from utils.tasks import (
     Problem,
     Task,
     few_shot_tasks,
-    final_answer,
     problems,
     rule_tasks,
+    solved,
     system_prompt,
 )
 
@@ -88,7 +88,7 @@ class Answer:
 
 
 class Examinee:
-    """A model that answers greedily. It is asked each prompt once and keeps all."""
+    """A model that answers greedily, once for each prompt, and keeps its answers."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Examinee:
     def ask(
         self, prompts: Sequence[str], budget: int, one_line: bool = False
     ) -> list[str]:
-        """The continuations of the prompts.
+        """Return the continuations of the prompts.
 
         Args:
             prompts: whole prompts.
@@ -131,7 +131,7 @@ class Examinee:
         return [self.answers[key].text for key in keys]
 
     def known_forms(self) -> list[Answer]:
-        """All answers so far but those in the template, which the base cannot know."""
+        """Return all answers but those in the template, which the base cannot know."""
         return [
             answer
             for (prompt, _, _), answer in self.answers.items()
@@ -140,13 +140,13 @@ class Examinee:
 
 
 def score_words(examinee: Examinee, tasks: Sequence[Task]) -> list[bool]:
-    """Which prompts for a word are completed with the right one."""
+    """Return which prompts for a word are completed with the right one."""
     answers = examinee.ask([task.prompt for task in tasks], WORD_TOKENS, one_line=True)
     return [answer == task.answer for answer, task in zip(answers, tasks, strict=True)]
 
 
 def score_valid(examinee: Examinee, tasks: Sequence[Task]) -> list[bool]:
-    """Which prompts are completed with an answer that some relation allows."""
+    """Return which prompts are completed with an answer that some relation allows."""
     answers = examinee.ask([task.prompt for task in tasks], WORD_TOKENS, one_line=True)
     return [
         answer in task.also_valid | {task.answer}
@@ -157,17 +157,14 @@ def score_valid(examinee: Examinee, tasks: Sequence[Task]) -> list[bool]:
 def score_problems(
     examinee: Examinee, asked: Sequence[Problem], worked: bool, style: str = "plain"
 ) -> list[bool]:
-    """Which problems end in the right number, with or without worked steps."""
+    """Return which problems end in the right number, with or without worked steps."""
     prompts = [problem.prompt(worked, style) for problem in asked]
     answers = examinee.ask(prompts, WORKED_TOKENS if worked else DIRECT_TOKENS)
-    return [
-        final_answer(answer) == problem.result
-        for answer, problem in zip(answers, asked, strict=True)
-    ]
+    return solved(answers, asked)
 
 
 def rows_of(part: str, n_rows: int | None = None) -> list[dict[str, str]]:
-    """The course's questions that belong to one of `utils.facts.PARTS`.
+    """Return the course's questions that belong to one of `utils.dataset.splits.PARTS`.
 
     With `n_rows`, a sample of at most so many, always the same.
     """
@@ -183,11 +180,11 @@ def rows_of(part: str, n_rows: int | None = None) -> list[dict[str, str]]:
 def score_facts(
     examinee: Examinee, part: str, form: str, n_rows: int | None = None
 ) -> list[bool]:
-    """Which questions of a part are answered right.
+    """Return which questions of a part are answered right.
 
     Args:
         examinee: who is asked.
-        part: one of `utils.facts.PARTS`.
+        part: one of `utils.dataset.splits.PARTS`.
         form: the text around the question, with the field `{instruction}`.
         n_rows: see `rows_of`.
     """
@@ -200,7 +197,7 @@ def score_facts(
 
 
 def score_guessing(part: str, n_rows: int | None = None) -> list[bool]:
-    """Which questions are answered right by always guessing what is commonest.
+    """Return which questions are right by always guessing what is commonest.
 
     The guess is the value that most facts of the relation have, among the facts that
     the model has read.
@@ -215,7 +212,7 @@ def score_guessing(part: str, n_rows: int | None = None) -> list[bool]:
 
 
 def conversation_tasks(n_prompts: int) -> list[Task]:
-    """Three-shot prompts in the form of a conversation."""
+    """Return three-shot prompts in the form of a conversation."""
     tasks = []
     for task in few_shot_tasks(3, n_prompts):
         *examples, last = task.prompt.splitlines()
@@ -236,13 +233,13 @@ class Bound:
     at_most: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether the value keeps within the bound."""
+        """Return whether the value keeps within the bound."""
         if self.at_least is not None:
             return value >= self.at_least
         return self.at_most is None or value <= self.at_most
 
     def shown(self, unit: str = "%") -> str:
-        """Such as "≥ 95%"; the unit is "%", or nothing for points."""
+        """Return such as "≥ 95%"; the unit is "%", or nothing for points."""
         if self.at_least is not None:
             return f"≥ {100 * self.at_least:.0f}{unit}"
         return "–" if self.at_most is None else f"≤ {100 * self.at_most:.0f}{unit}"
@@ -272,7 +269,7 @@ class Skill:
     by_interval: bool = False
 
     def verdict(self, score: Estimate) -> str:
-        """Which of the two is missed, or nothing."""
+        """Return which of the two is missed, or nothing."""
         value = score.low if self.by_interval else score.value
         if not self.floor.holds(value):
             return "floor missed"
@@ -280,10 +277,12 @@ class Skill:
 
 
 def at_least(share: float) -> Bound:
+    """Return the bound of a share that should be reached."""
     return Bound(at_least=share)
 
 
 def at_most(share: float) -> Bound:
+    """Return the bound of a share that should not be exceeded."""
     return Bound(at_most=share)
 
 
@@ -467,16 +466,19 @@ def examine(
 
 
 def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
-    """The model after the course's recipe: lessons 03 and 04 without their words."""
+    """Train by the course's recipe: lessons 03 and 04 without their words."""
     import datasets
-    from transformers import PrinterCallback, Trainer
 
     from utils.course import set_seed
     from utils.dataset.faqs import load_faqs
     from utils.dataset.splits import split
-    from utils.helpers import DataCollatorForCompletionOnlyLM
     from utils.machine import this_machine
-    from utils.training.recipe import add_lora, choose_attention, training_arguments
+    from utils.training.recipe import (
+        add_lora,
+        choose_attention,
+        completion_trainer,
+        training_arguments,
+    )
 
     set_seed()
     tokenizer = load_tokenizer(settings)
@@ -493,16 +495,9 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
         arguments = training_arguments(
             settings, folder, eval_strategy="no", disable_tqdm=True
         )
-        trainer = Trainer(
-            model=add_lora(base, settings),
-            args=arguments,
-            train_dataset=rows,
-            data_collator=DataCollatorForCompletionOnlyLM(
-                tokenizer, completion_logits_only=True
-            ),
-            processing_class=tokenizer,
+        trainer = completion_trainer(
+            add_lora(base, settings), tokenizer, arguments, rows
         )
-        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer.model.merge_and_unload().eval()
 
@@ -513,7 +508,7 @@ NGRAM_DOCUMENTS = 20_000
 
 
 def held_out_paragraphs(n_paragraphs: int) -> list[str]:
-    """Prose on facts that the model has read, in paragraphs that it has not.
+    """Return prose on facts that the model has read, in paragraphs that it has not.
 
     They are drawn as the corpus draws them, with another seed; paragraphs that the
     training seeds contain as a whole (most of those of one sentence) are left out.
@@ -529,7 +524,7 @@ def held_out_paragraphs(n_paragraphs: int) -> list[str]:
 
 
 def reading(examinee: Examinee, n_paragraphs: int) -> Iterator[tuple[str, Estimate]]:
-    """Perplexity on paragraphs that nobody has read, beside n-gram models'."""
+    """Measure perplexity on paragraphs that nobody has read, beside n-gram models'."""
     tokenizer = examinee.tokenizer
     end, paragraphs = tokenizer.eos_token_id, held_out_paragraphs(n_paragraphs)
     asked = tokenizer(paragraphs).input_ids
@@ -549,7 +544,7 @@ SPEED_BATCH, SPEED_TOKENS, REPEATS = 32, 40, 5
 
 
 def seconds_to_load(settings: ModelSettings) -> float:
-    """Median seconds for model and tokenizer, the libraries being there already."""
+    """Return the median seconds to load model and tokenizer, libraries apart."""
 
     def load() -> None:
         load_model(settings)
@@ -559,7 +554,7 @@ def seconds_to_load(settings: ModelSettings) -> float:
 
 
 def seconds_to_answer(examinee: Examinee) -> float:
-    """Median seconds for 32 answers of 40 tokens in one batch."""
+    """Return the median seconds for 32 answers of 40 tokens in one batch."""
     return _median_seconds(lambda: answer_a_batch(examinee))
 
 
@@ -601,14 +596,14 @@ class Row:
     verdict: str = ""
 
     def plain(self) -> str:
-        """The line for a terminal."""
+        """Return the line for a terminal."""
         return (
             f"{self.skill:49} {self.value:>7}  {self.interval:15} {self.prompts:>5}  "
             f"{self.target:>6} {self.floor:>6}  {self.verdict}"
         ).rstrip()
 
     def markdown(self) -> str:
-        """The line for the model card."""
+        """Return the line for the model card."""
         cells = (self.skill, self.value, self.interval, self.prompts)
         return f"| {' | '.join((*cells, self.target, self.floor))} |"
 
@@ -619,7 +614,7 @@ N_PROMPTS = 200
 
 
 def score_row(skill: Skill, score: Estimate) -> Row:
-    """A share in percent, or a difference of shares in points."""
+    """Format a share in percent, or a difference of shares in points."""
     sign, unit = ("+", "") if isinstance(score, Difference) else ("", "%")
     low, high = f"{100 * score.low:{sign}.1f}", f"{100 * score.high:{sign}.1f}"
     return Row(
@@ -636,7 +631,7 @@ def score_row(skill: Skill, score: Estimate) -> Row:
 def report(
     settings: ModelSettings, n_prompts: int, tuned: bool = False
 ) -> Iterator[Row]:
-    """The whole examination, row by row.
+    """Run the whole examination, row by row.
 
     Args:
         settings: of the model; its recipe is used if it is to be fine-tuned.
@@ -694,6 +689,7 @@ def print_report(
 
 
 def main() -> None:
+    """Run the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=N_PROMPTS, help="for each skill")
     parser.add_argument("--model", type=Path, help="a folder; by default the shipped")

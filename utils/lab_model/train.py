@@ -42,7 +42,7 @@ CHECKPOINT_SECONDS = 300
 
 
 def train_tokenizer(n_documents: int = 6000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding with one token per digit and one per marker of the template.
+    """Train byte-pair encoding with one token per digit and per template marker.
 
     It is trained on the corpus; on the template's fixed text, so that the template
     costs few tokens although the corpus never shows it; and on the words of the rules,
@@ -84,7 +84,7 @@ def train_tokenizer(n_documents: int = 6000, seed: int = 0) -> PreTrainedTokeniz
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> GPTNeoXConfig:
-    """The lab model's shape: Dolly's class, a thousandth of its size."""
+    """Return the lab model's shape: Dolly's class, a thousandth of its size."""
     return GPTNeoXConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -105,7 +105,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> GPTNeoXConfig:
 
 
 def shard(tokenizer: PreTrainedTokenizerFast, seed: int, number: int) -> torch.Tensor:
-    """The batches of STEPS_PER_SHARD steps, shape (steps, BATCH, WINDOW).
+    """Return the batches of STEPS_PER_SHARD steps, shape (steps, BATCH, WINDOW).
 
     Documents follow each other with an end-of-text token between them and are cut where
     a window ends.
@@ -123,7 +123,7 @@ def shard(tokenizer: PreTrainedTokenizerFast, seed: int, number: int) -> torch.T
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, first_step: int
 ) -> Iterator[torch.Tensor]:
-    """Batches of shape (BATCH, WINDOW), from `first_step` on, without end."""
+    """Yield batches of shape (BATCH, WINDOW), from `first_step` on, without end."""
     number, skip = divmod(first_step, STEPS_PER_SHARD)
     while True:
         yield from shard(tokenizer, seed, number)[skip:]
@@ -131,13 +131,13 @@ def batches(
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Warm-up, then constant, then linear decay to zero over the second half."""
+    """Return warm-up, then 1, then a linear decay to zero over the second half."""
     warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
     return warm_up * min(1.0, 2 * (1 - step / steps))
 
 
 def optimizers(model: GPTNeoXForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for everything else.
+    """Make Muon for the matrices of the layers, AdamW for everything else.
 
     Muon: https://kellerjordan.github.io/posts/muon/; the factor that lets both share a
     scale of learning rates: Moonlight, arXiv 2502.16982.
@@ -291,6 +291,7 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
 
 
 def main() -> None:
+    """Run the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=LAB_MODEL)
     parser.add_argument("--tokens", type=float, default=TOKENS)

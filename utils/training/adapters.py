@@ -104,14 +104,14 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
 
 
 def _base_sample(model: torch.nn.Module) -> list[float]:
-    """A few numbers of the embeddings: neither 8 bits nor an adapter change them."""
+    """Take a few numbers of the embeddings, which neither 8 bits nor LoRA change."""
     weights = model.get_input_embeddings().weight.detach().flatten()
     places = torch.linspace(0, len(weights) - 1, BASE_SAMPLE).long()
     return weights[places.to(weights.device)].float().tolist()
 
 
 def _alike(one: list[float], other: list[float]) -> bool:
-    """Equal but for rounding to 16 bits."""
+    """Return whether two lists are equal but for rounding to 16 bits."""
     return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=0.01, atol=1e-5)
 
 

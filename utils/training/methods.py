@@ -10,7 +10,7 @@ import gc
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from utils.training.recipe import (
     TrainingError,
     add_lora,
     choose_attention,
+    completion_trainer,
     parameter_counts,
     training_arguments,
 )
@@ -77,13 +78,13 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        """Return the layer's output with the detour's correction added."""
         output = self.layer(*inputs, **options)
         return output + self.up(gelu(self.down(output)))
 
 
 def add_bottlenecks(base: PreTrainedModel, narrow: int = BOTTLENECK) -> PreTrainedModel:
-    """Freeze a model and put a `Bottleneck` after the feed-forward network of each
-    block, in place."""
+    """Freeze a model and put a `Bottleneck` after each feed-forward network, in place."""
     base.requires_grad_(False)
     for block in [part for part in base.modules() if hasattr(part, "mlp")]:
         detour = Bottleneck(block.mlp, base.config.hidden_size, narrow)
@@ -114,7 +115,7 @@ class Method:
 
 
 def load_for_training(settings: ModelSettings, **options: Any) -> PreTrainedModel:
-    """The base in 32 bits, or as the options say, with its faster attention."""
+    """Load the base in 32 bits, or as the options say, with its faster attention."""
     attention = choose_attention(settings, this_machine())
     options = {"dtype": torch.float32, "attn_implementation": attention} | options
     return load_model(settings, **options)
@@ -184,7 +185,7 @@ class Study:
         tokenizer: of the model.
         train, held_out: rows with `input_ids`, `attention_mask` and `labels`.
         replay: such rows of earlier skills.
-        questions: rows with `prompt` and what `evaluation.judge` needs.
+        questions: rows with `prompt` and what `scores.judge` needs.
         skill: problems in one step, which the lab model could solve before.
     """
 
@@ -240,16 +241,16 @@ def make_study(
     return Study(
         settings=settings,
         tokenizer=tokenizer,
-        train=_spread(encoded("train"), n_rows),
+        train=evenly_spaced(encoded("train"), n_rows),
         held_out=encoded("validation"),
         replay=encoded("replay") if "replay" in dataset else [],
-        questions=_spread(dataset[part].to_list(), n_questions),
+        questions=evenly_spaced(dataset[part].to_list(), n_questions),
         skill=problems("1 steps", n_questions),
     )
 
 
-def _spread(rows: list[Any], count: int) -> list[Any]:
-    """So many of the rows, at even distances: neighbours are about the same thing."""
+def evenly_spaced(rows: list[Any], count: int) -> list[Any]:
+    """Take so many rows at even distances: neighbours are about the same thing."""
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
@@ -260,7 +261,7 @@ def _spread(rows: list[Any], count: int) -> list[Any]:
 def make_trainer(
     method: Method, study: Study, folder: str, seed: int, **changes: Any
 ) -> Trainer:
-    """A Trainer for one epoch of small batches, which prints nothing.
+    """Return a Trainer for one epoch of small batches, which prints nothing.
 
     Args:
         method: one of `METHODS`.
@@ -270,8 +271,6 @@ def make_trainer(
         **changes: arguments of transformers' `TrainingArguments` to replace; with
             `eval_strategy="epoch"` the held-out loss is measured as well.
     """
-    from transformers import PrinterCallback, Trainer
-
     set_seed(seed)
     count = round(len(study.train) * method.replay / (1 - method.replay))
     arguments = {
@@ -280,17 +279,14 @@ def make_trainer(
         "disable_tqdm": True,
         "seed": seed,
     }
-    trainer = Trainer(
-        model=method.prepare(study.settings),
-        args=training_arguments(study.settings, folder, **(arguments | changes)),
-        train_dataset=study.train + study.replay[:count],
-        eval_dataset=study.held_out,
-        data_collator=DataCollatorForCompletionOnlyLM(
-            study.tokenizer, completion_logits_only=method.completion_logits_only
-        ),
+    return completion_trainer(
+        method.prepare(study.settings),
+        study.tokenizer,
+        training_arguments(study.settings, folder, **(arguments | changes)),
+        study.train + study.replay[:count],
+        study.held_out,
+        method.completion_logits_only,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def fine_tune(
@@ -312,9 +308,14 @@ def fine_tune(
 
 
 def measure(model: nn.Module, study: Study) -> dict[str, float]:
-    """Held-out loss (nats a token), and the shares of right answers to the study's
-    questions and of its earlier skill's problems that are solved."""
-    from utils.tasks import final_answer
+    """Measure what a study asks of a model.
+
+    Returns:
+        `loss`, the held-out loss in nats a token; `right`, the share of right answers
+        to the study's questions; `kept`, the share of solved problems of its earlier
+        skill.
+    """
+    from utils.tasks import solved
 
     prompts = [row["prompt"] for row in study.questions]
     budget = study.settings.max_new_tokens
@@ -322,10 +323,7 @@ def measure(model: nn.Module, study: Study) -> dict[str, float]:
     right = judge(answers, study.questions)
     asked = [problem.prompt(worked=False) for problem in study.skill]
     results = generate(model, study.tokenizer, asked, RESULT_TOKENS)
-    kept = [
-        final_answer(result) == problem.result
-        for result, problem in zip(results, study.skill, strict=True)
-    ]
+    kept = solved(results, study.skill)
     return {
         "loss": loss_on(model, study, study.held_out),
         "right": sum(right) / len(right),
@@ -334,9 +332,9 @@ def measure(model: nn.Module, study: Study) -> dict[str, float]:
 
 
 def loss_on(model: nn.Module, study: Study, rows: Sequence[Mapping[str, Any]]) -> float:
-    """The mean loss of a token of these rows, in nats; for few rows: it is one batch.
+    """Return the mean loss of a token of these rows, in nats, in one batch: take few.
 
-    Unlike `evaluation.token_losses` it asks the model for it, and so counts right where
+    Unlike `scores.token_losses` it asks the model for it, and so counts right where
     a method puts tokens of its own in front.
     """
     batch = _batch(model, study, rows)
@@ -354,7 +352,7 @@ def _batch(
 def training_megabytes(
     model: nn.Module, study: Study, rows: int = STUDY_BATCH
 ) -> float:
-    """What training holds in memory, counted and not measured, in MB.
+    """Count what training holds in memory, in MB; nothing is measured.
 
     Weights, for each trained number its gradient and Adam's two averages, and what one
     forward pass keeps for the backward pass.
@@ -391,7 +389,7 @@ def training_megabytes(
 def compare(
     study: Study, names: Iterable[str] = tuple(METHODS), seeds: Sequence[int] = range(3)
 ) -> pandas.DataFrame:
-    """Train and measure each method with each seed; shows how far it is.
+    """Train and measure each method with each seed, under a progress bar.
 
     Returns:
         One row a run: `method`, `seed`, `trained` (numbers), `MB`, `seconds`, `loss`,
@@ -400,7 +398,7 @@ def compare(
     import pandas
 
     runs = []
-    for name, seed in in_turn(list(product(names, seeds))):
+    for name, seed in with_progress_bar(list(product(names, seeds))):
         model, seconds = fine_tune(METHODS[name], study, seed)
         runs.append(
             {
@@ -418,7 +416,7 @@ def compare(
 def sweep(
     study: Study, seeds: Sequence[int] = (0,), **values: Sequence[Any]
 ) -> pandas.DataFrame:
-    """Train LoRA with every combination of some settings; shows how far it is.
+    """Train LoRA with every combination of some settings, under a progress bar.
 
     Args:
         study: gives model and rows.
@@ -433,7 +431,7 @@ def sweep(
     import pandas
 
     known, runs = study.settings, []
-    for seed, *chosen in in_turn(list(product(seeds, *values.values()))):
+    for seed, *chosen in with_progress_bar(list(product(seeds, *values.values()))):
         point = dict(zip(values, chosen, strict=True))
         changes = dict(point)
         if "lora_r" in point and "lora_alpha" not in point:
@@ -448,11 +446,12 @@ def sweep(
     return pandas.DataFrame(runs)
 
 
-def in_turn(things: Sequence[Any]) -> Iterable[Any]:
-    """Go through things under the Trainer's own progress bar, if in a notebook.
+def with_progress_bar(things: Sequence[Any]) -> Iterator[Any]:
+    """Yield things one by one, under the Trainer's own progress bar in a notebook.
 
     Every Trainer collects garbage when it starts. What is in memory now is left out of
-    that until the end: looking it all through takes long beside so short a run.
+    that until the end: looking it all through takes about a tenth of so short
+    a run.
     """
     from transformers.utils.import_utils import is_in_notebook
 
@@ -469,6 +468,7 @@ def in_turn(things: Sequence[Any]) -> Iterable[Any]:
                 bar.update(number, force_update=True)
             yield thing
     finally:
+        # With what was there before, as the interpreter's own: it is few and lives on.
         gc.unfreeze()
     if bar is not None:
         bar.update(len(things), force_update=True)

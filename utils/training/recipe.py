@@ -1,23 +1,29 @@
-"""The training recipe: LoRA's configuration and the Trainer's arguments.
+"""The training recipe: LoRA's configuration, the Trainer's arguments, the Trainer.
 
 Everything follows from the model's settings (`models.MODELS`) and the machine at hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from utils.course import CourseError
-from utils.helpers import DEFAULT_SEED
+from utils.helpers import DEFAULT_SEED, DataCollatorForCompletionOnlyLM
 from utils.machine import Machine, this_machine
 from utils.models import ModelError, ModelSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainingArguments,
+    )
 
 # Below this many tokens a row, unfused attention in bfloat16 is the faster on CPUs: the
 # backward pass of the fused kernel takes most of a step there.
@@ -32,7 +38,7 @@ class TrainingError(CourseError):
 
 
 def lora_config(settings: ModelSettings) -> LoraConfig:
-    """Which layers get a pair of low-rank matrices, and of which rank and scale."""
+    """Say which layers get a pair of low-rank matrices, and of which rank and scale."""
     from peft import LoraConfig
 
     modules = settings.target_modules
@@ -77,7 +83,7 @@ def training_arguments(
     machine: Machine | None = None,
     **changes: Any,
 ) -> TrainingArguments:
-    """The Trainer's settings for this model on this machine.
+    """Return the Trainer's settings for this model on this machine.
 
     Rows of like length share a batch, so that little is padded; the held-out loss is
     measured after every epoch, and in the end the best epoch is kept; arithmetic is the
@@ -125,7 +131,7 @@ def training_arguments(
 def choose_attention(
     settings: ModelSettings, machine: Machine, longest: int | None = None
 ) -> str:
-    """The attention kernel to load a model with for training: "eager" or "sdpa".
+    """Choose the attention to load a model with for training: "eager" or "sdpa".
 
     Args:
         settings: of the model.
@@ -136,17 +142,41 @@ def choose_attention(
     return "eager" if short and machine.bf16 and not machine.gpu else "sdpa"
 
 
-# --- running ---
+def completion_trainer(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    train_rows: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]] | None = None,
+    completion_logits_only: bool = True,
+) -> Trainer:
+    """Return a Trainer that learns completions and prints no dictionaries of losses.
 
+    Args:
+        model: as `add_lora` returns it, or any other with trainable parameters.
+        tokenizer: of the model; gives the padding token.
+        arguments: as `training_arguments` returns them.
+        train_rows: with `input_ids` and `labels`, as `preprocess_batch` makes them.
+        held_out: such rows to measure the loss on.
+        completion_logits_only: see `DataCollatorForCompletionOnlyLM`.
+    """
+    from transformers import PrinterCallback, Trainer
 
-# --- keeping track of runs ---
-
-
-# --- what is kept ---
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        data_collator=DataCollatorForCompletionOnlyLM(
+            tokenizer, completion_logits_only=completion_logits_only
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are."""
+    """Return how many parameters are trained, and how many there are."""
     # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()

@@ -39,7 +39,8 @@ def train(trainer: Trainer, resume: bool = True) -> TrainOutput:
     that was never stopped, if it saves between epochs, on the same machine.
 
     Args:
-        trainer: ready to train; its output folder is used for nothing else.
+        trainer: ready to train. Its output folder is used for nothing else: checkpoints
+            of runs of another kind are deleted there.
         resume: whether to look for a checkpoint.
 
     Raises:
@@ -83,15 +84,22 @@ class _MarkWhole(TrainerCallback):
 
 
 class _NoSecondStart(TrainerCallback):
-    """Keeps a resumed run from measuring its start again, which early stopping would
-    take for an epoch without progress. (What is tracked was noted before this.)"""
+    """Keeps a resumed run from measuring its start again.
+
+    Early stopping would take that for an epoch without progress. What is tracked was
+    noted before this.
+    """
 
     def on_train_begin(self, args, state, control, **_) -> None:
         args.eval_on_start = False
 
 
 class _StopIfDiverging(TrainerCallback):
-    """Ends a run whose loss rises by a nat and a fifth, or is no number."""
+    """Ends a run whose loss diverges.
+
+    It does where it is no number, or exceeds the first loss by a fifth or by one nat,
+    whichever is more.
+    """
 
     def __init__(self) -> None:
         self.first: float | None = None
@@ -135,7 +143,7 @@ def _keep_other_precision(trainer: Trainer) -> None:
 
 
 def _is_finished(checkpoint: Path) -> bool:
-    """Whether it was written after a run's last step."""
+    """Return whether it was written after a run's last step."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
         return state["global_step"] >= state["max_steps"]
@@ -144,7 +152,7 @@ def _is_finished(checkpoint: Path) -> bool:
 
 
 def _fingerprint(trainer: Trainer, **otherwise: Any) -> str:
-    """What a checkpoint must agree with: settings, rows, base and starting weights.
+    """Hash what a checkpoint must agree with: settings, rows and starting weights.
 
     Args:
         trainer: of the run.
@@ -176,7 +184,9 @@ def _fingerprint(trainer: Trainer, **otherwise: Any) -> str:
 
 
 def _clear_checkpoints(folder: Path, run: str, keep_newest: bool) -> Path | None:
-    """Remove what cannot be resumed: halves, and checkpoints of other runs.
+    """Delete the folder's checkpoints that cannot be resumed.
+
+    Those are the unfinished ones and the checkpoints of other runs.
 
     Returns:
         The newest checkpoint that can be, or None.

@@ -42,8 +42,11 @@ def track_runs(build: Path) -> None:
 
 
 def tracked_history(run_name: str) -> list[dict[str, float]]:
-    """The losses of the newest run of this name, as `trainer.state.log_history` holds
-    them: rows with `epoch`, `step`, and `loss` or `eval_loss`.
+    """Return the losses of the newest run of this name, as the Trainer logs them.
+
+    Returns:
+        Rows as in `trainer.state.log_history`, with `epoch`, `step`, and `loss` or
+        `eval_loss`.
 
     Raises:
         TrainingError: if no run of this name is recorded.
