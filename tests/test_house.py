@@ -244,9 +244,8 @@ def test_a_planted_breach_is_noticed(
 # --- what the documents name ----------------------------------------------------------
 
 
-def code_in(document: str) -> str:
+def code_in(text: str) -> str:
     """Everything that a document sets as code, one piece a line."""
-    text = (ROOT / document).read_text()
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
 
@@ -256,57 +255,99 @@ def targets() -> set[str]:
     return set(phony[1].split())
 
 
-def exists(path: str) -> bool:
-    """Whether a path is there; NN stands for any two digits, * for anything."""
-    pattern = path.replace("NN", "[0-9][0-9]").rstrip("/")
-    return any(True for _ in ROOT.glob(pattern))
+def missing_paths(text: str, folder: Path) -> list[str]:
+    """Links and paths of a document that lead nowhere.
+
+    NN stands for two digits, snake_case for any name, * for anything.
+
+    Args:
+        text: of the document.
+        folder: in which it lies; a path may start here or at the root.
+    """
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    paths = re.findall(
+        r"(?<![\w./<-])(?:utils|tests|data|notebooks|\.ci)/[\w./*]*|"
+        r"(?<![\w./<*-])\w+\.(?:py|md|csv|toml|txt|svg|ipynb)\b",
+        code_in(text),
+    )
+
+    def exists(path: str) -> bool:
+        pattern = path.replace("NN", "[0-9][0-9]").replace("snake_case", "*")
+        places = (ROOT, folder, UTILS) if path == "__init__.py" else (ROOT, folder)
+        return any(next(place.glob(pattern.rstrip("/")), None) for place in places)
+
+    missing = [link for link in links if not (folder / link).exists()]
+    return missing + [path for path in paths if not exists(path)]
+
+
+def missing_names(text: str) -> list[str]:
+    """Commands, modules, functions, tests and options that a document invents."""
+    code = code_in(text)
+    missing = []
+    for module in re.findall(r"python -m (utils[\w.]*)", code):
+        path = ROOT / module.replace(".", "/")
+        command = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        source = command.read_text() if command.exists() else ""
+        if command.name != "__main__.py" and "__main__" not in source:
+            missing.append(f"python -m {module}")
+    for name in re.findall(r"(?<![\w.])utils\.\w[\w.]*", code):
+        *parents, last = name.split(".")
+        room = ROOT.joinpath(*parents, last)
+        module = ROOT.joinpath(*parents).with_suffix(".py")
+        source = module.read_text() if module.is_file() else ""
+        defined = rf"^(?:def |class ){last}\b|^{last}\b.*="
+        if not (room.is_dir() or room.with_suffix(".py").is_file()) and not re.search(
+            defined, source, re.MULTILINE
+        ):
+            missing.append(name)
+    for name in re.findall(r"\btest_\w+\b", code):
+        if not (ROOT / "tests" / f"{name}.py").is_file():
+            missing.append(name)
+    for script, options in re.findall(r"(tests/[\w/]+\.py)((?: --[a-z-]+)*)", code):
+        source = (ROOT / script).read_text() if (ROOT / script).is_file() else ""
+        missing += [
+            f"{Path(script).name} {option}"
+            for option in options.split()
+            if f'"{option}"' not in source
+        ]
+    return missing
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_targets_of_make_exist(document: str) -> None:
-    called = set(re.findall(r"\bmake ([a-z][a-z-]*)", code_in(document)))
-    assert called <= targets()
+    code = code_in((ROOT / document).read_text())
+    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) <= targets()
 
 
 def test_contributing_explains_each_target_of_make() -> None:
-    code = code_in("CONTRIBUTING.md")
+    code = code_in((ROOT / "CONTRIBUTING.md").read_text())
     explained = set(re.findall(r"^make ([a-z][a-z-]*)", code, re.MULTILINE))
     assert explained == targets()
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *CARDS])
-def test_paths_exist(document: str) -> None:
-    text = (ROOT / document).read_text()
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    missing = [link for link in links if not (ROOT / document).parent.joinpath(link).exists()]
-    names = re.findall(
-        r"(?<![\w./<-])(?:utils|tests|data|notebooks|\.ci)/[\w./*]*|"
-        r"(?<![\w./<*-])\w+\.(?:py|md|csv|toml|txt|svg|ipynb)\b",
-        code_in(document),
+def test_what_a_document_names_exists(document: str) -> None:
+    text, folder = (ROOT / document).read_text(), (ROOT / document).parent
+    assert not missing_paths(text, folder)
+    assert not missing_names(text)
+
+
+def test_what_does_not_exist_is_noticed() -> None:
+    text = "`utils/faqs.py`, [this](data/none.md), `utils/files.py` and `attic.csv`"
+    assert missing_paths(text, ROOT) == ["data/none.md", "utils/faqs.py", "attic.csv"]
+    text = (
+        "`python -m utils.artifact check`, `python -m utils.course`, `utils.files`, "
+        "`utils.files.write`, `utils.files.write_text(…)`, `test_nothing`, "
+        "`test_house`, `tests/benchmarks/bench_course.py --fresh --slowly`"
     )
-    here = str(Path(document).parent)
-    missing += [one for one in names if not (exists(one) or exists(f"{here}/{one}"))]
-    assert not missing
-
-
-@pytest.mark.parametrize("document", [*DOCUMENTS, *CARDS])
-def test_commands_and_names_exist(document: str) -> None:
-    code = code_in(document)
-    for module in re.findall(r"-m (utils[\w.]*)", code):
-        path = ROOT / module.replace(".", "/")
-        runs = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-        assert "__main__" in runs.name + runs.read_text(), module
-    for name in re.findall(r"(?<![\w.])utils\.[\w.]+", code):
-        *parents, last = name.split(".")
-        if rooms_named := ROOT.joinpath(*parents, last):
-            if rooms_named.is_dir() or rooms_named.with_suffix(".py").is_file():
-                continue
-        module = ROOT.joinpath(*parents).with_suffix(".py")
-        assert module.is_file(), name
-        defined = rf"^(?:def |class ){last}\b|^{last}\b.*="
-        assert re.search(defined, module.read_text(), re.MULTILINE), name
-    for name in re.findall(r"\btest_\w+\b", code):
-        assert (ROOT / "tests" / f"{name}.py").is_file(), name
+    assert missing_names(text) == [
+        "python -m utils.artifact",
+        "python -m utils.course",
+        "utils.artifact",
+        "utils.files.write",
+        "test_nothing",
+        "bench_course.py --slowly",
+    ]
 
 
 @pytest.mark.parametrize(

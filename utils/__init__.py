@@ -1,4 +1,4 @@
-"""The map of `utils/`: one line a room. A folder's own first lines say what each file is.
+"""The map of `utils/`: one line a room; a folder's `__init__.py` explains its files.
 
 What all lessons share:
 

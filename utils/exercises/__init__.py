@@ -1,4 +1,4 @@
-"""Checks for the exercises: a hint for each known mistake, and a line for a right answer.
+"""Checks for the exercises: a hint for each known mistake, praise for a right answer.
 
 - `frame`: what all checks share, and how to add one.
 - `lesson_01`: language models.
