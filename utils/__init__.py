@@ -1,4 +1,35 @@
-"""Helpers of the course; each module is named for what it does."""
+"""The map of `utils/`: one line a room; a folder's `__init__.py` explains its files.
+
+What all lessons share:
+
+- `helpers`: the prompt template, and the way from a row to a training batch.
+- `course`: the switches `COURSE_…`, preflight, claims, the seed.
+- `models`: the table of models, each with LoRA rank and the rest; loading, asking.
+- `machine`: processor or card, how threads wait, and which precision is faster.
+- `tasks`: few-shot relations, rules and word problems that the lab model is asked.
+- `ngrams`: next tokens from counts, to compare a model with.
+- `files`: files and folders written whole or not at all.
+
+A wing for each lesson's subject:
+
+- `dataset`: lesson 03: CSV columns, facts, when an answer is right, splits, replay.
+- `training`: lesson 04: recipe and schedule, resuming, adapters, methods compared.
+- `evaluation`: lesson 05: scores and intervals, blind judging, retrieval, the report.
+- `deployment`: lesson 06: artifact, checks, entry point, AWS account, billing, prices.
+
+What shows, checks and runs the lessons:
+
+- `display`: text in colour, and the plots.
+- `exercises`: a check for each exercise, with a hint for each known mistake.
+- `run`: executes the notebooks and prints the table: `make run`.
+- `road_map`: draws the road map's pictures: `python -m utils.road_map`.
+
+Stand-ins and the workshop, which no learner has to open:
+
+- `offline_aws`: AWS on this machine: endpoints that start, answer and stop.
+- `djl_python`: DJL Serving on this machine: its layout, its rules, its workers.
+- `lab_model`: how the lab model was made, and the questions of `data/` from its tables.
+"""
 
 from utils.machine import prepare_openmp
 

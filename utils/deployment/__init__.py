@@ -2,7 +2,8 @@
 
 - `artifact`: lay out and pack `model.tar.gz`; `python -m utils.deployment.artifact`.
 - `checks`: what would keep an artifact from starting.
-- `deployment_model`: the entry point, packed as `model.py`; imports nothing of ours.
+- `deployment_model`: the entry point: requests, decoding parameters, answers. It is
+  packed as `model.py` and imports nothing of ours.
 - `serving`: serve an artifact on this machine, and time it.
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.
 - `billing`: what was created, what it costs, and its deletion.

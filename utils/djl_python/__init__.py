@@ -3,10 +3,12 @@
 The real package is found only inside the container image. This one answers requests as
 DJL Serving 0.36.0 was recorded to answer them (tests/data/djl_conformance.json):
 
-- `Input`, `Output`, `PairList`: what an entry point imports;
+- `inputs`, `outputs`, `pair_list`: what an entry point imports;
 - `layout`: what an archive means to the server, and the rules by which it refuses one;
 - `worker`: the Python process that holds one copy of the model;
-- `server`: the front end with `/ping` and `/invocations`, the queue and the batches.
+- `server`: the front end with `/ping` and `/invocations`, the queue and the batches;
+- `process`: the whole as a process that is started, asked and stopped;
+- `lmi_vllm`: the handler that the image brings for artifacts without code.
 
 Serve an artifact from the command line:
 `python -m utils.djl_python build/model.tar.gz --port 8080`.

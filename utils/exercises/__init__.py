@@ -1,5 +1,10 @@
-"""Checks for the exercises: `frame` holds what they share, `lesson_NN` one lesson's.
+"""Checks for the exercises: a hint for each known mistake, praise for a right answer.
 
-An answer that was not tried, is right, or shows a known mistake each gets its own line.
-`frame` says how to add an exercise.
+- `frame`: what all checks share, and how to add one.
+- `lesson_01`: language models.
+- `lesson_02`: prompting.
+- `lesson_03`: data set and template.
+- `lesson_04`: training with LoRA.
+- `lesson_05`: evaluation.
+- `lesson_06`: deployment.
 """
