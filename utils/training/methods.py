@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
 
 
 def add_bottlenecks(base: PreTrainedModel, narrow: int = BOTTLENECK) -> PreTrainedModel:
-    """Freeze a model and put a `Bottleneck` after each feed-forward network, in place."""
+    """Freeze a model, in place, with a `Bottleneck` after each feed-forward network."""
     base.requires_grad_(False)
     for block in [part for part in base.modules() if hasattr(part, "mlp")]:
         detour = Bottleneck(block.mlp, base.config.hidden_size, narrow)
