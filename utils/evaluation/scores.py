@@ -141,7 +141,10 @@ def paired_differences(
     """
     if isinstance(baseline, Mapping):
         if missing := [name for name in scores if name not in baseline]:
-            raise ValueError(f"The baseline has no scores for {missing}.")
+            raise ValueError(
+                f"The baseline has no scores for {missing}: add them, or leave these "
+                "series out."
+            )
         return {
             name: paired_difference(series, baseline[name])
             for name, series in scores.items()
@@ -178,8 +181,8 @@ def questions_needed(
     """
     if not difference or spread < 0:
         raise ValueError(
-            f"difference is {difference} and spread {spread}: name a difference that "
-            "is not zero; a spread is at least zero."
+            f"difference is {difference} and spread {spread}: give a difference that "
+            "is not zero, and a spread of at least zero."
         )
     quantiles = norm.ppf(1 - (1 - level) / 2) + norm.ppf(power)
     return max(1, math.ceil((quantiles * spread / difference) ** 2))
