@@ -392,7 +392,7 @@ def text_scores(
 
 
 def judge(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return which answers are right: by the row's fact if it has one, else exactly.
+    """Return which answers are right: by the row's fact, else by exact match.
 
     Args:
         answers: one a row.
