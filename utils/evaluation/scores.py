@@ -291,7 +291,7 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     counts = np.array([len(row) for row in losses], dtype=float)
     if not counts.sum():
         raise ValueError(
-            "There are no tokens to score: give rows with labelled tokens."
+            "There are no tokens to score: give texts, or rows with labelled tokens."
         )
 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
