@@ -30,7 +30,7 @@ from utils.evaluation.scores import (
 )
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 
-# Shares and differences
+# --- shares and differences ---
 
 
 def test_proportion_matches_wilson_by_hand() -> None:
@@ -136,7 +136,7 @@ def test_a_difference_of_nothing_cannot_be_found(spread, difference) -> None:
         questions_needed(spread, difference)
 
 
-# Losses
+# --- losses ---
 
 RECORDS = [
     {"instruction": "What is kept?", "response": "Features."},
@@ -223,7 +223,7 @@ def test_one_row_has_a_loss_and_no_interval_around_it() -> None:
     assert (score.value, score.low, score.high, score.n) == (2.0, 2.0, 2.0, 1)
 
 
-# Text measures
+# --- text measures ---
 
 
 def test_words_are_compared_without_case_punctuation_and_articles() -> None:
@@ -267,7 +267,7 @@ def test_an_answer_for_every_expected_one() -> None:
         text_scores(["one"], ["one", "two"])
 
 
-# Right and wrong
+# --- right and wrong ---
 
 FACT = {"fact": "amazon-sagemaker/users", "response": "For data scientists."}
 

@@ -1,3 +1,7 @@
+"""The table of models, what the machine decides, loading and answering."""
+
+from __future__ import annotations
+
 import copy
 
 import pytest
@@ -10,6 +14,7 @@ from utils.helpers import END_KEY, INFERENCE_PROMPT
 from utils.models import (
     MODELS,
     ModelError,
+    batches_by_length,
     choose_dtype,
     choose_quantisation,
     generate,
@@ -39,15 +44,15 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
-# The table
+# --- the table ---
 
 
-def test_the_table_names_itself():
+def test_the_table_names_itself() -> None:
     assert set(MODELS) == {"lab", "small", "dolly"}
     assert all(name == settings.name for name, settings in MODELS.items())
 
 
-def test_settings_are_shown_without_the_place_of_the_repository():
+def test_settings_are_shown_without_the_place_of_the_repository() -> None:
     shown = MODELS["lab"]._repr_markdown_()
     assert "data/lab_model" in shown
     assert str(ROOT) not in shown + repr(MODELS["lab"])
@@ -55,14 +60,14 @@ def test_settings_are_shown_without_the_place_of_the_repository():
 
 
 @pytest.mark.parametrize("name", ["EleutherAI/pythia-70m", "/some/folder/model"])
-def test_any_other_name_gets_general_settings(name):
+def test_any_other_name_gets_general_settings(name) -> None:
     settings = settings_for(name)
     assert settings.source == name
     assert settings.target_modules == "all-linear"
     assert "/some/folder" not in settings._repr_markdown_()
 
 
-# What the machine decides
+# --- what the machine decides ---
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_any_other_name_gets_general_settings(name):
         (A10G, torch.bfloat16),
     ],
 )
-def test_dtype_follows_the_machine(machine, dtype):
+def test_dtype_follows_the_machine(machine, dtype) -> None:
     assert choose_dtype(machine) == dtype
 
 
@@ -88,21 +93,23 @@ def test_dtype_follows_the_machine(machine, dtype):
         ("dolly", A10G, "none", "dolly fits the card"),
     ],
 )
-def test_quantisation_follows_model_and_machine(name, machine, expected, reason):
+def test_quantisation_follows_model_and_machine(
+    name, machine, expected, reason
+) -> None:
     choice, why = choose_quantisation(MODELS[name], machine)
     assert choice == expected
     assert reason in why
 
 
-def test_the_lab_models_size_in_the_table_is_its_size():
+def test_the_lab_models_size_in_the_table_is_its_size() -> None:
     settings = MODELS["lab"]
     assert load_model(settings).num_parameters() == settings.parameters
 
 
-# Loading
+# --- loading ---
 
 
-def test_tokenizer_and_model_load_from_a_folder(folder, tiny):
+def test_tokenizer_and_model_load_from_a_folder(folder, tiny) -> None:
     settings = settings_for(str(folder))
     tokenizer, model = load_tokenizer(settings), load_model(settings)
     assert tokenizer(PROMPTS)["input_ids"] == tiny[1](PROMPTS)["input_ids"]
@@ -111,7 +118,7 @@ def test_tokenizer_and_model_load_from_a_folder(folder, tiny):
     assert all(torch.equal(loaded.cpu().float(), kept) for loaded, kept in weights)
 
 
-def test_a_tokenizer_without_padding_pads_with_end_of_text(tmp_path):
+def test_a_tokenizer_without_padding_pads_with_end_of_text(tmp_path) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
@@ -119,7 +126,7 @@ def test_a_tokenizer_without_padding_pads_with_end_of_text(tmp_path):
     assert loaded.pad_token_id == loaded.eos_token_id
 
 
-def test_eight_bits_change_the_layers_and_hardly_the_output(folder, tiny):
+def test_eight_bits_change_the_layers_and_hardly_the_output(folder, tiny) -> None:
     settings = settings_for(str(folder))
     quantised = load_model(settings, quantisation="8bit")
     assert "8bit" in type(quantised.gpt_neox.layers[0].attention.dense).__name__
@@ -132,17 +139,25 @@ def test_eight_bits_change_the_layers_and_hardly_the_output(folder, tiny):
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_model])
-def test_nothing_to_load_is_an_error_that_names_variable_and_place(tmp_path, load):
+def test_nothing_to_load_is_an_error_that_names_variable_and_place(
+    tmp_path, load
+) -> None:
     with pytest.raises(ModelError, match="COURSE_MODEL") as caught:
         load(settings_for(str(tmp_path / "none")))
     assert "'none'" in str(caught.value)
     assert str(tmp_path) not in str(caught.value).partition("(")[0]
 
 
-# Answering
+# --- answering ---
 
 
-def test_answers_come_in_the_order_of_the_prompts_and_alone_as_together(tiny):
+def test_batches_hold_rows_of_like_length_each_once() -> None:
+    batches = list(batches_by_length([5, 1, 4, 1, 3], size=2))
+    assert batches == [[1, 3], [4, 2], [0]]
+    assert list(batches_by_length([], size=2)) == []
+
+
+def test_answers_come_in_the_order_of_the_prompts_and_alone_as_together(tiny) -> None:
     model, tokenizer = tiny
     together = generate(model, tokenizer, PROMPTS, 12, batch_size=2)
     alone = [generate(model, tokenizer, [prompt], 12)[0] for prompt in PROMPTS]
@@ -150,7 +165,7 @@ def test_answers_come_in_the_order_of_the_prompts_and_alone_as_together(tiny):
     assert len(set(together)) > 1
 
 
-def test_greedy_equals_a_plain_loop_over_the_model(tiny):
+def test_greedy_equals_a_plain_loop_over_the_model(tiny) -> None:
     model, tokenizer = tiny
     ids = tokenizer(PROMPTS[1])["input_ids"]
     start = len(ids)
@@ -178,7 +193,7 @@ class Scripted:
 
 @pytest.mark.parametrize("key_tokens", [True, False], ids=["one token", "text"])
 @pytest.mark.parametrize("stop", [f"\n\n{END_KEY}", "<|endoftext|>"])
-def test_an_answer_ends_at_the_end_key_and_at_end_of_text(key_tokens, stop):
+def test_an_answer_ends_at_the_end_key_and_at_end_of_text(key_tokens, stop) -> None:
     tokenizer = tiny_tokenizer(key_tokens=key_tokens)
     model = tiny_gpt_neox(len(tokenizer)).eval()
     script = Scripted(model, tokenizer, f" It keeps features.{stop} and then some more")
@@ -186,7 +201,7 @@ def test_an_answer_ends_at_the_end_key_and_at_end_of_text(key_tokens, stop):
     assert script.step < len(script.script)
 
 
-def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(tiny):
+def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(tiny) -> None:
     model, tokenizer = tiny
     before = torch.random.get_rng_state()
     sampled = [
@@ -197,7 +212,7 @@ def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(tiny):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_what_the_checkpoint_says_about_sampling_does_not_count(tiny):
+def test_what_the_checkpoint_says_about_sampling_does_not_count(tiny) -> None:
     model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
     model.generation_config.do_sample = True
     model.generation_config.repetition_penalty = 5.0
@@ -205,26 +220,26 @@ def test_what_the_checkpoint_says_about_sampling_does_not_count(tiny):
     assert generate(model, tokenizer, PROMPTS, 12) == expected
 
 
-def test_a_model_in_training_stays_in_training(tiny):
+def test_a_model_in_training_stays_in_training(tiny) -> None:
     model = copy.deepcopy(tiny[0]).train()
     generate(model, tiny[1], PROMPTS, 2)
     assert model.training
 
 
-def test_no_prompts_no_answers(tiny):
+def test_no_prompts_no_answers(tiny) -> None:
     assert generate(*tiny, [], 5) == []
 
 
-def test_a_string_instead_of_a_list_is_an_error(tiny):
+def test_a_string_instead_of_a_list_is_an_error(tiny) -> None:
     with pytest.raises(TypeError, match="put it into a list"):
         generate(*tiny, PROMPTS[0], 5)
 
 
-def test_an_empty_prompt_is_an_error(tiny):
+def test_an_empty_prompt_is_an_error(tiny) -> None:
     with pytest.raises(ModelError, match="empty"):
         generate(*tiny, [""], 5)
 
 
-def test_a_prompt_beyond_the_context_is_an_error_that_shows_it(tiny):
+def test_a_prompt_beyond_the_context_is_an_error_that_shows_it(tiny) -> None:
     with pytest.raises(ModelError, match="context of 256.*'word word"):
         generate(*tiny, ["word " * 300], 5)

@@ -1,3 +1,7 @@
+"""The recipe, resuming, tracking, and adapters that are saved and loaded."""
+
+from __future__ import annotations
+
 import contextlib
 import copy
 import json
@@ -64,7 +68,7 @@ def trainer(model, rows, folder, **changes):
     )
 
 
-def test_lora_reaches_all_linear_layers_and_only_those(base):
+def test_lora_reaches_all_linear_layers_and_only_those(base) -> None:
     model = get_peft_model(base, lora_config(SETTINGS))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
@@ -86,7 +90,7 @@ def test_lora_reaches_all_linear_layers_and_only_those(base):
 )
 def test_arithmetic_follows_the_machine(
     machine, bf16, fp16, cpu, tmp_path, monkeypatch
-):
+) -> None:
     # transformers refuses a GPU's types where there is none: look at what is asked for.
     asked = {}
     monkeypatch.setattr("transformers.TrainingArguments", lambda **kw: asked.update(kw))
@@ -94,7 +98,7 @@ def test_arithmetic_follows_the_machine(
     assert (asked["bf16"], asked["fp16"], asked["use_cpu"]) == (bf16, fp16, cpu)
 
 
-def test_settings_and_changes_reach_the_trainer(tmp_path):
+def test_settings_and_changes_reach_the_trainer(tmp_path) -> None:
     arguments = training_arguments(SETTINGS, tmp_path, learning_rate=0.1)
     assert arguments.train_sampling_strategy == "group_by_length"
     assert arguments.num_train_epochs == 2
@@ -103,7 +107,7 @@ def test_settings_and_changes_reach_the_trainer(tmp_path):
     assert arguments.seed == 42
 
 
-def test_attention_follows_machine_and_length():
+def test_attention_follows_machine_and_length() -> None:
     assert choose_attention(SETTINGS, XEON) == "eager"
     assert choose_attention(SETTINGS, LAPTOP) == "sdpa"
     assert choose_attention(SETTINGS, A10G) == "sdpa"
@@ -115,7 +119,7 @@ def test_attention_follows_machine_and_length():
 
 def test_a_run_learns_repeatably_and_the_saved_adapter_is_the_trained_one(
     base, rows, tmp_path
-):
+) -> None:
     runs, plain = [], copy.deepcopy(base)
     for _ in range(2):
         torch.manual_seed(0)
@@ -140,7 +144,7 @@ def test_a_run_learns_repeatably_and_the_saved_adapter_is_the_trained_one(
         torch.testing.assert_close(reloaded(ids).logits, model.eval()(ids).logits)
 
 
-def test_the_saved_adapter_names_no_place_on_this_machine(base, tmp_path):
+def test_the_saved_adapter_names_no_place_on_this_machine(base, tmp_path) -> None:
     base.name_or_path = str(tmp_path / "some" / "base")
     model = get_peft_model(base, lora_config(SETTINGS))
     folder = save_adapter(model, tiny_tokenizer(), tmp_path / "adapter")
@@ -151,7 +155,7 @@ def test_the_saved_adapter_names_no_place_on_this_machine(base, tmp_path):
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
 
 
-def test_a_data_set_for_another_tokenizer_is_an_error():
+def test_a_data_set_for_another_tokenizer_is_an_error() -> None:
     row = add_text({"instruction": "What?", "response": "It."})
     row["input_ids"] = tiny_tokenizer(key_tokens=False)(row["text"])["input_ids"]
     require_same_tokenizer([row], tiny_tokenizer(key_tokens=False))
@@ -159,7 +163,9 @@ def test_a_data_set_for_another_tokenizer_is_an_error():
         require_same_tokenizer([row], tiny_tokenizer())
 
 
-def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(base, tmp_path):
+def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(
+    base, tmp_path
+) -> None:
     model = get_peft_model(base, lora_config(SETTINGS))
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "old.txt").write_text("old")
@@ -168,7 +174,7 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(base, tmp_p
     assert not (tmp_path / "adapter" / "old.txt").exists()
 
 
-def test_history_is_written_whole(tmp_path):
+def test_history_is_written_whole(tmp_path) -> None:
     file = save_history([{"loss": 1.5, "step": 1}], SETTINGS, tmp_path / "t.json")
     content = json.loads(file.read_text(encoding="utf-8"))
     assert content["history"] == [{"loss": 1.5, "step": 1}]
@@ -176,16 +182,16 @@ def test_history_is_written_whole(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.json"]
 
 
-# Which layers
+# --- which layers ---
 
 
-def test_a_layer_that_the_model_lacks_is_named_with_those_it_has(base):
+def test_a_layer_that_the_model_lacks_is_named_with_those_it_has(base) -> None:
     settings = replace(SETTINGS, target_modules=("query_key_value", "q_proj"))
     with pytest.raises(ModelError, match="'q_proj', only dense, dense_4h_to_h"):
         add_lora(base, settings)
 
 
-def test_layers_unfrozen_before_lora_is_added_are_frozen_again(base):
+def test_layers_unfrozen_before_lora_is_added_are_frozen_again(base) -> None:
     for weights in base.gpt_neox.layers[-1].parameters():
         weights.requires_grad_(True)
     model = add_lora(base, SETTINGS)
@@ -193,7 +199,7 @@ def test_layers_unfrozen_before_lora_is_added_are_frozen_again(base):
     assert trained and all("lora_" in name for name in trained)
 
 
-# Killed and resumed
+# --- killed and resumed ---
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "transformers.trainer", "peft"])
@@ -237,7 +243,7 @@ def uninterrupted(tmp_path_factory):
 )
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     die, whole, uninterrupted, tmp_path
-):
+) -> None:
     assert in_a_process(tmp_path, die)[0] == -9
     marks = (tmp_path / "checkpoints").glob("*/complete.json")
     steps = [int(mark.parent.name.rpartition("-")[2]) for mark in marks]
@@ -249,7 +255,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_killed_at_any_moment(seed, uninterrupted, tmp_path):
+def test_killed_at_any_moment(seed, uninterrupted, tmp_path) -> None:
     moment = random.Random(seed).random() * uninterrupted[1]
     code, _ = in_a_process(tmp_path, kill_after=moment)
     assert code in (-9, 0)  # on a machine that is faster now it may have finished
@@ -287,7 +293,7 @@ def steps_taken(trainer, resume=True):
 
 
 @pytest.mark.parametrize("kind", ["settings", "rows", "anew", "same"])
-def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path):
+def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path) -> None:
     interrupted(tmp_path, STEPS_AN_EPOCH + 1)
     changes = {"learning_rate": 1e-3} if kind == "settings" else {}
     trainer = tiny_trainer(tmp_path, **changes)
@@ -347,7 +353,7 @@ def test_a_run_stops_early_and_keeps_its_best_epoch(tmp_path):
     assert trainer.state.best_global_step == STEPS_AN_EPOCH
 
 
-# Tracked
+# --- tracked ---
 
 
 @pytest.fixture
@@ -360,7 +366,7 @@ def tracking(tmp_path, monkeypatch):
 
 def test_runs_are_tracked_in_one_file_and_a_resumed_run_stays_one(
     tracking, tmp_path, caplog
-):
+) -> None:
     changes = dict(report_to="mlflow", run_name="lesson")
     interrupted(tmp_path, STEPS_AN_EPOCH + 1, **changes)
     trainer = tiny_trainer(tmp_path, **changes)
@@ -384,13 +390,13 @@ def test_runs_are_tracked_in_one_file_and_a_resumed_run_stays_one(
         tracked_history("other")
 
 
-# Quantised
+# --- quantised ---
 
 
 @pytest.mark.parametrize("quantisation", ["8bit", "4bit"])
 def test_a_quantised_base_is_trained_saved_and_loaded_again(
     quantisation, base, rows, tmp_path
-):
+) -> None:
     base.save_pretrained(tmp_path / "base")
     settings = replace(settings_for(str(tmp_path / "base")), lora_r=4, lora_dropout=0.0)
     ids = torch.tensor([rows[0]["input_ids"]])
@@ -418,7 +424,7 @@ def test_a_quantised_base_is_trained_saved_and_loaded_again(
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_four_bit_layers_are_never_repacked_for_inference(base, tmp_path):
+def test_four_bit_layers_are_never_repacked_for_inference(base, tmp_path) -> None:
     base.save_pretrained(tmp_path)
     model = load_model(settings_for(str(tmp_path)), quantisation="4bit")
     layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
@@ -426,16 +432,16 @@ def test_four_bit_layers_are_never_repacked_for_inference(base, tmp_path):
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
-# What goes wrong
+# --- what goes wrong ---
 
 
-def test_a_learning_rate_that_diverges_is_named_with_a_better_one(tmp_path):
+def test_a_learning_rate_that_diverges_is_named_with_a_better_one(tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"to nan .*diverges.* 1e\+30 .*try 1e\+29"):
         train(tiny_trainer(tmp_path, learning_rate=1e30))
 
 
 @pytest.mark.parametrize("losses, stops", [([1.8, 2.9], True), ([8.0, 9.1], False)])
-def test_a_loss_that_rises_far_ends_the_run(losses, stops, tmp_path):
+def test_a_loss_that_rises_far_ends_the_run(losses, stops, tmp_path) -> None:
     trainer = tiny_trainer(tmp_path)
 
     class Log(TrainerCallback):
@@ -457,7 +463,9 @@ def test_a_loss_that_rises_far_ends_the_run(losses, stops, tmp_path):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"),
     ],
 )
-def test_memory_that_runs_out_ends_in_what_to_change(tmp_path, error, monkeypatch):
+def test_memory_that_runs_out_ends_in_what_to_change(
+    tmp_path, error, monkeypatch
+) -> None:
     trainer = tiny_trainer(tmp_path)
 
     def fail(*_, **__):
@@ -468,7 +476,7 @@ def test_memory_that_runs_out_ends_in_what_to_change(tmp_path, error, monkeypatc
         train(trainer)
 
 
-def test_other_failures_are_not_explained_away(tmp_path, monkeypatch):
+def test_other_failures_are_not_explained_away(tmp_path, monkeypatch) -> None:
     trainer = tiny_trainer(tmp_path)
 
     def fail(*_, **__):
@@ -490,7 +498,9 @@ def no_file_longer_than(n_bytes):
 
 
 @pytest.mark.parametrize("n_bytes", [2_000, 24_000])  # adapter, optimizer's state
-def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(tmp_path, n_bytes):
+def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
+    tmp_path, n_bytes
+) -> None:
     with (
         no_file_longer_than(n_bytes),
         pytest.raises(TrainingError, match="disk is full"),
@@ -499,7 +509,9 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(tmp_path, n_byte
     train(tiny_trainer(tmp_path))
 
 
-def test_an_adapter_that_cannot_be_written_leaves_the_one_before(base, tmp_path):
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before(
+    base, tmp_path
+) -> None:
     model = add_lora(base, SETTINGS)
     folder = save_adapter(model, tiny_tokenizer(), tmp_path / "adapter")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -511,7 +523,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before(base, tmp_path)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-# An adapter and its base
+# --- an adapter and its base ---
 
 
 def saved_on(base, folder, name):
@@ -522,14 +534,14 @@ def saved_on(base, folder, name):
     )
 
 
-def test_an_adapter_is_loaded_onto_its_base(base, tmp_path):
+def test_an_adapter_is_loaded_onto_its_base(base, tmp_path) -> None:
     folder = saved_on(base, tmp_path, "base")
     tuned = load_adapter(load_model(settings_for(str(tmp_path / "base"))), folder)
     assert isinstance(tuned, PeftModel) and not tuned.training
 
 
 @pytest.mark.parametrize("kind", ["name", "weights", "shapes"])
-def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path):
+def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path) -> None:
     folder = saved_on(base, tmp_path, "base")
     torch.manual_seed(1)
     place = tmp_path / ("other" if kind == "name" else "base")
@@ -542,6 +554,6 @@ def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path):
         load_adapter(load_model(settings_for(str(place))), folder)
 
 
-def test_a_folder_without_an_adapter_is_an_error(base, tmp_path):
+def test_a_folder_without_an_adapter_is_an_error(base, tmp_path) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
         load_adapter(base, tmp_path)

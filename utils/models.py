@@ -356,7 +356,7 @@ def _require_room(
     context = getattr(model.config, "max_position_embeddings", None)
     for ids, prompt in zip(encoded, prompts, strict=True):
         if not ids:
-            raise ModelError("A prompt is empty: there is nothing to continue.")
+            raise ModelError("A prompt is empty: give it some text to continue.")
         if context and len(ids) + max_new_tokens > context:
             raise ModelError(
                 f"A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed "

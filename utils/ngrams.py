@@ -41,9 +41,9 @@ class NGramModel:
             ValueError: if the order or the id of the end token is out of range.
         """
         if order < 1:
-            raise ValueError(f"order is {order}: an n-gram has at least one token.")
+            raise ValueError(f"order is {order}: give 1 token or more.")
         if not 0 <= end < vocabulary:
-            raise ValueError(f"end is {end}, but ids run from 0 to {vocabulary - 1}.")
+            raise ValueError(f"end is {end}: give an id from 0 to {vocabulary - 1}.")
         self.order, self.vocabulary, self.end = order, vocabulary, end
         self.followers: defaultdict[tuple[int, ...], Counter[int]]
         self.followers = defaultdict(Counter)

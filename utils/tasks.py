@@ -518,7 +518,7 @@ def problem(generator: random.Random, kind: str, held: bool) -> Problem:
     """
     if kind not in PROBLEM_KINDS:
         known = ", ".join(map(repr, PROBLEM_KINDS))
-        raise ValueError(f"kind is {kind!r}; it can be one of {known}.")
+        raise ValueError(f"kind is {kind!r}: give one of {known}.")
     others = {"speed": speed_problem, "trip": trip_problem, "product": product_problem}
     if kind in others:
         return others[kind](generator, held)

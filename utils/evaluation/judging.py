@@ -69,7 +69,8 @@ def blind_pairs(
     if len(answers) != 2 or any(len(a) != len(questions) for a in answers.values()):
         sizes = {name: len(given) for name, given in answers.items()}
         raise ValueError(
-            f"Two systems with {len(questions)} answers each are needed, found {sizes}."
+            f"Two systems with {len(questions)} answers each are needed, found {sizes}"
+            ": answer every question with both."
         )
     generator = random.Random(seed)
     (one, ones), (other, others) = answers.items()
@@ -188,7 +189,8 @@ def preference(feedback: Iterable[Mapping[str, Any]], system: str) -> Preference
     for row in feedback:
         if system not in (row["A_is"], row["B_is"]):
             raise FeedbackError(
-                f"A vote is on {row['A_is']!r} and {row['B_is']!r}, not on {system!r}."
+                f"A vote is on {row['A_is']!r} and {row['B_is']!r}, not on {system!r}: "
+                "name one of those two."
             )
         if row["vote"] == "=":
             ties += 1

@@ -84,8 +84,8 @@ def _plain(value: Any) -> dict[str, float]:
     if isinstance(value, Estimate):
         return asdict(value)
     raise TypeError(
-        f"The report holds {value!r} of type {type(value).__name__}: give an Estimate, "
-        "or what JSON has."
+        f"A report cannot hold {type(value).__name__} {value!r}: give an Estimate, or "
+        "what JSON has."
     )
 
 

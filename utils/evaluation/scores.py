@@ -141,7 +141,10 @@ def paired_differences(
     """
     if isinstance(baseline, Mapping):
         if missing := [name for name in scores if name not in baseline]:
-            raise ValueError(f"The baseline has no scores for {missing}.")
+            raise ValueError(
+                f"The baseline has no scores for {missing}: add them, or leave these "
+                "series out."
+            )
         return {
             name: paired_difference(series, baseline[name])
             for name, series in scores.items()
@@ -178,8 +181,8 @@ def questions_needed(
     """
     if not difference or spread < 0:
         raise ValueError(
-            f"difference is {difference} and spread {spread}: name a difference that "
-            "is not zero; a spread is at least zero."
+            f"difference is {difference} and spread {spread}: give a difference that "
+            "is not zero, and a spread of at least zero."
         )
     quantiles = norm.ppf(1 - (1 - level) / 2) + norm.ppf(power)
     return max(1, math.ceil((quantiles * spread / difference) ** 2))
@@ -288,7 +291,7 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     counts = np.array([len(row) for row in losses], dtype=float)
     if not counts.sum():
         raise ValueError(
-            "There are no tokens to score: give rows with labelled tokens."
+            "There are no tokens to score: give texts, or rows with labelled tokens."
         )
 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -389,7 +392,7 @@ def text_scores(
 
 
 def judge(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return which answers are right: by the row's fact if it has one, else exactly.
+    """Return which answers are right: by the row's fact, else by exact match.
 
     Args:
         answers: one a row.

@@ -239,7 +239,7 @@ class Bound:
         return self.at_most is None or value <= self.at_most
 
     def shown(self, unit: str = "%") -> str:
-        """Return such as "≥ 95%"; the unit is "%", or nothing for points."""
+        """Format the bound, such as "≥ 95%"; the unit is "%", or nothing for points."""
         if self.at_least is not None:
             return f"≥ {100 * self.at_least:.0f}{unit}"
         return "–" if self.at_most is None else f"≤ {100 * self.at_most:.0f}{unit}"
@@ -524,7 +524,7 @@ def held_out_paragraphs(n_paragraphs: int) -> list[str]:
 
 
 def reading(examinee: Examinee, n_paragraphs: int) -> Iterator[tuple[str, Estimate]]:
-    """Measure perplexity on paragraphs that nobody has read, beside n-gram models'."""
+    """Measure perplexity on unread paragraphs, compared with n-gram models."""
     tokenizer = examinee.tokenizer
     end, paragraphs = tokenizer.eos_token_id, held_out_paragraphs(n_paragraphs)
     asked = tokenizer(paragraphs).input_ids

@@ -207,10 +207,63 @@ def save_checkpoint(path: Path, **state: object) -> None:
     write_file(path, lambda temporary: torch.save(state, temporary))
 
 
-def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> None:
-    """Train the lab model and write it to `out`; `work` holds the checkpoint.
+def resume(
+    checkpoint: Path,
+    model: GPTNeoXForCausalLM,
+    optimizer_list: list[torch.optim.Optimizer],
+) -> tuple[int, float, torch.Tensor]:
+    """Put a checkpoint into model and optimizers, if there is one.
+
+    Returns:
+        The step to go on from, the seconds spent so far, and which tokens of the
+        vocabulary have been read.
+    """
+    if not checkpoint.exists():
+        return 0, 0.0, torch.zeros(VOCABULARY, dtype=torch.bool)
+    state = torch.load(checkpoint, weights_only=True, map_location=model.device)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    print(f"resumed at step {state['step']}", flush=True)
+    return state["step"], state["seconds"], state["read"].cpu()
+
+
+def take_step(
+    model: torch.nn.Module,
+    batch: torch.Tensor,
+    optimizer_list: list[torch.optim.Optimizer],
+    rate_share: float,
+) -> float:
+    """Train on one batch.
 
     Args:
+        model: as it is, or compiled.
+        batch: token ids of shape (BATCH, WINDOW), on the model's device.
+        optimizer_list: as `optimizers` returns it.
+        rate_share: of both learning rates; see `learning_rate_share`.
+
+    Returns:
+        The mean loss of the batch before the step, in nats a token.
+    """
+    rates = (MATRIX_RATE, OTHER_RATE)
+    for optimizer, rate in zip(optimizer_list, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * rate_share
+    with torch.autocast(batch.device.type, torch.bfloat16):
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+    loss.backward()
+    for optimizer in optimizer_list:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
+
+
+def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> None:
+    """Train the lab model, show how far it is, and write it.
+
+    Args:
+        out: the folder of the finished model.
+        work: the folder of checkpoint and latest model, made if there is none.
         tokens: how many tokens of the corpus to read.
         seed: of weights and batches.
         compiled: whether to use torch.compile, which needs a C++ compiler.
@@ -227,44 +280,21 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer_list = optimizers(model)
-    first_step, seconds_before = 0, 0.0
-    read = torch.zeros(VOCABULARY, dtype=torch.bool)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first_step, seconds_before = state["step"], state["seconds"]
-        read = state["read"].cpu()
-        print(f"resumed at step {first_step}", flush=True)
+    first_step, seconds_before, read = resume(checkpoint, model, optimizer_list)
     run = torch.compile(model) if compiled else model
     stream = batches(tokenizer, seed, first_step)
     losses: list[float] = []
     started = last_saved = time.monotonic()
     for step in range(first_step, steps):
-        share = learning_rate_share(step, steps)
-        for optimizer, rate in zip(
-            optimizer_list, (MATRIX_RATE, OTHER_RATE), strict=True
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
         batch = next(stream)
         read[batch.flatten()] = True
-        batch = batch.to(device)
-        with torch.autocast(device, torch.bfloat16):
-            loss = run(input_ids=batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        for optimizer in optimizer_list:
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.item())
+        share = learning_rate_share(step, steps)
+        losses.append(take_step(run, batch.to(device), optimizer_list, share))
         if len(losses) == 50 or step + 1 == steps:
-            speed = (
-                (step + 1 - first_step) * BATCH * WINDOW / (time.monotonic() - started)
-            )
+            done = (step + 1 - first_step) * BATCH * WINDOW
             print(
                 f"step {step + 1}/{steps}  loss {statistics.mean(losses):.3f}  "
-                f"{speed:,.0f} tokens/s",
+                f"{done / (time.monotonic() - started):,.0f} tokens/s",
                 flush=True,
             )
             losses.clear()
@@ -277,7 +307,7 @@ def train(out: Path, work: Path, tokens: float, seed: int, compiled: bool) -> No
                 model=model.state_dict(),
                 optimizers=[optimizer.state_dict() for optimizer in optimizer_list],
             )
-            save_model(model.to(device), tokenizer, work / "latest")
+            save_model(model, tokenizer, work / "latest")
             last_saved = time.monotonic()
     part_unread_tokens(model, read)
     save_model(model, tokenizer, out)

@@ -38,7 +38,7 @@ class TrainingError(CourseError):
 
 
 def lora_config(settings: ModelSettings) -> LoraConfig:
-    """Say which layers get a pair of low-rank matrices, and of which rank and scale."""
+    """Configure LoRA: which layers get low-rank matrices, of which rank and scale."""
     from peft import LoraConfig
 
     modules = settings.target_modules
