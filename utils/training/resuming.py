@@ -129,17 +129,21 @@ def _keep_other_precision(trainer: Trainer) -> None:
     if wanted_dtype() or not (trainer.args.use_cpu and cpu_has_bf16()):
         return
     folder = Path(trainer.args.output_dir)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (mark := _mark_of(checkpoint)) or _is_finished(checkpoint):
-            continue
-        if mark.get("run") == _fingerprint(trainer, bf16=not bf16):
-            ours, theirs = ("bfloat16", "float32")[:: 1 if bf16 else -1]
-            raise TrainingError(
-                f"{portable_name(folder)} holds a run that was stopped halfway and "
-                f"trained in {theirs}, but in this process the race was won by {ours}: "
-                f"set COURSE_DTYPE={theirs} and restart the kernel to go on with it, "
-                f"or COURSE_DTYPE={ours} to start afresh."
-            )
+    other = _fingerprint(trainer, bf16=not bf16)
+    found = [
+        checkpoint
+        for checkpoint in folder.glob("checkpoint-*")
+        if _mark_of(checkpoint).get("run") == other
+    ]
+    # The best epoch of a finished run is kept beside its last one.
+    if found and not any(_is_finished(checkpoint) for checkpoint in found):
+        ours, theirs = ("bfloat16", "float32")[:: 1 if bf16 else -1]
+        raise TrainingError(
+            f"{portable_name(folder)} holds a run that was stopped halfway and "
+            f"trained in {theirs}, but in this process the race was won by {ours}: "
+            f"set COURSE_DTYPE={theirs} and restart the kernel to go on with it, "
+            f"or COURSE_DTYPE={ours} to start afresh."
+        )
 
 
 def _is_finished(checkpoint: Path) -> bool:
