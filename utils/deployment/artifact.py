@@ -21,12 +21,12 @@ from pathlib import Path
 from utils.deployment.checks import (
     ADAPTER_FILES,
     ADAPTERS_FOLDER,
+    VLLM_HANDLER,
     ArtifactError,
     Finding,
     Report,
     validate,
 )
-from utils.djl_python.layout import VLLM_HANDLER
 from utils.files import replace_folder, write_file, write_json
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "validate",
 ]
 
+DJL_VERSION = "0.36.0"  # of the container image, which notebook 06 looks up
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"

@@ -16,10 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, RunConfig
 from utils.offline_aws.control_plane import OfflineAws
-from utils.offline_aws.names import LOG_GROUPS
+from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
 
 if TYPE_CHECKING:
     import boto3
+
+__all__ = [
+    "FIRST_POLL",
+    "LOG_GROUPS",
+    "POLICY",
+    "Aws",
+    "AwsError",
+    "DeploymentError",
+    "artifact_bucket",
+    "connect_aws",
+    "connect_real",
+    "endpoint_log",
+    "execution_role",
+    "forget_sdk_clients",
+    "iam_policy",
+    "wait_until_in_service",
+]
 
 ROLE_VARIABLE = "SAGEMAKER_ROLE_ARN"
 BUCKET_VARIABLE = "SAGEMAKER_BUCKET"

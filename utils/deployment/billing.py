@@ -21,9 +21,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.deployment.aws import FIRST_POLL, Aws, DeploymentError
+from utils.deployment.aws import (
+    FIRST_POLL,
+    LOG_GROUPS,
+    Aws,
+    DeploymentError,
+    forget_sdk_clients,
+)
 from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
-from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
 
 TAG = "course-run"
 PREFIX = "course-"  # of every name that the guard gives
