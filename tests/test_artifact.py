@@ -103,7 +103,7 @@ def test_a_failed_build_keeps_the_last_one(built, tmp_path) -> None:
 def test_source_of_one_function() -> None:
     assert artifact.entry_point_source("handle").startswith("def handle(inputs: Input)")
     assert artifact.entry_point_source("defuse").startswith("def defuse(self")
-    with pytest.raises(artifact.ArtifactError, match="no function nosuch"):
+    with pytest.raises(artifact.ArtifactError, match="no function nosuch. Name one"):
         artifact.entry_point_source("nosuch")
 
 

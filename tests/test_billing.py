@@ -17,7 +17,7 @@ from utils.course import run_config
 from utils.deployment import billing
 from utils.deployment.aws import DeploymentError, connect_aws, iam_policy
 from utils.deployment.billing import TAG, BillingGuard
-from utils.deployment.prices import read_snapshot
+from utils.deployment.prices import Price, read_snapshot
 from utils.offline_aws.control_plane import OfflineAws
 
 
@@ -332,8 +332,12 @@ def clock(monkeypatch):
     return clock
 
 
-def price(item):
-    return next(found.usd for found in read_snapshot() if found.item == item)
+def snapshot_price(item: str) -> Price:
+    return next(found for found in read_snapshot() if found.item == item)
+
+
+def price(item: str) -> float:
+    return snapshot_price(item).usd
 
 
 def test_cost_an_hour_and_in_total(aws, clock) -> None:
@@ -350,7 +354,7 @@ def test_cost_an_hour_and_in_total(aws, clock) -> None:
     assert "would have cost" in str(bill)
     shown = bill._repr_markdown_()
     assert f"2 × ml.g5.xlarge | 0.5000 | ${usd:.4f} | ${usd / 2:.4f} |" in shown
-    assert "read 2026-11-21 in aws-samples" in shown
+    assert f"read {snapshot_price('ml.g5.xlarge').read_on} in aws-samples" in shown
     guard.teardown()
     clock.now += 7200  # nothing is billed after the deletion
     assert guard.bill().total == pytest.approx(usd / 2)
