@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import time
 
 import boto3
@@ -13,18 +12,10 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
-from utils.course import run_config
 from utils.deployment import billing
-from utils.deployment.aws import DeploymentError, connect_aws, iam_policy
+from utils.deployment.aws import DeploymentError
 from utils.deployment.billing import TAG, BillingGuard
 from utils.deployment.prices import Price, read_snapshot
-from utils.offline_aws.control_plane import OfflineAws
-
-
-@pytest.fixture(scope="module")
-def aws():
-    yield connect_aws(run_config({}))
-    OfflineAws.running().close()
 
 
 def create_model(session, aws, name, **more):
@@ -398,23 +389,3 @@ def test_uploads_cost_by_size(aws, clock) -> None:
         assert cost == pytest.approx(0.002 * price("S3 Standard"))
         guard.teardown()
         assert guard.bill().total == pytest.approx(cost)
-
-
-# --- the policy -----------------------------------------------------------------------
-
-
-def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws) -> None:
-    text = iam_policy(aws)
-    assert "${" not in text
-    policy = json.loads(text)
-    assert set(policy) == {"Version", "Statement"}
-    for statement in policy["Statement"]:
-        actions = statement["Action"]
-        actions = [actions] if isinstance(actions, str) else actions
-        assert not any("*" in action for action in actions), statement["Sid"]
-        if statement["Resource"] == "*":
-            reads = ("List", "Describe", "Get")
-            assert all(action.split(":")[1].startswith(reads) for action in actions)
-        if "iam:PassRole" in actions:
-            assert statement["Resource"] == aws.role
-            assert "iam:PassedToService" in json.dumps(statement["Condition"])

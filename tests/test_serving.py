@@ -67,15 +67,15 @@ def test_artifact_that_does_not_load_says_why(folder) -> None:
 
 def test_times_of_each_request_and_of_all() -> None:
     def ask(payload):
-        time.sleep(0.05)
+        time.sleep(0.2)
         return payload["inputs"]
 
     texts = [{"inputs": "a"}, {"inputs": ["b", "c", "d"]}, {"inputs": "e"}]
     alone = measure(ask, texts)
     together = measure(ask, texts, at_once=3)
     assert alone.answers == together.answers == 5
-    assert len(alone.seconds) == 3 and min(alone.seconds) >= 0.05
-    assert alone.total >= 0.15 > together.total
+    assert len(alone.seconds) == 3 and min(alone.seconds) >= 0.2
+    assert alone.total >= 0.6 > together.total  # which takes 0.2 where nothing is busy
     assert together.per_second > alone.per_second
     assert alone.replies == together.replies == ("a", ["b", "c", "d"], "e")
 
