@@ -7,13 +7,18 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
 
 import utils  # noqa: F401 - sets how threads wait, before a test loads PyTorch
+
+if TYPE_CHECKING:
+    from utils.deployment.aws import Aws
+    from utils.deployment.billing import BillingGuard
 
 BUILD = Path(tempfile.mkdtemp(prefix="course-tests-")) / "build"
 NOWHERE = "http://127.0.0.1:9"
@@ -102,3 +107,49 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(built: Path, tmp_path: Path) -> Path:
     """A copy of the artifact's folder, to break."""
     return Path(shutil.copytree(built / "artifact", tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Aws]:
+    """Connect to the offline AWS, which must leave no trace when it ends."""
+    import psutil
+
+    from utils.course import run_config
+    from utils.deployment.aws import connect_aws
+    from utils.offline_aws.control_plane import OfflineAws
+
+    before = dict(os.environ)
+    yield connect_aws(run_config({}))
+    OfflineAws.running().close()
+    assert dict(os.environ) == before
+    assert not [p for p in psutil.Process().children(True) if p.status() != "zombie"]
+
+
+@pytest.fixture
+def guard(aws: Aws) -> Iterator[BillingGuard]:
+    """Watch what a test creates, and delete it."""
+    from utils.deployment.billing import BillingGuard
+    from utils.offline_aws.control_plane import OfflineAws
+
+    with BillingGuard(aws, say=lambda _: None) as guard:
+        yield guard
+    assert guard.remaining() == []
+    assert guard.run not in " ".join(OfflineAws.running().endpoints)
+
+
+@pytest.fixture(scope="module")
+def echo(aws: Aws) -> Iterator[Any]:
+    """Return an endpoint that the tests of a file share."""
+    from support.endpoints import ECHO, deploy, upload
+    from utils.deployment.aws import wait_until_in_service
+    from utils.deployment.billing import BillingGuard
+
+    guard = BillingGuard(aws, say=lambda _: None)
+    address = upload(aws, guard, {"model.py": ECHO})
+    endpoint = deploy(aws, guard, address, environment={"MINE": "yes"})
+    wait_until_in_service(aws, endpoint, say=lambda _: None)
+    guard._stop_watching()
+    BillingGuard.active = None  # the tests' own guards must not close this one
+    yield endpoint
+    guard.teardown()
+    assert guard.remaining() == []

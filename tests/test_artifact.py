@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.tiny_artifact import save_adapter, save_base
+from utils.course import ROOT
 from utils.deployment import artifact
 
 
@@ -103,8 +105,20 @@ def test_a_failed_build_keeps_the_last_one(built, tmp_path) -> None:
 def test_source_of_one_function() -> None:
     assert artifact.entry_point_source("handle").startswith("def handle(inputs: Input)")
     assert artifact.entry_point_source("defuse").startswith("def defuse(self")
-    with pytest.raises(artifact.ArtifactError, match="no function nosuch"):
+    with pytest.raises(artifact.ArtifactError, match="no function nosuch. Name one"):
         artifact.entry_point_source("nosuch")
+
+
+def test_notebook_and_recording_are_of_the_version_that_is_named() -> None:
+    notebook = (ROOT / "notebooks" / "06_djl_deployment.ipynb").read_text("utf-8")
+    asked = re.findall(r'djl-lmi\\".*?version=\\"([\d.]+)\\"', notebook)
+    shown = re.findall(r"djl-inference:(\d+\.\d+\.\d+)", notebook)
+    assert set(asked) == set(shown) == {artifact.DJL_VERSION}
+    recorded = (ROOT / "tests" / "data" / "djl_conformance.json").read_text("utf-8")
+    assert set(re.findall(r"/cache/python/([\d.]+)/", recorded)) == set(asked)
+    for path in (ROOT / "utils").rglob("*.py"):
+        told = re.findall(r"DJL Serving (\d+\.\d+\.\d+)", path.read_text("utf-8"))
+        assert set(told) <= set(asked), path.name
 
 
 def test_saved_parts_are_untouched_by_building(built, tmp_path) -> None:

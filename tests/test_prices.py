@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import boto3
+import nbformat
 import pytest
 from botocore.stub import Stubber
 
+from utils.course import ROOT
 from utils.deployment import prices
 from utils.deployment.prices import (
     Price,
@@ -52,6 +54,16 @@ def test_snapshot_says_of_each_price_when_and_where_it_was_read() -> None:
     assert len({(one.item, one.region) for one in found}) == len(found)
     for one in found:
         assert one.read_on.startswith("20") and len(one.source) > 20
+
+
+def test_notebook_shows_the_snapshot_as_it_is() -> None:
+    """Its prices and the days of reading are written in one place, the table."""
+    path = ROOT / "notebooks" / "06_djl_deployment.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    cell = next(cell for cell in cells if cell.id == "prices-run")
+    shown = cell.outputs[0]["data"]["text/markdown"]
+    items = [line.split(" | ")[0].strip("| ") for line in shown.splitlines()[2:]]
+    assert shown == price_table(PriceList(account()), items)
 
 
 @pytest.mark.parametrize(

@@ -98,5 +98,5 @@ def test_percentiles() -> None:
 
 
 def test_nothing_to_measure_is_an_error() -> None:
-    with pytest.raises(ValueError, match="found 0 requests"):
+    with pytest.raises(ValueError, match="Found 0 requests"):
         measure(print, [])

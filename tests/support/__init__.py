@@ -3,6 +3,7 @@
 lessons: runs lessons and reads what their notebooks claim.
 wrong_answers: mistakes planted in the exercises, a file for each lesson.
 interrupted_notebook: a program that breaks notebook 06 off at its cells.
+endpoints: endpoints of the offline AWS with a small entry point.
 tiny_models: a tokenizer and a GPT-NeoX, made in a moment.
 tiny_artifact: a tiny base, an adapter, and the archive made of them.
 entry_point: calls the deployed entry point in this process; bad requests.

@@ -1,4 +1,4 @@
-"""Builds the artifact that a DJL endpoint serves.
+"""Build the artifact that a DJL endpoint serves.
 
 `build` and `build_without_code` write a folder and pack it as `model.tar.gz`;
 `validate` (in `utils.deployment.checks`) says what would go wrong with one. From the
@@ -21,12 +21,12 @@ from pathlib import Path
 from utils.deployment.checks import (
     ADAPTER_FILES,
     ADAPTERS_FOLDER,
+    VLLM_HANDLER,
     ArtifactError,
     Finding,
     Report,
     validate,
 )
-from utils.djl_python.layout import VLLM_HANDLER
 from utils.files import replace_folder, write_file, write_json
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "validate",
 ]
 
+DJL_VERSION = "0.36.0"  # of the container image, which notebook 06 looks up
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"
@@ -54,6 +55,9 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
+# --- building -------------------------------------------------------------------------
+
+
 def build(
     base: str | Path,
     adapter: Path | None,
@@ -65,7 +69,7 @@ def build(
     entry_point: Path = ENTRY_POINT,
     options: Mapping[str, str | int] | None = None,
 ) -> Path:
-    """Writes the artifact's folder and packs it.
+    """Write the folder of an artifact with the course's entry point, and pack it.
 
     Nothing half written is left behind: both appear under their names only when they
     are complete. The same input gives the same bytes.
@@ -123,7 +127,7 @@ def build_without_code(
     dtype: str = "float32",
     options: Mapping[str, str | int] | None = None,
 ) -> Path:
-    """Writes an artifact with no Python file: the image's own handler serves it.
+    """Write an artifact with no Python file: the image's own handler serves it.
 
     That handler is vLLM, which batches continuously: a request joins those that are
     being answered, and does not wait for a batch to end. It knows nothing of this
@@ -163,8 +167,8 @@ def build_without_code(
             ranks = [json.loads(path.read_text("utf-8"))["r"] for path in configs]
             if not 1 <= max(ranks, default=0) <= max(LORA_RANKS):
                 raise ArtifactError(
-                    f"the largest r of the adapters is {max(ranks, default=0)}: vLLM "
-                    f"serves at least one adapter, of up to {max(LORA_RANKS)}"
+                    f"The largest r of the adapters is {max(ranks, default=0)}. Give "
+                    f"at least one adapter, of up to {max(LORA_RANKS)}, vLLM's limit."
                 )
             properties.update(
                 {
@@ -185,8 +189,11 @@ def build_without_code(
     return pack(folder, archive)
 
 
+# --- the parts of the folder ----------------------------------------------------------
+
+
 def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
-    """Adds the adapter's matrices to those of the base and saves the sum."""
+    """Add the adapter's matrices to those of the base and save the sum."""
     for name in ADAPTER_FILES:
         _require(adapter, name, "an adapter's folder, saved by peft's save_pretrained")
     _require_base(base)
@@ -202,7 +209,7 @@ def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
 
 
 def _let_answers_end(folder: Path) -> None:
-    """Makes the template's end key end an answer, where it is one token.
+    """Make the template's end key end an answer, where it is one token.
 
     With a handler of one's own that is its task; here the configuration says it.
     """
@@ -225,7 +232,7 @@ def _write_properties(folder: Path, properties: Mapping[str, str | int]) -> None
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Packs a folder's content, not the folder itself, with fixed times and owners."""
+    """Pack a folder's content, not the folder itself, with fixed times and owners."""
 
     def write(unfinished: Path) -> None:
         with (
@@ -260,7 +267,7 @@ def _require_base(source: Path) -> None:
     _require(source, "tokenizer.json", "a model's folder")
     if not any(source.glob("*.safetensors")):
         raise ArtifactError(
-            f"{source.name} has no *.safetensors: save the model with save_pretrained"
+            f"{source.name} has no *.safetensors. Save the model with save_pretrained."
         )
 
 
@@ -280,7 +287,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 def _require(folder: Path, name: str, kind: str) -> None:
     if not (folder / name).is_file():
-        raise ArtifactError(f"{folder.name}/{name} is missing: expected {kind}")
+        raise ArtifactError(f"{folder.name}/{name} is missing. Give {kind}.")
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
@@ -290,7 +297,7 @@ def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
 
 
 def _fit_for_older_readers(folder: Path) -> None:
-    """Adds what transformers 4.56 to 4.57 look for and 5.x no longer writes.
+    """Add what transformers 4.56 to 4.57 look for and 5.x no longer writes.
 
     They know no class `TokenizersBackend`, take `extra_special_tokens` for a table of
     names, and read the rotary share from `rotary_pct` only, without which they compute
@@ -315,8 +322,13 @@ def _fit_for_older_readers(folder: Path) -> None:
         write_json(config, settings)
 
 
+# --- showing and checking -------------------------------------------------------------
+
+
 def entry_point_source(name: str, path: Path = ENTRY_POINT) -> str:
-    """The source of one function of the entry point, which cannot be imported here.
+    """Return the source of one function of the entry point, to show it.
+
+    The entry point cannot be imported here: only the container has `djl_python`.
 
     Raises:
         ArtifactError: if it has no such function.
@@ -325,10 +337,11 @@ def entry_point_source(name: str, path: Path = ENTRY_POINT) -> str:
     for node in ast.walk(ast.parse(source)):
         if getattr(node, "name", None) == name:
             return textwrap.dedent(ast.get_source_segment(source, node, padded=True))
-    raise ArtifactError(f"{path.name} has no function {name}")
+    raise ArtifactError(f"{path.name} has no function {name}. Name one that it has.")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Check the artifact that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.deployment.artifact", description="Check a DJL artifact."
     )

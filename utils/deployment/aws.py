@@ -16,10 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, RunConfig
 from utils.offline_aws.control_plane import OfflineAws
-from utils.offline_aws.names import LOG_GROUPS
+from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
 
 if TYPE_CHECKING:
     import boto3
+
+__all__ = [
+    "FIRST_POLL",
+    "LOG_GROUPS",
+    "POLICY",
+    "Aws",
+    "AwsError",
+    "DeploymentError",
+    "artifact_bucket",
+    "connect_aws",
+    "connect_real",
+    "endpoint_log",
+    "execution_role",
+    "forget_sdk_clients",
+    "iam_policy",
+    "wait_until_in_service",
+]
 
 ROLE_VARIABLE = "SAGEMAKER_ROLE_ARN"
 BUCKET_VARIABLE = "SAGEMAKER_BUCKET"
@@ -30,7 +47,14 @@ POLICY = ROOT / "data" / "aws" / "iam_policy.json"
 
 
 class AwsError(CourseError):
-    """AWS cannot be used as it is set up; the message says what to change."""
+    """AWS that cannot be used as it is set up; the message says what to change."""
+
+
+class DeploymentError(CourseError):
+    """An endpoint that did not come into service, or something not deleted."""
+
+
+# --- connecting -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,18 +103,18 @@ def connect_real() -> Aws:
 
     if OfflineAws.current is not None:
         raise AwsError(
-            "this process is connected to the offline AWS: restart the kernel to "
-            "change to COURSE_AWS=real"
+            "This process is connected to the offline AWS. Restart the kernel to "
+            "change to COURSE_AWS=real."
         )
     session = boto3.Session()
     if session.region_name is None:
-        raise AwsError("no AWS region is set: set AWS_DEFAULT_REGION, say us-east-1")
+        raise AwsError("No AWS region is set. Set AWS_DEFAULT_REGION, say us-east-1.")
     try:
         identity = session.client("sts").get_caller_identity()
     except (BotoCoreError, ClientError) as error:
         raise AwsError(
             f"COURSE_AWS=real needs AWS credentials, and there are none that work "
-            f"({error}): run `aws configure sso`, or set COURSE_AWS=local"
+            f"({error}). Run `aws configure sso`, or set COURSE_AWS=local."
         ) from error
     role = execution_role(session, identity["Arn"])
     bucket = artifact_bucket(session, identity["Account"])
@@ -98,7 +122,7 @@ def connect_real() -> Aws:
 
 
 def execution_role(session: boto3.Session, caller: str) -> str:
-    """The ARN of the role that SageMaker is to assume.
+    """Return the ARN of the role that SageMaker is to assume.
 
     The caller's own ARN would not do: a user cannot be assumed, and for a role under
     which someone is logged in it names the session, not the role.
@@ -112,27 +136,27 @@ def execution_role(session: boto3.Session, caller: str) -> str:
     if given:
         if not re.fullmatch(r"arn:aws[\w-]*:iam::\d{12}:role/.+", given):
             raise AwsError(
-                f"{ROLE_VARIABLE} is {given!r}: expected a role's ARN such as "
-                "arn:aws:iam::123456789012:role/SageMakerExecution"
+                f"{ROLE_VARIABLE} is {given!r}. Set it to a role's ARN, such as "
+                "arn:aws:iam::123456789012:role/SageMakerExecution."
             )
         return given
     assumed = re.fullmatch(r"arn:aws[\w-]*:sts::\d+:assumed-role/([^/]+)/.+", caller)
     if not assumed:
         raise AwsError(
-            f"you are {caller}, which SageMaker cannot assume: set {ROLE_VARIABLE} to "
-            "the ARN of a role that trusts sagemaker.amazonaws.com"
+            f"You are {caller}, which SageMaker cannot assume. Set {ROLE_VARIABLE} to "
+            "the ARN of a role that trusts sagemaker.amazonaws.com."
         )
     try:
         return session.client("iam").get_role(RoleName=assumed[1])["Role"]["Arn"]
     except ClientError as error:
         raise AwsError(
-            f"the ARN of the role {assumed[1]} cannot be read ({error}): set "
-            f"{ROLE_VARIABLE}"
+            f"The ARN of the role {assumed[1]} cannot be read ({error}). Set "
+            f"{ROLE_VARIABLE} to it."
         ) from error
 
 
 def artifact_bucket(session: boto3.Session, account: str) -> str:
-    """The bucket for artifact and data: one that is named, never one that is guessed.
+    """Return the bucket for artifact and data: a named one, never a guessed one.
 
     Raises:
         AwsError: if it does not exist, or belongs to another account.
@@ -145,18 +169,17 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
         session.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=account)
     except ClientError as error:
         raise AwsError(
-            f"the bucket {name} cannot be used ({error}): create a bucket in "
-            f"{session.region_name} and name it in {BUCKET_VARIABLE}"
+            f"The bucket {name} cannot be used ({error}). Create a bucket in "
+            f"{session.region_name} and name it in {BUCKET_VARIABLE}."
         ) from error
     return name
 
 
-class DeploymentError(CourseError):
-    """An endpoint that did not come into service; the message holds reason and log."""
+# --- what the course may do there -----------------------------------------------------
 
 
 def iam_policy(aws: Aws) -> str:
-    """The policy with the rights that the course needs, filled in for this account."""
+    """Return the policy with the course's rights, filled in for this account."""
     account = aws.role.split(":")[4]
     text = string.Template(POLICY.read_text("utf-8"))
     return text.substitute(
@@ -164,10 +187,13 @@ def iam_policy(aws: Aws) -> str:
     )
 
 
+# --- waiting for an endpoint ----------------------------------------------------------
+
+
 def wait_until_in_service(
     aws: Aws, endpoint: Any, say: Callable[[str], None] = print
 ) -> None:
-    """Waits until an endpoint is created or updated, saying each change of its status.
+    """Wait until an endpoint is created or updated, saying each change of its status.
 
     Args:
         aws: where the log is, should it fail.
@@ -204,7 +230,7 @@ def wait_until_in_service(
 
 
 def endpoint_log(aws: Aws, name: str, lines: int = LOG_LINES) -> list[str]:
-    """The last lines that an endpoint's containers wrote to CloudWatch."""
+    """Return the last lines that an endpoint's containers wrote to CloudWatch."""
     from botocore.exceptions import ClientError
 
     client = aws.session.client("logs")

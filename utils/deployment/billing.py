@@ -21,9 +21,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.deployment.aws import FIRST_POLL, Aws, DeploymentError
+from utils.deployment.aws import (
+    FIRST_POLL,
+    LOG_GROUPS,
+    Aws,
+    DeploymentError,
+    forget_sdk_clients,
+)
 from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
-from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
 
 TAG = "course-run"
 PREFIX = "course-"  # of every name that the guard gives
@@ -42,7 +47,7 @@ Machines = tuple[tuple[str, int], ...]  # instance types and how many of each
 
 @dataclass
 class Entry:
-    """One thing that this run created.
+    """A resource that this run created.
 
     Attributes:
         kind: a key of KINDS, LOG_GROUP or UPLOAD.
@@ -112,7 +117,7 @@ class Bill:
     __repr__ = __str__
 
     def _repr_markdown_(self) -> str:
-        """A table with a line for each thing that bills, the total, the sources."""
+        """Return a table: a line for each thing that bills, the total, the sources."""
         if not self.lines:
             return "Nothing that bills was created."
         rows = ["| what | hours | an hour | comes to |", "|:--|--:|--:|--:|"]
@@ -124,7 +129,7 @@ class Bill:
 
 
 def dollars(usd: float) -> str:
-    """An amount as it is read: "$1.4084", "$0.00012"."""
+    """Write an amount as it is read: "$1.4084", "under $0.001"."""
     return f"${usd:.4f}" if usd >= 0.001 or usd == 0 else "under $0.001"
 
 
@@ -177,7 +182,7 @@ class BillingGuard:
         BillingGuard.active = self
 
     def name(self, what: str) -> str:
-        """A name that no other learner in the account uses."""
+        """Return a name that no other learner in the account uses."""
         return f"{PREFIX}{self.run}-{what}"
 
     # --- recording -------------------------------------------------------------------
@@ -187,7 +192,7 @@ class BillingGuard:
         self._handlers.append((event, handler))
 
     def _renew_sdk_client(self) -> None:
-        """Makes the SageMaker SDK's one client anew.
+        """Make the SageMaker SDK's one client anew.
 
         A client copies the handlers of its session when it is made, and the SDK keeps
         its client for as long as the process lives: it would go on calling those of a
@@ -229,14 +234,14 @@ class BillingGuard:
         return self._configurations[configuration]
 
     def _endpoint(self, name: str) -> Entry | None:
-        """The last entry of an endpoint; in an ARN its name is in lower case."""
+        """Return the last entry of an endpoint; in an ARN its name is in lower case."""
         for entry in reversed(self.entries):
             if entry.kind == "endpoint" and entry.name.lower() == name.lower():
                 return entry
         return None
 
     def _confirm(self, http_response: Any, parsed: dict, **_: Any) -> None:
-        """Says what an endpoint costs, as soon as there is one."""
+        """Say what an endpoint costs, as soon as there is one."""
         if http_response.status_code >= 300:
             return
         entry = self._endpoint(parsed["EndpointArn"].rpartition("/")[2])
@@ -246,7 +251,7 @@ class BillingGuard:
             self._say(f"{billed} from now on: {self._rate(entry)}.")
 
     def _note_update(self, params: dict, **_: Any) -> None:
-        """While an endpoint is updated, the old machines and the new ones are billed"""
+        """Note an update: while it lasts, old machines and new ones are billed."""
         entry = self._endpoint(params["EndpointName"])
         if entry is None:
             return
@@ -278,7 +283,7 @@ class BillingGuard:
     # --- deleting --------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Deletes what this run created and is still there, then says what is left.
+        """Delete what this run created and is still there, then say what is left.
 
         It may be called again.
 
@@ -296,7 +301,8 @@ class BillingGuard:
             self._say(f"  {name} ({whose})")
 
     def _delete_all(self, keep_logs: bool = False) -> None:
-        """
+        """Delete what this run created, in the order of `KINDS`, uploads last.
+
         Args:
             keep_logs: leave the endpoints' log groups, to find out what went wrong.
 
@@ -313,7 +319,7 @@ class BillingGuard:
                         failures.append(f"{entry.kind} {entry.name}: {error}")
         if failures:
             raise DeploymentError(
-                "not deleted, and perhaps still billed: "
+                "Not deleted, and perhaps still billed: "
                 + "; ".join(failures)
                 + ". Delete them in the AWS console."
             )
@@ -346,7 +352,7 @@ class BillingGuard:
         entry.deleted = time.time()
 
     def _delete_upload(self, entry: Entry) -> None:
-        """Deletes an object, unless it is not, or no more, the one that was uploaded"""
+        """Delete an object, unless it is not the one that this run uploaded."""
         from botocore.exceptions import ClientError
 
         client = self.aws.session.client("s3")
@@ -362,7 +368,7 @@ class BillingGuard:
         entry.deleted = time.time()
 
     def _delete_log(self, entry: Entry) -> None:
-        """Deletes an endpoint's log, if the endpoint was this run's."""
+        """Delete an endpoint's log, if the endpoint was this run's."""
         endpoint = self._endpoint(entry.name)
         if endpoint is not None and endpoint.confirmed:
             logs = self.aws.session.client("logs")
@@ -372,7 +378,7 @@ class BillingGuard:
         entry.deleted = time.time()
 
     def _is_ours(self, client: Any, entry: Entry) -> bool:
-        """Whether the resource exists and carries the tag of this run."""
+        """Say whether the resource exists and carries the tag of this run."""
         from botocore.exceptions import ClientError
 
         operation, key = KINDS[entry.kind]
@@ -387,9 +393,9 @@ class BillingGuard:
         return self._tag in tags
 
     def remaining(self) -> list[str]:
-        """What SageMaker has with this run's tag, and CloudWatch with its name.
+        """List what SageMaker has with this run's tag, and CloudWatch with its name.
 
-        Both are freshly listed.
+        Both are asked anew.
         """
         logs = self.aws.session.client("logs")
         groups = logs.describe_log_groups(logGroupNamePrefix=LOG_GROUPS + self.name(""))
@@ -399,13 +405,13 @@ class BillingGuard:
         ]
 
     def tagged(self) -> list[tuple[str, str]]:
-        """Everything on SageMaker that carries the course's tag, of whatever run.
+        """List everything on SageMaker that carries the course's tag, of whatever run.
 
         Looked through is what has a name that the guard gives, and what this run has
         created under other names.
 
         Returns:
-            pairs of "kind name" and the run that created it.
+            Pairs of "kind name" and the run that created it.
         """
         client = self.aws.session.client("sagemaker")
         found = []
@@ -418,7 +424,7 @@ class BillingGuard:
         return found
 
     def close(self) -> None:
-        """Tears down and stops watching."""
+        """Tear down and stop watching."""
         if BillingGuard.active is self:
             BillingGuard.active = None
         try:
@@ -437,7 +443,7 @@ class BillingGuard:
         atexit.unregister(self.close)
 
     def _after_cell(self, result: Any) -> None:
-        """Called by IPython after each cell."""
+        """Delete everything if the cell that IPython has just run failed."""
         if result.success or all(
             entry.deleted for entry in self.entries if entry.kind != LOG_GROUP
         ):
@@ -459,7 +465,7 @@ class BillingGuard:
     # --- showing ---------------------------------------------------------------------
 
     def bill(self) -> Bill:
-        """What bills, for how long, at which price, and what that comes to."""
+        """Return what bills, for how long, at which price, and what that comes to."""
         lines: list[tuple[str, float, float | None]] = []
         used: dict[str, Price] = {}
         for entry in self.entries:
@@ -484,7 +490,7 @@ class BillingGuard:
         return Bill(tuple(lines), tuple(used.values()), self.aws.real)
 
     def _measured(self, entry: Entry) -> float:
-        """The gigabytes of an upload; 0 once it was deleted without being measured."""
+        """Return an upload's gigabytes; 0 if it was deleted before it was measured."""
         from botocore.exceptions import ClientError
 
         if not entry.gigabytes and entry.deleted is None:
@@ -497,7 +503,7 @@ class BillingGuard:
         return entry.gigabytes
 
     def _rate(self, entry: Entry) -> str:
-        """What an endpoint costs an hour, in words."""
+        """Say what an endpoint costs an hour."""
         machines = entry.machines[-1][1] if entry.machines else None
         if machines is None:
             return "by the hour, at a price that is not known"
@@ -509,7 +515,7 @@ class BillingGuard:
         return " and ".join(parts) or "by the request, not by the hour"
 
     def _repr_markdown_(self) -> str:
-        """A table without what differs from run to run; uploads in one line."""
+        """Return a table without what differs from run to run; uploads in one line."""
         if not self.entries:
             return "Nothing created yet."
         lines = ["| created | name | costs on AWS | state |", "|:--|:--|:--|:--|"]
@@ -549,7 +555,7 @@ def _state(entries: list[Entry]) -> str:
 
 
 def _machines(configuration: dict) -> Machines:
-    """The machines of a configuration; a serverless variant has none."""
+    """Return the machines of a configuration; a serverless variant has none."""
     return tuple(
         (variant["InstanceType"], variant.get("InitialInstanceCount", 1))
         for variant in configuration["ProductionVariants"]
@@ -558,12 +564,12 @@ def _machines(configuration: dict) -> Machines:
 
 
 def _suffix(operation: str) -> str:
-    """How boto3 spells an operation at the end of its methods."""
+    """Spell an operation as boto3 does at the end of its methods."""
     return {"EndpointConfig": "endpoint_config"}.get(operation, operation.lower())
 
 
 def _list(client: Any, operation: str) -> Iterator[dict]:
-    """What has a name such as the guard gives."""
+    """Yield what has a name such as the guard gives."""
     pages = client.get_paginator(f"list_{_suffix(operation)}s")
     for page in pages.paginate(NameContains=PREFIX):
         for item in page[f"{operation}s"]:
@@ -572,7 +578,7 @@ def _list(client: Any, operation: str) -> Iterator[dict]:
 
 
 def _runs(client: Any, operation: str, key: str, name: str) -> list[str]:
-    """The runs that something is tagged with; none if it is gone."""
+    """Return the runs that something is tagged with; none if it is gone."""
     from botocore.exceptions import ClientError
 
     try:
@@ -587,12 +593,12 @@ def _runs(client: Any, operation: str, key: str, name: str) -> list[str]:
 
 
 def _refused_as_invalid(error: Any) -> bool:
-    """SageMaker says so of what does not exist, or is in transition."""
+    """Say whether SageMaker finds what was named missing, or in transition."""
     return error.response["Error"]["Code"].startswith("Validation")
 
 
 def _notebook() -> Any:
-    """The running IPython, or None."""
+    """Return the running IPython, or None."""
     try:
         from IPython import get_ipython
     except ImportError:

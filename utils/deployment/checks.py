@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from utils.course import CourseError
 from utils.djl_python import layout
-from utils.djl_python.layout import Finding, LoadError, ServedModel
+from utils.djl_python.layout import VLLM_HANDLER, Finding, LoadError, ServedModel
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -76,7 +76,7 @@ MAY_BE_ZERO = frozenset(["max_batch_delay", "reserved_memory_mb", "required_memo
 # What the server takes for granted where a model.py is there.
 ASSUMED = {"engine": "Python", "option.entryPoint": "model.py"}
 GZIP_MAGIC = b"\x1f\x8b"
-# The least that the image of DJL Serving 0.36.0 holds.
+# The least that the container image (`artifact.DJL_VERSION`) holds.
 IMAGE_VERSIONS = {"torch": "2.11.0", "transformers": "4.56", "peft": "0.19.1"}
 # Packages of the LMI image that an entry point may import, beside Python's own.
 IN_IMAGE = _words(
@@ -495,7 +495,7 @@ def check_entry_point(model: ServedModel) -> Iterator[Finding]:
     """Find an entry point that is missing or does not parse."""
     name = model.entry_point
     path = _entry_file(model)
-    if name == layout.VLLM_HANDLER:
+    if name == VLLM_HANDLER:
         return
     if path.is_file():
         try:
@@ -536,7 +536,7 @@ def _parsed(model: ServedModel) -> ast.Module | None:
 def _is_of_image(model: ServedModel) -> bool:
     """Return whether the handler is a module of the image, with no stand-in here."""
     name = model.entry_point
-    own = name.endswith(".py") or name == layout.VLLM_HANDLER
+    own = name.endswith(".py") or name == VLLM_HANDLER
     return not own and name.partition(".")[0] in IN_IMAGE
 
 
@@ -678,7 +678,7 @@ def _names(node: ast.stmt) -> set[str]:
 
 def check_no_code(model: ServedModel) -> Iterator[Finding]:
     """Find what the image's own handler would miss."""
-    if model.entry_point != layout.VLLM_HANDLER:
+    if model.entry_point != VLLM_HANDLER:
         return
     if not model.async_mode:
         yield error(
@@ -698,7 +698,7 @@ def check_no_code(model: ServedModel) -> Iterator[Finding]:
 
 def check_adapters(model: ServedModel) -> Iterator[Finding]:
     """Find adapters that the image's own handler would not load."""
-    if model.entry_point != layout.VLLM_HANDLER:
+    if model.entry_point != VLLM_HANDLER:
         return
     adapters = _adapters(model)
     if adapters and model.options.get("enable_lora", "").lower() != "true":
@@ -722,7 +722,7 @@ def check_adapters(model: ServedModel) -> Iterator[Finding]:
 
 def _adapters(model: ServedModel) -> list[Path]:
     folder = model.folder / ADAPTERS_FOLDER
-    if model.entry_point != layout.VLLM_HANDLER or not folder.is_dir():
+    if model.entry_point != VLLM_HANDLER or not folder.is_dir():
         return []
     return layout.visible(folder)
 

@@ -174,7 +174,7 @@ class Service:
     """The loaded model."""
 
     def __init__(self, options: dict[str, str]):
-        """Loads tokenizer, base and adapter.
+        """Load tokenizer, base and adapter.
 
         Args:
             options: of serving.properties. `base_model` is a folder of the artifact or
@@ -262,7 +262,7 @@ class Service:
     # --- answering -------------------------------------------------------------------
 
     def answer_one(self, item: Input) -> Output:
-        """The reply to a request that came alone."""
+        """Reply to a request that came alone."""
         try:
             request = self.read(item)
             rows = self.prepare(request)
@@ -280,7 +280,7 @@ class Service:
         return output.add_as_json(reply)
 
     def answer_batch(self, items: Sequence[Input]) -> list[Any]:
-        """The reply to each item; what is wrong with one does not touch the others.
+        """Reply to each item; what is wrong with one does not touch the others.
 
         A stream cannot be sent from within a batch: such an item gets its whole answer.
         """
@@ -311,19 +311,20 @@ class Service:
         return replies
 
     def _item(self, request: Request, answers: Sequence[str | None]) -> Any:
-        """The reply to an item of a batch."""
+        """Reply to an item of a batch."""
         if None in answers:
             return {"code": 503, "error": self.out_of_time()}
         return _reply(request, answers)
 
     def deadline(self) -> float:
-        """When generating must stop.
+        """Return the time at which generating must stop.
 
         A call that outlasts the server's own limit costs it the model, for good.
         """
         return time.monotonic() + self.seconds
 
     def out_of_time(self) -> str:
+        """Return what a client is told whose answer was not complete in time."""
         return (
             f"the answer was not complete after {self.seconds:g} s: ask for fewer "
             "texts, or for less with max_new_tokens"
@@ -332,7 +333,8 @@ class Service:
     # --- reading a request -----------------------------------------------------------
 
     def read(self, item: Input) -> Request:
-        """
+        """Read a request and its parameters, and refuse what cannot be answered.
+
         Raises:
             BadRequest: naming the field.
         """
@@ -415,7 +417,7 @@ class Service:
         return value
 
     def prepare(self, request: Request) -> list[Row]:
-        """Templates and tokenises the texts of a request.
+        """Template and tokenise the texts of a request.
 
         Raises:
             BadRequest: if one leaves no room for an answer.
@@ -441,7 +443,7 @@ class Service:
         return rows
 
     def defuse(self, text: str) -> str:
-        """The text with template keys and special tokens made ordinary characters.
+        """Return the text with template keys and special tokens made ordinary text.
 
         Otherwise a user could end the instruction and write the response's beginning.
         Text that holds neither is returned as it is.
@@ -455,7 +457,7 @@ class Service:
     # --- generating ------------------------------------------------------------------
 
     def generate(self, rows: Sequence[Row], deadline: float) -> list[str | None]:
-        """The answer to each row, in the order of the rows; None where time ran out."""
+        """Answer each row, in the order of the rows; None where time ran out."""
         answers: list[str | None] = [None] * len(rows)
         # Rows of one adapter and like length go together, so that little is padded;
         # short answers first, so that a long one does not cost them theirs.
@@ -479,7 +481,7 @@ class Service:
     def _continue(
         self, rows: Sequence[Row], deadline: float, watch: Any = None
     ) -> list[str | None]:
-        """Continues rows of one adapter together.
+        """Continue rows of one adapter together.
 
         Args:
             rows: what to continue.
@@ -521,7 +523,7 @@ class Service:
         ]
 
     def decode(self, row: Row, ids: Sequence[int]) -> str:
-        """New tokens as text, cut where the answer ends; not yet stripped."""
+        """Turn new tokens into text, cut where the answer ends; not yet stripped."""
         text = self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -531,11 +533,12 @@ class Service:
         return text
 
     def finish(self, row: Row, ids: Sequence[int]) -> str:
+        """Turn new tokens into the text that the client gets."""
         answer = self.decode(row, ids).strip()
         return f"{row.text}{answer}" if row.decoding.return_full_text else answer
 
     def stream(self, row: Row) -> Iterator[str]:
-        """The answer in pieces; together they are what `generate` would return."""
+        """Yield the answer in pieces; together they are what `generate` returns."""
         steps: queue.Queue = queue.Queue()
 
         def work() -> None:
@@ -665,7 +668,8 @@ class _Sampler:
 
 
 def _read_json(data: bytes) -> Any:
-    """
+    """Read a body as JSON.
+
     Raises:
         BadRequest: if the body is no JSON.
     """
@@ -690,7 +694,7 @@ def _read_json(data: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of two equal names JSON would silently keep the last.
+    """Make an object; of two equal names JSON would silently keep the last.
 
     Raises:
         BadRequest: naming the field that is there twice.
@@ -709,7 +713,8 @@ def _reply(request: Request, answers: Sequence[str]) -> Any:
 
 
 def _read_parameter(field: str, name: str, value: Any) -> Any:
-    """
+    """Check a parameter's value and return it as it is used.
+
     Raises:
         BadRequest: if the value is of another kind, or out of bounds.
     """
@@ -734,7 +739,7 @@ def _read_parameter(field: str, name: str, value: Any) -> Any:
 
 
 def _wrong_number(value: Any, kind: str, least: float, most: float) -> str | None:
-    """What is wrong with a number, None if nothing is."""
+    """Say what is wrong with a number; None if nothing is."""
     if isinstance(value, bool):
         return f"found {json.dumps(value)}, which is no number"
     if isinstance(value, str):
@@ -754,14 +759,15 @@ def _wrong_number(value: Any, kind: str, least: float, most: float) -> str | Non
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls a value that is neither text nor number."""
+    """Name a value that is neither text nor number as JSON does."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return "an object" if isinstance(value, dict) else json.dumps(value)
 
 
 def _check_text(field: str, value: Any, most: int, blank: bool = False) -> None:
-    """
+    """Check a text that a client sent.
+
     Raises:
         BadRequest: if it is no text, empty, too long, or cannot be encoded.
     """
@@ -788,7 +794,7 @@ def _found(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    """A client's text, safe to send back: short, and without lone surrogates."""
+    """Make a client's text safe to send back: short, and without lone surrogates."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "…"
 
@@ -812,7 +818,7 @@ def _dtype(options: dict[str, str]) -> torch.dtype | None:
 
 
 def _usual_dtype(device: str) -> torch.dtype:
-    """The shortest type that this device computes with at full speed."""
+    """Return the shortest type that this device computes with at full speed."""
     if device == "cpu":
         return torch.float32
     # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
@@ -828,6 +834,6 @@ def _device(device_id: str) -> str:
 
 
 def _bos(tokenizer: Any) -> list[int]:
-    """The beginning-of-sequence id in a list if this tokenizer adds one, else []."""
+    """List the beginning-of-sequence id if this tokenizer adds one, else nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos in tokenizer("a")["input_ids"][:1] else []

@@ -1,4 +1,4 @@
-"""What AWS asks for what the course creates: a snapshot, or AWS's own price list.
+"""AWS's prices for what the course creates: a snapshot, or AWS's own price list.
 
 The snapshot (data/aws/prices.csv) holds on-demand prices of one region, each with the
 day on which it was read and where. On the real AWS its price list is asked first.
@@ -26,7 +26,7 @@ COLUMNS = ("item", "region", "usd", "per", "read_on", "source")
 
 
 class PriceError(CourseError, ValueError):
-    """The table of prices cannot be used; the message names row and column."""
+    """A table of prices that cannot be used; the message names row and column."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Price:
 
 
 def read_snapshot(path: Path = SNAPSHOT) -> list[Price]:
-    """The prices of a table in CSV.
+    """Read the prices of a table in CSV.
 
     Raises:
         PriceError: naming the row and the column that cannot be read.
@@ -62,15 +62,17 @@ def read_snapshot(path: Path = SNAPSHOT) -> list[Price]:
     for number, row in enumerate(rows, start=2):
         for column in COLUMNS:
             if not (row.get(column) or "").strip():
-                raise PriceError(f"{path.name}, line {number}: {column} is missing")
+                raise PriceError(
+                    f"{path.name}, line {number}: {column} is missing. Fill it in."
+                )
         try:
             usd = float(row["usd"])
         except ValueError:
             usd = -1
         if not 0 < usd < 1000 or row["per"] not in ("hour", "GB-month"):
             raise PriceError(
-                f"{path.name}, line {number}: expected US dollars per hour or "
-                f"GB-month, found usd {row['usd']!r} and per {row['per']!r}"
+                f"{path.name}, line {number}: found usd {row['usd']!r} and per "
+                f"{row['per']!r}. Give US dollars per hour or GB-month."
             )
         fields = {column: row[column] for column in COLUMNS if column != "usd"}
         prices.append(Price(usd=usd, **fields))
@@ -91,7 +93,7 @@ class PriceList:
         self._asked: set[str] = set()
 
     def of(self, item: str) -> Price | None:
-        """The price of an instance type or of storage; None if it is not known."""
+        """Return the price of an instance type or of storage; None if not known."""
         if self._session is not None and item != STORAGE and item not in self._asked:
             self._asked.add(item)
             found = ask_price_list(self._session, item, self.region)
@@ -101,10 +103,11 @@ class PriceList:
 
 
 def ask_price_list(session: Any, instance_type: str, region: str) -> Price | None:
-    """An endpoint instance's price an hour from AWS's price list, or None.
+    """Ask AWS's price list for an endpoint instance's price an hour.
 
-    None means that the list was not to be had (it needs `pricing:GetProducts`), or that
-    it does not hold exactly one price.
+    Returns:
+        The price; None if the list may not be read (it needs `pricing:GetProducts`), or
+        does not hold exactly one price.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -142,7 +145,7 @@ def ask_price_list(session: Any, instance_type: str, region: str) -> Price | Non
 
 
 def price_table(prices: PriceList, items: list[str]) -> str:
-    """A table in Markdown: each price with the day and the place of reading."""
+    """Return a table in Markdown: each price, and when and where it was read."""
     lines = ["| | price | read | source |", "|:--|--:|:--|:--|"]
     for item in items:
         price = prices.of(item)

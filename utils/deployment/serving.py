@@ -1,4 +1,4 @@
-"""Serves an artifact on this machine, and measures how fast something answers.
+"""Serve an artifact on this machine, and measure how fast something answers.
 
 `serve_locally` starts what the offline AWS starts for an endpoint: a process that
 unpacks the archive and serves it under DJL Serving's rules, on 127.0.0.1 only.
@@ -35,12 +35,12 @@ class LocalServer:
         self._container = container
 
     def ping(self) -> dict[str, Any]:
-        """What the server says of its models, as SageMaker's health check sees it."""
+        """Return what the server says of its models, as the health check sees it."""
         with self._container.open(b"", {}, "GET", "/ping") as reply:
             return json.loads(reply.read())
 
     def ask(self, payload: Any) -> Any:
-        """The reply to a request.
+        """Send a request and return its reply.
 
         Raises:
             ServingError: if it is an error, with its status and body.
@@ -48,13 +48,15 @@ class LocalServer:
         with self._container.open(json.dumps(payload).encode(), JSON) as reply:
             body = reply.read().decode("utf-8")
             if reply.status >= 300:
-                raise ServingError(f"status {reply.status}: {body}")
+                raise ServingError(
+                    f"The server answered with status {reply.status}: {body}"
+                )
         return json.loads(body)
 
 
 @contextlib.contextmanager
 def serve_locally(artifact: Path) -> Iterator[LocalServer]:
-    """Serves a folder or an archive until the block ends, however it ends.
+    """Serve a folder or an archive until the block ends, however it ends.
 
     Raises:
         ServingError: if it does not load, with the reason and the end of its log.
@@ -88,25 +90,25 @@ class Timing:
 
     @property
     def p50(self) -> float:
-        """Half of the requests took at most these seconds."""
+        """The seconds that half of the requests took at most."""
         return statistics.median(self.seconds)
 
     @property
     def p95(self) -> float:
-        """Nineteen of twenty requests took at most these seconds."""
+        """The seconds that nineteen of twenty requests took at most."""
         ranked = sorted(self.seconds)
         return ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
 
     @property
     def per_second(self) -> float:
-        """Answers a second."""
+        """How many texts were answered a second."""
         return self.answers / self.total
 
 
 def measure(
     ask: Callable[[Any], Any], payloads: Sequence[Any], at_once: int = 1
 ) -> Timing:
-    """Sends requests and takes the time of each.
+    """Send requests and take the time of each.
 
     Args:
         ask: sends one and waits for its reply.
@@ -118,7 +120,7 @@ def measure(
     """
     if not payloads or at_once < 1:
         raise ValueError(
-            f"found {len(payloads)} requests, {at_once} at once: give at least one"
+            f"Found {len(payloads)} requests, {at_once} at once. Give at least one."
         )
 
     def timed(payload: Any) -> tuple[float, Any]:
@@ -135,7 +137,7 @@ def measure(
 
 
 def timing_table(timings: dict[str, Timing]) -> str:
-    """A table in Markdown: p50, p95 and answers a second of each."""
+    """Return a table in Markdown: p50, p95 and answers a second of each."""
     lines = ["| | p50 | p95 | answers a second |", "|:--|--:|--:|--:|"]
     for name, timing in timings.items():
         lines.append(

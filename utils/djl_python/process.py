@@ -35,10 +35,10 @@ class Container:
         self._stopped = False
 
     def start(self, timeout: float) -> str | None:
-        """Starts the process and waits until it serves; returns why not, or None."""
+        """Start the process and wait until it serves; return why not, or None."""
         with self._lock:
             if self._stopped:
-                return "deleted while it was being created"
+                return "The endpoint was deleted while it was being created."
             self.process = process = subprocess.Popen(
                 [
                     sys.executable,
@@ -70,11 +70,11 @@ class Container:
             timer.cancel()
         if not line and time.monotonic() - started < timeout:
             return (
-                "the container's process ended before it was ready, with code "
-                f"{process.wait()}; -9 is most often a lack of memory"
+                "The container's process ended before it was ready, with code "
+                f"{process.wait()}; -9 is most often a lack of memory."
             )
         if not line:
-            return f"the container was not ready after {timeout:.0f} s"
+            return f"The container was not ready after {timeout:.0f} s."
         status = json.loads(line)
         self.port = status.get("port")
         return status.get("error")
@@ -86,7 +86,7 @@ class Container:
             self._not_shipped.append(text)
 
     def take_log(self) -> list[str]:
-        """The lines that came since it was last called."""
+        """Return the lines of the log that came since the last call."""
         lines = []
         with contextlib.suppress(IndexError):
             while True:
@@ -101,14 +101,14 @@ class Container:
         method: str = "POST",
         path: str = "/invocations",
     ) -> Iterator[http.client.HTTPResponse]:
-        """Sends a request; its reply can be read as it comes.
+        """Send a request; its reply can be read as it comes.
 
         Raises:
             TimeoutError: if no byte comes for INVOKE_TIMEOUT.
             OSError, http.client.HTTPException: if the container is not there.
         """
         if self.port is None:
-            raise ConnectionRefusedError("not started")
+            raise ConnectionRefusedError("The container is not started. Call `start`.")
         connection = http.client.HTTPConnection(
             "127.0.0.1", self.port, timeout=INVOKE_TIMEOUT
         )
@@ -126,6 +126,7 @@ class Container:
             return False
 
     def stop(self, for_good: bool = True) -> None:
+        """End the process with its workers; unless `for_good`, it may start again."""
         with self._lock:
             self._stopped = self._stopped or for_good
             process, self.port = self.process, None

@@ -1,9 +1,9 @@
 """An offline AWS on this machine, which costs nothing and needs no account.
 
-It has two halves. Control plane: moto's server in a thread of this
-process, on 127.0.0.1, patched where the course needs what moto lacks. Data plane: for
-each endpoint a process that fetches the artifact from that S3 and serves it as DJL
-Serving would (`utils.djl_python`). Both end with this process, however it ends.
+It has two halves. Control plane: moto's server in a thread of this process, on
+127.0.0.1, patched where the course needs what moto lacks. Data plane: for each endpoint
+a process that fetches the artifact from that S3 and serves it as DJL Serving would
+(`utils.djl_python`). Both end with this process, however it ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OfflineAws:
 
     @classmethod
     def running(cls) -> OfflineAws:
-        """The one that runs, started if need be."""
+        """Return the one that runs, started if need be."""
         with cls.lock:
             if cls.current is None:
                 cls.current = cls()
@@ -70,7 +70,7 @@ class OfflineAws:
         self.bucket, self.role = OFFLINE_BUCKET, self._create_role_and_bucket()
 
     def _point_clients_here(self) -> None:
-        """Makes every AWS client of this process and its children talk to `url`."""
+        """Make every AWS client of this process and its children talk to `url`."""
         import boto3
 
         for name in [name for name in os.environ if MISLEADING.fullmatch(name)]:
@@ -113,7 +113,7 @@ class OfflineAws:
         return role["Role"]["Arn"]
 
     def close(self) -> None:
-        """Stops every worker and the server, and puts the environment back."""
+        """Stop every worker and the server, and put the environment back."""
         with self.lock:
             if OfflineAws.current is not self:
                 return

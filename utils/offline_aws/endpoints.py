@@ -19,6 +19,11 @@ HEALTH_CHECK_INTERVAL = 0.5
 DRAIN_TIMEOUT = 60  # seconds that replaced containers have to answer what they have
 JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time to write the log
 
+# The endpoints of this process by their names. They stand here, and not on an object,
+# because moto's classes are patched once for the whole process; there is at most one
+# offline AWS, which empties this when it starts.
+ENDPOINTS: dict[str, LocalEndpoint] = {}
+
 
 @dataclass
 class Variant:
@@ -32,7 +37,7 @@ class Variant:
 
     @classmethod
     def of(cls, variant: dict, model: Any) -> Variant:
-        """From what CreateEndpointConfig and CreateModel were given."""
+        """Make one from what CreateEndpointConfig and CreateModel were given."""
         container = model.primary_container or (model.containers or [{}])[0]
         return cls(
             name=variant["VariantName"],
@@ -62,11 +67,11 @@ class LocalEndpoint:
         self.failure_reason: str | None = None
         self._traffic = threading.Condition()
         self._stopped = threading.Event()
-        self._coming: list[Variant] = []
-        self._threads = [threading.Thread(target=self._live, daemon=True)]
+        self._starting: list[Variant] = []
+        self._threads = [threading.Thread(target=self._supervise, daemon=True)]
 
     def start(self) -> None:
-        """Starts the containers, in a thread."""
+        """Start the containers, in a thread."""
         self._threads[0].start()
 
     @property
@@ -74,8 +79,8 @@ class LocalEndpoint:
         """Whether it takes requests."""
         return self.status in ("InService", "Updating")
 
-    def _live(self) -> None:
-        """Starts the containers, then replaces whichever stops answering /ping."""
+    def _supervise(self) -> None:
+        """Start the containers, then replace whichever stops answering /ping."""
         reason = self._start(self.variants)
         if self._stopped.is_set():
             return
@@ -95,7 +100,7 @@ class LocalEndpoint:
                     self._ship_log([variant])
 
     def _start(self, variants: list[Variant]) -> str | None:
-        """Starts containers, all at once; returns why one does not serve, or None."""
+        """Start containers, all at once; return why one does not serve, or None."""
         reasons: list[str] = []
 
         def start(variant: Variant) -> None:
@@ -121,7 +126,7 @@ class LocalEndpoint:
         return reasons[0] if reasons else None
 
     def update(self, config_name: str, variants: list[Variant]) -> None:
-        """Moves the traffic to other containers, in a thread.
+        """Move the traffic to other containers, in a thread.
 
         Args:
             config_name: of the configuration that they come from.
@@ -129,36 +134,37 @@ class LocalEndpoint:
         """
         self.status = "Updating"
         self.failure_reason = None
-        self._coming = variants
+        self._starting = variants
         thread = threading.Thread(target=self._move, args=(config_name, variants))
         thread.daemon = True
         self._threads.append(thread)
         thread.start()
 
-    def _move(self, config_name: str, coming: list[Variant]) -> None:
-        reason = self._start(coming)
-        self._ship_log(coming)
+    def _move(self, config_name: str, new: list[Variant]) -> None:
+        """Start new containers, give them the traffic, and stop the old ones."""
+        reason = self._start(new)
+        self._ship_log(new)
         with self._traffic:
-            self._coming = []
-            leaving = coming
+            self._starting = []
+            replaced = new
             if reason is None and not self._stopped.is_set():
-                leaving, self.variants = self.variants, coming
+                replaced, self.variants = self.variants, new
                 self.config_name = config_name
             self._traffic.wait_for(
                 lambda: (
                     self._stopped.is_set()
-                    or not any(variant.running for variant in leaving)
+                    or not any(variant.running for variant in replaced)
                 ),
                 DRAIN_TIMEOUT,
             )
-        for variant in leaving:
+        for variant in replaced:
             variant.container.stop()
         if not self._stopped.is_set():
             self.failure_reason = reason
             self.status = "InService"
 
     def _ship_log(self, variants: list[Variant]) -> None:
-        """Writes the log to CloudWatch, as SageMaker does: a stream per variant."""
+        """Write the log to CloudWatch, as SageMaker does: a stream per variant."""
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -184,7 +190,7 @@ class LocalEndpoint:
 
     @contextlib.contextmanager
     def lease(self, name: str | None) -> Iterator[Variant | None]:
-        """The variant that answers a request; it is not stopped before the end.
+        """Hold the variant that answers a request; it is not stopped before the end.
 
         Args:
             name: the variant asked for; None for one drawn by weight.
@@ -209,17 +215,13 @@ class LocalEndpoint:
                     self._traffic.notify_all()
 
     def stop(self) -> None:
-        """Stops the containers, also those that are only just starting."""
+        """Stop the containers, also those that are only just starting."""
         with self._traffic:
             self._stopped.set()
             self._traffic.notify_all()
         self.status = "Deleting"
-        for variant in [*self.variants, *self._coming]:
+        for variant in [*self.variants, *self._starting]:
             variant.container.stop()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(JOIN_TIMEOUT)  # it may be writing the log
-
-
-ENDPOINTS: dict[str, LocalEndpoint] = {}
-"""The endpoints of this process's offline AWS, of which there is at most one."""

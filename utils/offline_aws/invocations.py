@@ -32,7 +32,7 @@ TIMED_OUT = (
 
 
 class DataPlane:
-    """Answers invocations; every other request goes on to moto.
+    """The WSGI application that answers invocations and hands the rest on to moto.
 
     It stands before moto's server, because moto answers with a fixed text, and only
     when all of it is there: a stream has to be passed on as it comes.
@@ -45,7 +45,7 @@ class DataPlane:
         self.endpoints = endpoints
 
     def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
-        """Answers one request; this is a WSGI application."""
+        """Answer one request."""
         path = INVOCATIONS.fullmatch(environ["PATH_INFO"])
         if path is None or environ["REQUEST_METHOD"] != "POST":
             return self.control_plane(environ, start_response)
@@ -76,7 +76,8 @@ class DataPlane:
         headers: dict[str, str],
         stack: contextlib.ExitStack,
     ) -> tuple[dict[str, str], Iterable[bytes]]:
-        """
+        """Hand a request to the endpoint's container; return headers and body.
+
         Raises:
             InvocationError: with what AWS answers in its place.
         """
@@ -140,7 +141,7 @@ class ClosingIterator:
         return self._parts
 
     def close(self) -> None:
-        """Called by the server at the end, also when the client has gone."""
+        """Give up what the answer came from; the server calls this at the end."""
         self._resources.close()
 
 
@@ -159,7 +160,7 @@ class InvocationError(Exception):
 
 
 def _model_error(name: str, status: int, answer: bytes) -> InvocationError:
-    """What AWS makes of a container's own error; status 0 is a time-out."""
+    """Return what AWS makes of a container's own error; status 0 is a time-out."""
     kind = "client" if 400 <= status < 500 else "server"
     text = answer.decode("utf-8", "replace")
     group = LOG_GROUPS + name
@@ -177,7 +178,7 @@ def _model_error(name: str, status: int, answer: bytes) -> InvocationError:
 
 
 def _as_events(reply: http.client.HTTPResponse) -> Iterator[bytes]:
-    """A container's reply as it comes, in AWS's encoding of event streams."""
+    """Yield a container's reply as it comes, in AWS's encoding of event streams."""
     try:
         while part := reply.read1(MOST_BYTES_IN_AN_EVENT):
             yield encode_event({":message-type": "event", **PAYLOAD_PART}, part)
@@ -196,7 +197,7 @@ def _as_events(reply: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def encode_event(headers: dict[str, str], payload: bytes) -> bytes:
-    """One message of `application/vnd.amazon.eventstream`.
+    """Encode one message of `application/vnd.amazon.eventstream`.
 
     Lengths of message and headers with their checksum, the headers, the payload, and
     the checksum of it all. AWS describes it under "Event stream encoding" in the guide

@@ -1,7 +1,8 @@
 """What moto lacks for this course: endpoints with something behind them.
 
 The patches reach into private names of moto; only the exact pin in requirements.txt
-makes that tolerable. With another version run tests/test_offline_aws.py first.
+makes that tolerable. With another version run tests/test_offline_aws.py and
+tests/test_offline_endpoints.py first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ INSTANCE_TYPE = re.compile(r"ml\.[a-z][a-z0-9-]*\.(\d*x?large|medium|metal[-\w]*
 
 
 def patch_moto() -> None:
-    """Gives moto what the course needs and it lacks; a second call changes nothing.
+    """Give moto what the course needs and it lacks; a second call changes nothing.
 
     - It echoes empty VpcConfig and DataCaptureConfig, which the SDK's types reject.
     - It knows no instance types of the last years.
@@ -31,19 +32,19 @@ def patch_moto() -> None:
     SageMakerResponse.update_endpoint = _update_endpoint
     models.FakeEndpointConfig.validate_instance_type = _check_instance_type
     for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
-        _wrap(SageMakerResponse, name, _without_empty)
+        _wrap(SageMakerResponse, name, _without_empty_fields)
     backend = models.SageMakerModelBackend
     _wrap(backend, "create_model", _with_free_name)
     _wrap(backend, "create_endpoint_config", _with_free_name)
-    _wrap(backend, "create_endpoint", _with_worker)
-    _wrap(backend, "describe_endpoint", _with_worker_status)
-    _wrap(backend, "list_endpoints", _with_worker_status)
-    _wrap(backend, "delete_endpoint", _with_worker_stopped)
+    _wrap(backend, "create_endpoint", _with_containers)
+    _wrap(backend, "describe_endpoint", _with_true_status)
+    _wrap(backend, "list_endpoints", _with_true_status)
+    _wrap(backend, "delete_endpoint", _with_containers_stopped)
     _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
 
 
 def _wrap(kind: type, name: str, replacement: Any) -> None:
-    """Replaces a method by one that gets the original first, then the arguments."""
+    """Replace a method by one that gets the original first, then the arguments."""
     original = getattr(kind, name)
 
     def method(self: Any, *positional: Any, **named: Any) -> Any:
@@ -52,7 +53,8 @@ def _wrap(kind: type, name: str, replacement: Any) -> None:
     setattr(kind, name, method)
 
 
-def _without_empty(describe: Any, response: Any) -> Any:
+def _without_empty_fields(describe: Any, response: Any) -> Any:
+    """Leave out of a description what was not given when the thing was created."""
     answer = describe(response)
     unwanted = ("VpcConfig", "DataCaptureConfig", "AsyncInferenceConfig")
     content = answer.result
@@ -61,6 +63,7 @@ def _without_empty(describe: Any, response: Any) -> Any:
 
 
 def _with_free_name(create: Any, backend: Any, **given: Any) -> Any:
+    """Create a model or a configuration, unless its name is taken."""
     if "model_name" in given:
         _require_free("model", given["model_name"], backend._models)
     else:
@@ -69,7 +72,10 @@ def _with_free_name(create: Any, backend: Any, **given: Any) -> Any:
     return create(backend, **given)
 
 
-def _with_worker(create: Any, backend: Any, endpoint_name: str, **given: Any) -> Any:
+def _with_containers(
+    create: Any, backend: Any, endpoint_name: str, **given: Any
+) -> Any:
+    """Create an endpoint, and start the containers behind it."""
     _require_free("endpoint", endpoint_name, backend.endpoints)
     config_name = given["endpoint_config_name"]
     variants = _variants_of(backend, config_name)
@@ -90,7 +96,7 @@ def _variants_of(backend: Any, config_name: str) -> list[Variant]:
 
 
 def _update_endpoint(response: Any) -> Any:
-    """UpdateEndpoint: all traffic at once; a DeploymentConfig changes nothing here."""
+    """Answer UpdateEndpoint: all traffic at once, whatever DeploymentConfig says."""
     from moto.core.responses import ActionResult
     from moto.sagemaker.exceptions import ValidationError
 
@@ -117,6 +123,7 @@ def _update_endpoint(response: Any) -> Any:
 
 
 def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
+    """Change the shares of the traffic, also where it is shared out."""
     arn = update(backend, **given)
     endpoint = ENDPOINTS[given["endpoint_name"]]
     for wanted in given["desired_weights_and_capacities"]:
@@ -126,7 +133,8 @@ def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
     return arn
 
 
-def _with_worker_status(read: Any, backend: Any, *positional: Any, **named: Any) -> Any:
+def _with_true_status(read: Any, backend: Any, *positional: Any, **named: Any) -> Any:
+    """Copy the endpoints' status into moto's records before they are read."""
     for name, endpoint in list(ENDPOINTS.items()):
         if record := backend.endpoints.get(name):
             record.endpoint_status = endpoint.status
@@ -141,7 +149,8 @@ def _with_worker_status(read: Any, backend: Any, *positional: Any, **named: Any)
     return read(backend, *positional, **named)
 
 
-def _with_worker_stopped(delete: Any, backend: Any, endpoint_name: str) -> None:
+def _with_containers_stopped(delete: Any, backend: Any, endpoint_name: str) -> None:
+    """Delete an endpoint, and stop the containers behind it."""
     delete(backend, endpoint_name)
     if endpoint := ENDPOINTS.pop(endpoint_name, None):
         endpoint.stop()

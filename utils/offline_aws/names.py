@@ -12,7 +12,7 @@ LOG_GROUPS = "/aws/sagemaker/Endpoints/"  # SageMaker makes one for each endpoin
 
 
 def forget_sdk_clients() -> None:
-    """The SageMaker SDK keeps its clients: those made before may point elsewhere."""
+    """Have the SageMaker SDK make new clients: those it keeps may point elsewhere."""
     module = sys.modules.get("sagemaker.core.utils.utils")
     if module is not None:
         module.SageMakerClient.reset()
