@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from importlinter import api
 
+from support.readme_map import README, UTILS, docstring, with_map
 from utils.course import ROOT
 
-UTILS = ROOT / "utils"
 PACKAGES = sorted(path.parent for path in UTILS.rglob("__init__.py"))
 # Stands in for a package from which artifacts import names: the only one with code.
 PACKAGES_WITH_CODE = {UTILS / "djl_python"}
@@ -33,10 +33,6 @@ CARDS = (
 
 
 # --- the map --------------------------------------------------------------------------
-
-
-def docstring(package: Path) -> str:
-    return ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
 
 
 def named(text: str) -> list[str]:
@@ -87,9 +83,8 @@ def test_the_map_takes_one_line_a_room() -> None:
 
 
 def test_the_readme_shows_the_map() -> None:
-    """Copy all but the first line of `utils/__init__.py` when it has changed."""
-    rest = docstring(UTILS).split("\n\n", 1)[1]
-    assert rest in (ROOT / "README.md").read_text()
+    text = README.read_text(encoding="utf-8")
+    assert text == with_map(text), "run `python tests/support/readme_map.py`"
 
 
 # --- the import rules -----------------------------------------------------------------
