@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from importlinter import api
 
+from support.readme_map import README, UTILS, docstring, with_map
 from utils.course import ROOT
 
-UTILS = ROOT / "utils"
 PACKAGES = sorted(path.parent for path in UTILS.rglob("__init__.py"))
 # Stands in for a package from which artifacts import names: the only one with code.
 PACKAGES_WITH_CODE = {UTILS / "djl_python"}
 LINE = re.compile(r"^- ((?:`\w+`(?:, )?)+): .+", re.MULTILINE)
+IN_AN_ARTIFACT = {"model.py"}  # not a file of the repository
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 CARDS = (
     "data/README.md",
@@ -33,10 +34,6 @@ CARDS = (
 
 
 # --- the map --------------------------------------------------------------------------
-
-
-def docstring(package: Path) -> str:
-    return ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
 
 
 def named(text: str) -> list[str]:
@@ -75,7 +72,7 @@ def test_a_room_without_a_line_and_a_line_without_a_room_are_noticed(tmp_path) -
 
 @pytest.mark.parametrize("package", PACKAGES, ids=relative)
 def test_an_init_is_a_docstring_and_no_code(package: Path) -> None:
-    body = ast.parse((package / "__init__.py").read_text()).body
+    body = ast.parse((package / "__init__.py").read_text("utf-8")).body
     assert docstring(package)
     assert len(body) == 1 or package in PACKAGES_WITH_CODE
 
@@ -87,9 +84,8 @@ def test_the_map_takes_one_line_a_room() -> None:
 
 
 def test_the_readme_shows_the_map() -> None:
-    """Copy all but the first line of `utils/__init__.py` when it has changed."""
-    rest = docstring(UTILS).split("\n\n", 1)[1]
-    assert rest in (ROOT / "README.md").read_text()
+    text = README.read_text(encoding="utf-8")
+    assert text == with_map(text), "run `python tests/support/readme_map.py`"
 
 
 # --- the import rules -----------------------------------------------------------------
@@ -234,7 +230,7 @@ def test_a_planted_breach_is_noticed(
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(UTILS, tmp_path / "utils", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with (tmp_path / "utils" / file).open("a") as planted:
+    with (tmp_path / "utils" / file).open("a", encoding="utf-8") as planted:
         planted.write(f"\n{code}\n")
     held, report = lint_imports(tmp_path)
     assert not held
@@ -251,7 +247,9 @@ def code_in(text: str) -> str:
 
 
 def targets() -> set[str]:
-    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    phony = re.search(
+        r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE
+    )
     return set(phony[1].split())
 
 
@@ -277,7 +275,7 @@ def missing_paths(text: str, folder: Path) -> list[str]:
         return any(next(place.glob(pattern.rstrip("/")), None) for place in places)
 
     missing = [link for link in links if not (folder / link).exists()]
-    return missing + [path for path in paths if not exists(path)]
+    return missing + [p for p in paths if p not in IN_AN_ARTIFACT and not exists(p)]
 
 
 def missing_names(text: str) -> list[str]:
@@ -287,14 +285,14 @@ def missing_names(text: str) -> list[str]:
     for module in re.findall(r"python -m (utils[\w.]*)", code):
         path = ROOT / module.replace(".", "/")
         command = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-        source = command.read_text() if command.exists() else ""
+        source = command.read_text("utf-8") if command.exists() else ""
         if command.name != "__main__.py" and "__main__" not in source:
             missing.append(f"python -m {module}")
     for name in re.findall(r"(?<![\w.])utils\.\w[\w.]*", code):
         *parents, last = name.split(".")
         room = ROOT.joinpath(*parents, last)
         module = ROOT.joinpath(*parents).with_suffix(".py")
-        source = module.read_text() if module.is_file() else ""
+        source = module.read_text("utf-8") if module.is_file() else ""
         defined = rf"^(?:def |class ){last}\b|^{last}\b.*="
         if not (room.is_dir() or room.with_suffix(".py").is_file()) and not re.search(
             defined, source, re.MULTILINE
@@ -304,7 +302,7 @@ def missing_names(text: str) -> list[str]:
         if not (ROOT / "tests" / f"{name}.py").is_file():
             missing.append(name)
     for script, options in re.findall(r"(tests/[\w/]+\.py)((?: --[a-z-]+)*)", code):
-        source = (ROOT / script).read_text() if (ROOT / script).is_file() else ""
+        source = (ROOT / script).read_text("utf-8") if (ROOT / script).is_file() else ""
         missing += [
             f"{Path(script).name} {option}"
             for option in options.split()
@@ -315,19 +313,19 @@ def missing_names(text: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_targets_of_make_exist(document: str) -> None:
-    code = code_in((ROOT / document).read_text())
+    code = code_in((ROOT / document).read_text("utf-8"))
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) <= targets()
 
 
 def test_contributing_explains_each_target_of_make() -> None:
-    code = code_in((ROOT / "CONTRIBUTING.md").read_text())
+    code = code_in((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
     explained = set(re.findall(r"^make ([a-z][a-z-]*)", code, re.MULTILINE))
     assert explained == targets()
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *CARDS])
 def test_what_a_document_names_exists(document: str) -> None:
-    text, folder = (ROOT / document).read_text(), (ROOT / document).parent
+    text, folder = (ROOT / document).read_text("utf-8"), (ROOT / document).parent
     assert not missing_paths(text, folder)
     assert not missing_names(text)
 
@@ -361,7 +359,7 @@ def test_what_does_not_exist_is_noticed() -> None:
 )
 def test_the_card_of_a_folder_names_each_file(folder: str, card: str) -> None:
     """And says where it comes from: whoever adds a file adds its line."""
-    text = (ROOT / card).read_text()
+    text = (ROOT / card).read_text("utf-8")
     for path in (ROOT / folder).iterdir():
         name = re.sub(r"_\d\d\.svg$", "_NN.svg", path.name)
         if name != "README.md" and not name.startswith("."):

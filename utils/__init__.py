@@ -12,10 +12,10 @@ What all lessons share:
 
 A wing for each lesson's subject:
 
-- `dataset`: lesson 03: CSV columns, facts, when an answer is right, splits, replay.
-- `training`: lesson 04: recipe and schedule, resuming, adapters, methods compared.
-- `evaluation`: lesson 05: scores and intervals, blind judging, retrieval, the report.
-- `deployment`: lesson 06: artifact, checks, entry point, AWS account, billing, prices.
+- `dataset`: lesson 03, questions and answers, from a file to rows to train with.
+- `training`: lesson 04, fine-tuning with LoRA and in other ways.
+- `evaluation`: lesson 05, what a model's answers are worth.
+- `deployment`: lesson 06, from an adapter to an endpoint that answers, and its end.
 
 What shows, checks and runs the lessons:
 

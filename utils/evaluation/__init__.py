@@ -1,6 +1,6 @@
 """What a model's answers are worth (lesson 05).
 
-- `scores`: losses, likeness, right and wrong, each with its interval.
+- `scores`: losses, text measures, classes and differences, with 95% intervals.
 - `judging`: people who compare two answers without knowing whose they are.
 - `retrieval`: looking an answer up in place of training it.
 - `report`: what was measured, for programs and for people.

@@ -1,6 +1,7 @@
 """Fine-tuning with LoRA (lesson 04).
 
-- `recipe`: LoRA's configuration, the Trainer's arguments, the Trainer itself.
+- `recipe`: LoRA's configuration, the Trainer's arguments and learning rate, the
+  Trainer itself.
 - `resuming`: run it so that a killed run can go on.
 - `tracking`: what is recorded of a run, in MLflow and as a file.
 - `adapters`: save and load what was trained.
