@@ -1,7 +1,8 @@
-"""Load questions and answers from a CSV file as people have them, and split them.
+"""Load questions and answers from a CSV file as people have them.
 
-pandas reads the file. This module adds what people's files need before and after: the
-right encoding, delimiter and column names, clean text, and errors that name the row.
+pandas reads the file, and ftfy restores misread letters. This module adds what people's
+files need before and after: the right encoding, delimiter and column names, clean text,
+and errors that name the row.
 Row numbers are those a spreadsheet shows: the first line of the file is row 1.
 """
 
@@ -14,16 +15,12 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import ftfy
 import pandas
 
 from utils.course import CourseError
 from utils.dataset.facts import known_fact
-
-if TYPE_CHECKING:
-    pass
-
 
 # Names that people give the two columns, in the order in which they are preferred.
 COLUMN_NAMES = {
@@ -39,8 +36,25 @@ COLUMN_NAMES = {
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 MOST_COLUMNS = 40
 BLANK_MARKS = {"nan", "null", "#n/a", "<na>"}  # what exports write for "nothing"
-# Letters and signs beyond ASCII in UTF-8, as they look when read as Windows-1252.
-MISREAD = re.compile("[ÂÃâ][\u0080-\u00bf\u0152-\u02dc\u2018-\u203a\u20ac\u2122]")
+# Of what ftfy can mend, only text that was decoded with the wrong encoding: quotation
+# marks, HTML entities, widths and control characters stay as the file has them.
+MISREAD_ONLY = ftfy.TextFixerConfig(
+    unescape_html=False,
+    remove_terminal_escapes=False,
+    fix_encoding=True,
+    restore_byte_a0=True,
+    replace_lossy_sequences=False,
+    decode_inconsistent_utf8=True,
+    fix_c1_controls=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    uncurl_quotes=False,
+    fix_line_breaks=False,
+    fix_surrogates=False,
+    remove_control_chars=False,
+    normalization=None,
+    explain=False,
+)
 # First bytes of files that are often mistaken for CSV.
 OTHER_FORMATS = {
     b"PK\x03\x04": "an Excel workbook or another zip archive",
@@ -335,7 +349,7 @@ def _drop_empty_lines(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataF
 
 def _clean(cells: pandas.Series, column: str, notes: list[str]) -> pandas.Series:
     """Text without stray white space, invisible characters and misread letters."""
-    repaired = cells.map(_repair_misread)
+    repaired = cells.map(lambda text: ftfy.fix_encoding(text, MISREAD_ONLY))
     if (changed := repaired != cells).any():
         notes.append(
             f"Letters misread in an earlier conversion (such as 'Ã©') were restored in "
@@ -363,16 +377,6 @@ def _tidy(text: str) -> str:
     text = re.sub(r"[\x00-\x08\x0e-\x1b\x7f]", "", text)
     text = re.sub(r"(?<=\S)[ \t]+(?=\S)", " ", text)
     return re.sub(r"[ \t]+(?=\n|$)", "", text).strip()
-
-
-def _repair_misread(text: str) -> str:
-    """Undo UTF-8 that was read as Windows-1252, where that is beyond doubt."""
-    if not MISREAD.search(text):
-        return text
-    try:
-        return text.encode("cp1252").decode("utf-8")
-    except UnicodeError:
-        return text
 
 
 def _require_text(path: Path, frame: pandas.DataFrame) -> None:
