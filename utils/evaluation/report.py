@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from utils.colours import AFTER, BEFORE
 from utils.course import CourseError
 from utils.evaluation.scores import Estimate
 from utils.files import write_text
@@ -25,8 +26,9 @@ PART_NAMES = {
     "validation": "Questions held out",
 }
 
-STYLE = """
-:root { color-scheme: light dark; --blue: #2268b2; --grey: #9aa3ab; }
+STYLE = f"""
+:root {{ color-scheme: light dark; --blue: {AFTER}; --grey: {BEFORE}; }}
+""" """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52em; margin: 2em auto;
   padding: 0 1em; }
 h1 { line-height: 1.2; } h2 { margin-top: 1.8em; }
@@ -45,7 +47,7 @@ class ReportError(CourseError, ValueError):
 
 
 def fingerprint(adapter: str | Path) -> str:
-    """SHA-256 of an adapter's weights: says later which ones were evaluated."""
+    """Return the SHA-256 of an adapter's weights: it names those that were evaluated."""
     weights = Path(adapter) / "adapter_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
@@ -81,9 +83,13 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> tuple[Path, P
 
 
 def _plain(value: Any) -> dict[str, float]:
+    """Turn an estimate into what JSON can hold."""
     if isinstance(value, Estimate):
         return asdict(value)
-    raise TypeError(f"a report cannot hold {type(value).__name__}: {value!r}")
+    raise TypeError(
+        f"A report cannot hold {type(value).__name__} ({value!r}): give numbers, texts "
+        "or estimates."
+    )
 
 
 def read_report(file: str | Path) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def read_report(file: str | Path) -> dict[str, Any]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Where does tuning help, where not, and where is the result still mostly wrong?"""
+    """Return where tuning helps, where not, and where answers are still mostly wrong."""
     better, mostly_wrong, no_better = [], [], []
     for part, row in report["right"].items():
         name = _lower(PART_NAMES.get(part, part))
@@ -131,7 +137,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The report as one HTML page without scripts, for readers without a notebook."""
+    """Return the report as one HTML page without scripts, to read anywhere."""
     right = {PART_NAMES.get(part, part): row for part, row in report["right"].items()}
     gains = "".join(
         _row(name, _share(row["base"]), _share(row["tuned"]), _gain(row["difference"]))
@@ -204,7 +210,7 @@ def _gain(score: Mapping[str, float]) -> str:
 
 
 def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Two bars a row of the table, with their intervals, as SVG."""
+    """Draw two bars for each row of the table, with their intervals, as SVG."""
     left, width, step = 320, 330, 58
     height = step * len(right) + 26
     parts = [
@@ -216,7 +222,7 @@ def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         top = step * number + 4
         parts.append(f'<text x="0" y="{top + 25}">{escape(name)}</text>')
         for place, (system, colour) in enumerate(
-            (("base", "#9aa3ab"), ("tuned", "#2268b2"))
+            (("base", BEFORE), ("tuned", AFTER))
         ):
             score, y = row[system], top + 21 * place
             low, high = (left + width * score[bound] for bound in ("low", "high"))
@@ -228,9 +234,9 @@ def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             )
     base = height - 6
     parts.append(
-        f'<rect x="{left}" y="{base - 10}" width="11" height="11" fill="#9aa3ab"/>'
+        f'<rect x="{left}" y="{base - 10}" width="11" height="11" fill="{BEFORE}"/>'
         f'<text x="{left + 16}" y="{base}">before</text>'
-        f'<rect x="{left + 80}" y="{base - 10}" width="11" height="11" fill="#2268b2"/>'
+        f'<rect x="{left + 80}" y="{base - 10}" width="11" height="11" fill="{AFTER}"/>'
         f'<text x="{left + 96}" y="{base}">after</text>'
     )
     return "".join(parts) + "</svg>"
