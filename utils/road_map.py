@@ -122,7 +122,9 @@ def _find(step: str) -> Step:
         if place.number == step:
             return place
     numbers = ", ".join(place.number for place in STEPS)
-    raise ValueError(f"There is no step {step!r} on the road map: {numbers} are its steps.")
+    raise ValueError(
+        f"There is no step {step!r} on the road map: {numbers} are; give one of them."
+    )
 
 
 if __name__ == "__main__":
