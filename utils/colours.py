@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# --- Plots -----------------------------------------------------------------
+# --- plots ---
 
 BLUE = "#2268b2"
 ORANGE = "#d8721c"
@@ -13,7 +13,7 @@ GREY = "#777777"
 SERIES = (BLUE, ORANGE, GREEN, VIOLET, RED)
 """One for each series of a plot, in this order."""
 
-# --- Tokens ----------------------------------------------------------------
+# --- tokens ---
 # Translucent, so that they lie on a light ground as well as on a dark one.
 
 LEARNED_GROUND = "rgba(58,143,77,.30)"  # GREEN
@@ -26,12 +26,12 @@ def surprise_ground(share: float) -> str:
     return f"rgba(200,50,40,{0.85 * share:.2f})"
 
 
-# --- The evaluation report -------------------------------------------------
+# --- the evaluation report ---
 
 BEFORE = "#9aa3ab"
 AFTER = BLUE
 
-# --- The road map ----------------------------------------------------------
+# --- the road map ---
 
 CARD = "#f4f6f8"
 LIT = "#0b5cad"

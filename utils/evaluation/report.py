@@ -26,9 +26,8 @@ PART_NAMES = {
     "validation": "Questions held out",
 }
 
-STYLE = f"""
-:root {{ color-scheme: light dark; --blue: {AFTER}; --grey: {BEFORE}; }}
-""" """\
+STYLE = """
+:root { color-scheme: light dark; --blue: AFTER; --grey: BEFORE; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52em; margin: 2em auto;
   padding: 0 1em; }
 h1 { line-height: 1.2; } h2 { margin-top: 1.8em; }
@@ -39,7 +38,7 @@ td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
 small, figcaption { opacity: .75; } figure { margin: 1em 0; }
 svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size: 13px; }
-"""
+""".replace("AFTER", AFTER).replace("BEFORE", BEFORE)
 
 
 class ReportError(CourseError, ValueError):
@@ -47,7 +46,7 @@ class ReportError(CourseError, ValueError):
 
 
 def fingerprint(adapter: str | Path) -> str:
-    """Return the SHA-256 of an adapter's weights: it names those that were evaluated."""
+    """Return the SHA-256 of an adapter's weights, which tells adapters apart."""
     weights = Path(adapter) / "adapter_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
@@ -115,7 +114,7 @@ def read_report(file: str | Path) -> dict[str, Any]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Return where tuning helps, where not, and where answers are still mostly wrong."""
+    """Say where tuning helps, where not, and where most answers are still wrong."""
     better, mostly_wrong, no_better = [], [], []
     for part, row in report["right"].items():
         name = _lower(PART_NAMES.get(part, part))
@@ -221,9 +220,7 @@ def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     for number, (name, row) in enumerate(right.items()):
         top = step * number + 4
         parts.append(f'<text x="0" y="{top + 25}">{escape(name)}</text>')
-        for place, (system, colour) in enumerate(
-            (("base", BEFORE), ("tuned", AFTER))
-        ):
+        for place, (system, colour) in enumerate((("base", BEFORE), ("tuned", AFTER))):
             score, y = row[system], top + 21 * place
             low, high = (left + width * score[bound] for bound in ("low", "high"))
             parts.append(
