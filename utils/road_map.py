@@ -63,8 +63,7 @@ def draw(step: str) -> str:
         f'viewBox="0 0 {total} {height + 2 * margin}" '
         'font-family="sans-serif" text-anchor="middle">',
         f"<title>Road map: {escape(' → '.join(titles))}</title>",
-        f'<rect width="{total}" height="{height + 2 * margin}" rx="10" '
-        f'fill="{CARD}"/>',
+        f'<rect width="{total}" height="{height + 2 * margin}" rx="10" fill="{CARD}"/>',
     ]
     for position, place in enumerate(STEPS):
         left = margin + position * (width + gap)
