@@ -149,6 +149,21 @@ def test_letters_misread_before_are_restored(write) -> None:
     assert any("restored in response: row 2" in note for note in faqs.notes)
 
 
+def test_letters_misread_twice_or_next_to_sound_ones_are_restored(write) -> None:
+    twice = "café"
+    for _ in range(2):
+        twice = twice.encode().decode("cp1252")
+    faqs = load_faqs(write(f"instruction,response\nWhat?,{twice}\nWho?,A é and Ã©\n"))
+    assert [response for _, response in pairs(faqs)] == ["café", "A é and é"]
+
+
+def test_nothing_but_misread_letters_is_restored(write) -> None:
+    text = "“It’s” &amp; ﬁne… Ｗｉｄｅ"
+    faqs = load_faqs(write(f"instruction,response\nWhat?,{text}\n"))
+    assert pairs(faqs) == [("What?", text)]
+    assert not repairs(faqs)
+
+
 def test_true_french_is_not_restored_into_something_else(write) -> None:
     faqs = load_faqs(write("instruction,response\nQuoi?,Un âne à côté – « Âge »\n"))
     assert pairs(faqs)[0][1] == "Un âne à côté – « Âge »"

@@ -8,7 +8,13 @@ import re
 import pytest
 from datasets import Dataset, DatasetDict
 
-from utils.dataset.replay import SKILLS, ReplayError, as_before, skill_rows, with_replay
+from utils.dataset.replay import (
+    SKILLS,
+    ReplayError,
+    in_corpus_form,
+    skill_rows,
+    with_replay,
+)
 from utils.helpers import add_text
 from utils.tasks import (
     MOST_EXAMPLES,
@@ -88,7 +94,7 @@ def test_direct_answers_are_numbers() -> None:
         assert re.fullmatch(r"[\d.]+", row["response"]), row
 
 
-def test_a_row_as_before_is_a_document_of_the_corpus() -> None:
+def test_a_row_in_corpus_form_is_a_document_of_the_corpus() -> None:
     generator = random.Random(0)
     asked = problem(generator, "2 steps", held=False)
     steps = "".join(f"{step}. " for step in asked.steps)
@@ -96,7 +102,7 @@ def test_a_row_as_before_is_a_document_of_the_corpus() -> None:
         "instruction": asked.prompt(worked=True),
         "response": f"{steps}The answer is {asked.result}.",
     }
-    before = as_before(row, "<end>")
+    before = in_corpus_form(row, "<end>")
     assert before["text"] == asked.document(worked=True) + "<end>"
     assert before["text"] == before["prompt"] + before["completion"]
     assert before["prompt"] == row["instruction"]

@@ -1,4 +1,4 @@
-"""Run configuration, preflight, claims, key figures and the road map.
+"""Run configuration, preflight, claims, key figures and seeds.
 
 Every notebook takes its configuration from four environment variables (`run_config`),
 checks what it needs (`preflight`) and lets code decide what it asserts (`claim`).
@@ -15,10 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
@@ -27,7 +24,8 @@ AWS_NAMES = ("local", "real")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 KEY_FIGURE = "course_key_figure"
-# tqdm asks for a widget library that the course does without: its bars are text.
+# tqdm asks for a widget library that the course does without: its bars are text. It
+# asks while it is imported, before any function of the course runs: hence here.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 
@@ -35,7 +33,7 @@ class CourseError(RuntimeError):
     """An expected failure: a notebook shows its message without a stack trace."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython prints instead of the stack trace."""
+        """Return what IPython prints instead of the stack trace."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -324,7 +322,7 @@ class _Line:
         return self.text
 
 
-def _show(text: str, metadata: Mapping[str, Any] | None = None) -> None:
+def _show_line(text: str, metadata: Mapping[str, Any] | None = None) -> None:
     """Display one line; `metadata` goes with it and is not compared by nbval."""
     from IPython.display import display
 
@@ -345,6 +343,7 @@ class Claim:
         return f"✗ did not hold here: {self.sentence}"
 
     def __bool__(self) -> bool:
+        """Return the verdict."""
         return self.holds
 
     def _ipython_display_(self) -> None:
@@ -374,7 +373,7 @@ def claim(sentence: str, holds: bool, config: RunConfig | None = None) -> Claim:
             f"✗ {sentence}. This claim must hold on the lab model: run the notebook "
             "from the top; if it still fails, the course has a fault."
         )
-    _show(str(verdict))
+    _show_line(str(verdict))
     return verdict
 
 
@@ -385,14 +384,18 @@ def key_figure(label: str, value: str) -> None:
         label: what is measured, in a few words.
         value: the figure as it should be read, such as "93%".
     """
-    _show(
+    _show_line(
         f"**{label}:** {value}",
         metadata={KEY_FIGURE: {"label": str(label), "value": str(value)}},
     )
 
 
 def set_seed(seed: int | None = None) -> None:
-    """Seed Python, numpy and torch (all devices); DEFAULT_SEED when none is given."""
+    """Seed Python, numpy and torch on all devices.
+
+    Args:
+        seed: `helpers.DEFAULT_SEED` when none is given.
+    """
     import numpy
     import torch
 

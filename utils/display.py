@@ -18,6 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML, Image, Markdown, display
 
+from utils.colours import (
+    BLUE,
+    GREY,
+    LEARNED_GROUND,
+    ORANGE,
+    PADDING_OUTLINE,
+    READ_GROUND,
+    SERIES,
+    surprise_ground,
+)
 from utils.helpers import IGNORED
 
 if TYPE_CHECKING:
@@ -26,22 +36,29 @@ if TYPE_CHECKING:
 
     from utils.evaluation.scores import Difference, Estimate, Proportion
 
-BLUE, ORANGE, GREEN, GREY = "#2268b2", "#d8721c", "#3a8f4d", "#777777"
 LABEL_WIDTH = 9  # characters; a bar's name may take several lines
-COLOURS = (BLUE, ORANGE, GREEN, "#8a5bb5", "#b0413e")
+FIGURE_SIZE, FIGURE_LINE = 8, 10.5  # of the figures below an axis, in points
 
-# Translucent colours lie on a light ground as well as on a dark one.
 # The margin lets one see where a token ends.
 _TOKEN = "border-radius:3px;margin-right:2px"
-LEARNED = f"{_TOKEN};background:rgba(58,143,77,.30)"
-MASKED = f"{_TOKEN};background:rgba(128,128,128,.14);opacity:.75"
-PADDING = f"{_TOKEN};outline:1px dotted rgba(128,128,128,.7);opacity:.55"
+LEARNED = f"{_TOKEN};background:{LEARNED_GROUND}"
+MASKED = f"{_TOKEN};background:{READ_GROUND};opacity:.75"
+PADDING = f"{_TOKEN};outline:1px dotted {PADDING_OUTLINE};opacity:.55"
+
+
+# --- text and source ---
 
 
 def in_md(text: str) -> Markdown:
-    """A model's answer as a quotation, exactly as written."""
+    """Return a model's answer as a quotation, exactly as written.
+
+    Raises:
+        TypeError: if it is no text.
+    """
     if not isinstance(text, str):
-        raise TypeError(f"Expected the answer's text, found {type(text).__name__}.")
+        raise TypeError(
+            f"Expected the answer's text, found {type(text).__name__}: decode it."
+        )
     lines = html.escape(text, quote=False).strip().split("\n") or [""]
     # Signs that Markdown would act upon stand for themselves.
     escaped = [re.sub(r"([\\`*_#\[\]|~$])", r"\\\1", line) for line in lines]
@@ -68,13 +85,395 @@ def show_source(*things: Any) -> None:
         display(Markdown(f"{fence}{language}\n{source.rstrip()}\n{fence}"))
 
 
+def with_interval(estimate: Estimate) -> str:
+    """Return a share with its 95% interval as text; a difference with its sign."""
+    from utils.evaluation.scores import Difference
+
+    sign = "+" if isinstance(estimate, Difference) else ""
+    value, low, high = (
+        f"{bound:{sign}.0%}" for bound in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low} to {high})"
+
+
+# --- 01: language models ---
+
+
+def plot_chances(
+    panels: Mapping[str, Mapping[str, float]], marked: Sequence[str] = ()
+) -> None:
+    """Plot probabilities of tokens as bars, the panels side by side.
+
+    Args:
+        panels: title → name of a bar → probability. A bar `the rest` is grey.
+        marked: for each panel, the name of the bar that is orange, if it has one.
+
+    Raises:
+        ValueError: if there is nothing to plot, or not one mark for each panel.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError(
+            "There are no probabilities to plot: give each panel at least one."
+        )
+    marked = list(marked) or [""] * len(panels)
+    if len(marked) != len(panels):
+        raise ValueError(
+            f"{len(marked)} marked bars for {len(panels)} panels: name one for each, "
+            'or "" where none is marked.'
+        )
+    figure, _ = _figure(columns=len(panels))
+    most = max(max(chances.values()) for chances in panels.values())
+    longest = max(map(len, panels.values()))
+    figure.set_size_inches(min(10, 2.5 + 2 * len(panels)), 1.3 + 0.2 * longest)
+    shared = len({tuple(chances) for chances in panels.values()}) == 1
+    for number, (axes, title) in enumerate(zip(figure.axes, panels, strict=True)):
+        chances = panels[title]
+        colours = [
+            GREY if name == "the rest" else ORANGE if name == marked[number] else BLUE
+            for name in chances
+        ]
+        axes.barh(list(chances), list(chances.values()), color=colours)
+        axes.set(title=title, xlim=(0, min(1.05, 1.1 * most)), xlabel="probability")
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", alpha=0.25)
+        axes.tick_params(labelleft=not shared or number == 0)
+    _show(figure, f"Probabilities of the next token, in panels: {', '.join(panels)}")
+
+
+def plot_perplexities(
+    panels: Mapping[str, Mapping[str, Estimate]], vocabulary: int
+) -> None:
+    """Plot perplexities as bars on a logarithmic axis, the last one in orange.
+
+    Below each bar stand its value and its 95% interval.
+
+    Args:
+        panels: title → what was scored → perplexity with its interval.
+        vocabulary: its size, the perplexity of a model that knows nothing.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError(
+            "There are no perplexities to plot: give each panel at least one."
+        )
+    figure, _ = _figure(columns=len(panels))
+    figure.set_size_inches(4.5 * len(panels), 3.4)
+    for axes, (title, found) in zip(figure.axes, panels.items(), strict=True):
+        for place, (name, score) in enumerate(found.items()):
+            name += f"\n{score.value:.3g}\n{score.low:.3g} to {score.high:.3g}"
+            last = place + 1 == len(found)
+            axes.bar(name, score.value, color=ORANGE if last else BLUE)
+            axes.vlines(place, score.low, score.high, color="black")
+        axes.axhline(vocabulary, color=GREY, linestyle="--", label="knows nothing")
+        axes.set(yscale="log", ylim=(1, 1.5 * vocabulary))
+        axes.set_title(f"{title} (n = {score.n})")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))
+    figure.axes[0].set_ylabel("perplexity of a token")
+    names = ", ".join(
+        dict.fromkeys(name for found in panels.values() for name in found)
+    )
+    _show(figure, f"Perplexity on {' and '.join(panels)}, with intervals, for: {names}")
+
+
+def plot_words(
+    panels: Mapping[str, Any], words: Sequence[str], groups: Sequence[str]
+) -> None:
+    """Plot words as points, coloured by group, named where there is room.
+
+    Args:
+        panels: title → points, of shape (words, 2).
+        words: their names.
+        groups: the group of each word.
+
+    Raises:
+        ValueError: if there is not one point and one group for each word.
+    """
+    import numpy as np
+
+    if not panels or not len(words) == len(groups) > 0:
+        raise ValueError(
+            f"{len(words)} words and {len(groups)} groups: give at least one word, and "
+            "a group for each."
+        )
+    kinds = list(dict.fromkeys(groups))
+    colours = {kind: SERIES[n % len(SERIES)] for n, kind in enumerate(kinds)}
+    figure, _ = _figure(columns=len(panels))
+    figure.set_size_inches(5 * len(panels), 4.4)
+    for axes, (title, points) in zip(figure.axes, panels.items(), strict=True):
+        points = np.asarray(points)
+        if points.shape != (len(words), 2):
+            raise ValueError(
+                f"{title!r} has points of shape {points.shape}, for {len(words)} words "
+                f"expected ({len(words)}, 2): give a point for each."
+            )
+        for kind in kinds:
+            members = [n for n, group in enumerate(groups) if group == kind]
+            axes.plot(*points[members].T, ".", color=colours[kind], label=kind)
+        span, named = np.ptp(points, axis=0), []
+        for n in points[:, 0].argsort()[::-1]:
+            apart = [abs(points[n] - other) / span for other in named]
+            if all(across > 0.2 or up > 0.05 for across, up in apart):
+                named.append(points[n])
+                colour = colours[groups[n]]
+                axes.annotate(f" {words[n]}", points[n], fontsize=8, color=colour)
+        axes.set(title=title, xticks=[], yticks=[], xmargin=0.15)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(kinds), frameon=False)
+    _show(figure, f"{', '.join(kinds)} as points, in panels: {', '.join(panels)}")
+
+
+# --- 02: prompting, and later lessons ---
+
+
+def plot_proportions(
+    scores: Mapping[Any, Proportion],
+    x: str,
+    y: str,
+    guess: float | None = None,
+    difference: Mapping[Any, Difference] | None = None,
+) -> None:
+    """Plot proportions with 95% intervals: a line over numbers, else points.
+
+    The figures themselves stand below the axis, with the sample size.
+
+    Args:
+        scores: what was varied → proportion.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+        guess: the share that guessing gets, as a dashed line.
+        difference: what was varied → how much better, one more row below the axis.
+    """
+    if not scores:
+        raise ValueError("There are no scores to plot: give at least one.")
+    figure, axes = _figure()
+    if guess is not None:
+        axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
+        axes.legend(frameon=False)
+    _draw_scores(figure, axes, {y: scores}, x, y, difference or {})
+    _show(figure, f"{y} against {x}, with 95% intervals")
+
+
+def plot_curves(
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    x: str,
+    y: str,
+    difference: Mapping[Any, Difference] | None = None,
+) -> None:
+    """Plot several series of proportions with 95% intervals, on the same axes.
+
+    Lines over numbers; over names, points beside each other. The figures themselves
+    stand below the axis, with the sample size.
+
+    Args:
+        curves: name of a series → what was varied → proportion. All series vary the
+            same.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+        difference: what was varied → how much better, one more row below the axis.
+
+    Raises:
+        ValueError: if there is nothing to plot, or the series vary different things.
+    """
+    if not curves or not all(curves.values()):
+        raise ValueError("There are no scores to plot: give at least one.")
+    keys = list(next(iter(curves.values())))
+    for name, scores in curves.items():
+        if list(scores) != keys:
+            raise ValueError(
+                f"The series {name!r} has scores for {list(scores)}; the first one has "
+                f"them for {keys}: give all series the same."
+            )
+    figure, axes = _figure()
+    _draw_scores(figure, axes, curves, x, y, difference or {})
+    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
+    names = ", ".join(curves)
+    _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
+
+
+def _draw_scores(
+    figure: Any,
+    axes: Axes,
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    x: str,
+    y: str,
+    difference: Mapping[Any, Difference],
+) -> None:
+    """Draw points with intervals, and below the axis a row of figures a series."""
+    keys = list(next(iter(curves.values())))
+    numeric = all(isinstance(key, int | float) for key in keys)
+    places = keys if numeric else list(range(len(keys)))
+    _draw_intervals(axes, curves, places, numeric)
+    font = 10 if len(keys) < 6 else 8
+    room = int(640 / len(keys) / font)  # letters side by side under each point
+    names = [textwrap.fill(str(key), room, break_long_words=False) for key in keys]
+    label_height = 12 * (1 + max(map(_breaks, names)))
+    below = _write_figures(axes, curves, places, difference, 10 + label_height)
+    figure.set_figheight(figure.get_figheight() + (below - 18) / 72)
+    axes.set_xticks(places, names, fontsize=font)
+    if not numeric:
+        axes.set_xlim(-0.6, len(keys) - 0.4)
+    axes.set(ylabel=y, ylim=(-0.03, 1.03))
+    axes.set_xlabel(x, labelpad=below - 2 - label_height)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _draw_intervals(
+    axes: Axes,
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    places: Sequence[float],
+    numeric: bool,
+) -> None:
+    """Draw each series, joined by a line where the places are numbers."""
+    apart = 0.16
+    if numeric:  # two lines can be told apart where they stand
+        apart = 0.02 * (max(places) - min(places)) if len(curves) > 2 else 0
+    for number, (name, scores) in enumerate(curves.items()):
+        # Side by side, so that no interval hides another one.
+        shift = apart * (number - (len(curves) - 1) / 2)
+        axes.errorbar(
+            [place + shift for place in places],
+            [score.value for score in scores.values()],
+            yerr=[
+                [max(0.0, score.value - score.low) for score in scores.values()],
+                [max(0.0, score.high - score.value) for score in scores.values()],
+            ],
+            fmt=("os^Dv"[number % 5]) + ("-" if numeric else ""),
+            color=SERIES[number % len(SERIES)],
+            capsize=4,
+            linewidth=1.5,
+            label=name,
+        )
+
+
+def _write_figures(
+    axes: Axes,
+    curves: Mapping[str, Mapping[Any, Proportion]],
+    places: Sequence[float],
+    difference: Mapping[Any, Difference],
+    below: float,
+) -> float:
+    """Write the figures below the axis, from `below` points on; return where they end.
+
+    One row a series, in its colour, and one for the differences where there are any.
+    """
+    row = 2 * FIGURE_LINE + 3
+    counts = sorted(
+        {score.n for scores in curves.values() for score in scores.values()}
+    )
+    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    _write_below(axes, None, f"n = {n},\n95% interval", below, GREY)
+    for number, scores in enumerate(curves.values()):
+        colour = SERIES[number % len(SERIES)]
+        for place, score in zip(places, scores.values(), strict=True):
+            text = f"{score.value:.0%}\n{100 * score.low:.0f} to {score.high:.0%}"
+            _write_below(axes, place, text, below, colour)
+        below += row
+    if not difference:
+        return below
+    _write_below(axes, None, "difference\nin points", below, GREY)
+    for key, place in zip(next(iter(curves.values())), places, strict=True):
+        if key in difference:
+            gain = difference[key]
+            value, low, high = (
+                f"{100 * bound:+.0f}" for bound in (gain.value, gain.low, gain.high)
+            )
+            _write_below(axes, place, f"{value}\n{low} to {high}", below, "black")
+    return below + row
+
+
+def _breaks(text: str) -> int:
+    return text.count("\n")
+
+
+def _write_below(
+    axes: Axes, place: float | None, text: str, below: float, colour: str
+) -> None:
+    """Write under the axis at a place of it, or left of it, `below` points down."""
+    axes.annotate(
+        text,
+        xy=(-0.025, 0) if place is None else (place, 0),
+        xycoords="axes fraction" if place is None else ("data", "axes fraction"),
+        xytext=(0, -below),
+        textcoords="offset points",
+        ha="right" if place is None else "center",
+        va="top",
+        fontsize=FIGURE_SIZE,
+        color=colour,
+        annotation_clip=False,
+    )
+
+
+def plot_bars(
+    bars: Mapping[str, Mapping[Any, float | Estimate]], x: str, y: str
+) -> None:
+    """Plot groups of bars with their heights, one bar of each series in a group.
+
+    Args:
+        bars: name of a series → group → height, with its 95% interval where it is an
+            estimate. All series have the same groups.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+
+    Raises:
+        ValueError: if there is nothing to plot, or a series has other groups.
+    """
+    if not bars or not all(bars.values()):
+        raise ValueError("There are no bars to plot: give each series at least one.")
+    groups = list(next(iter(bars.values())))
+    width = 0.8 / len(bars)
+    figure, axes = _figure()
+    for number, (name, series) in enumerate(bars.items()):
+        if list(series) != groups:
+            raise ValueError(
+                f"The series {name!r} has the groups {list(series)}; the first one "
+                f"has {groups}: give all series the same."
+            )
+        shift = width * (number - (len(bars) - 1) / 2)
+        heights, lows, highs = (
+            [getattr(height, which, height) for height in series.values()]
+            for which in ("value", "low", "high")
+        )
+        drawn = axes.bar(
+            [place + shift for place in range(len(groups))],
+            heights,
+            width,
+            color=SERIES[number % len(SERIES)],
+            label=name,
+            yerr=[
+                [value - low for value, low in zip(heights, lows, strict=True)],
+                [high - value for value, high in zip(heights, highs, strict=True)],
+            ],
+        )
+        digits = 0 if max(heights) >= 10 else 2
+        labels = [_height(height, digits) for height in series.values()]
+        axes.bar_label(drawn, labels=labels, fontsize=8)
+    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
+    axes.set(xlabel=x, ylabel=y)
+    axes.margins(y=0.1)
+    figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
+    _show(figure, f"{y} against {x}, as bars, for: {', '.join(bars)}")
+
+
+def _height(height: float | Estimate, digits: int) -> str:
+    """Return what stands on a bar: its height and, of an estimate, the interval."""
+    if not hasattr(height, "low"):
+        return f"{height:.{digits}f}"
+    return (
+        f"{height.value:.{digits}f}\n"
+        f"{height.low:.{digits}f} to {height.high:.{digits}f}"
+    )
+
+
+# --- 03: data set and template ---
+
+
 def show_tokens(
     ids: Sequence[int],
     labels: Sequence[int],
     tokenizer: Any,
     mask: Sequence[int] | None = None,
 ) -> HTML:
-    """The tokens of a row, coloured by what the loss sees of them.
+    """Return the tokens of a row, coloured by what the loss sees of them.
 
     Green tokens are learned, grey ones are read only, dotted ones are padding.
 
@@ -115,134 +514,70 @@ def show_tokens(
 
 
 def _visible(token: str) -> str:
-    """A token's text with its line breaks shown and made."""
+    """Return a token's text with its line breaks shown and made."""
     return html.escape(token).replace("\n", "⏎<br>") or "∅"
 
 
-# 01_language_models
-
-
-def plot_chances(
-    panels: Mapping[str, Mapping[str, float]], marked: Sequence[str] = ()
-) -> None:
-    """Probabilities of tokens as bars, one panel beside the other.
-
-    Args:
-        panels: title → name of a bar → probability. A bar `the rest` is grey.
-        marked: for each panel, the name of the bar that is orange, if it has one.
-
-    Raises:
-        ValueError: if there is nothing to plot, or not one mark for each panel.
-    """
-    if not panels or not all(panels.values()):
-        raise ValueError("There are no probabilities to plot.")
-    marked = list(marked) or [""] * len(panels)
-    if len(marked) != len(panels):
-        raise ValueError(f"{len(marked)} marked bars for {len(panels)} panels.")
-    figure, _ = _figure(columns=len(panels))
-    most = max(max(chances.values()) for chances in panels.values())
-    longest = max(map(len, panels.values()))
-    figure.set_size_inches(min(10, 2.5 + 2 * len(panels)), 1.3 + 0.2 * longest)
-    shared = len({tuple(chances) for chances in panels.values()}) == 1
-    for number, (axes, title) in enumerate(zip(figure.axes, panels, strict=True)):
-        chances = panels[title]
-        colours = [
-            GREY if name == "the rest" else ORANGE if name == marked[number] else BLUE
-            for name in chances
-        ]
-        axes.barh(list(chances), list(chances.values()), color=colours)
-        axes.set(title=title, xlim=(0, min(1.05, 1.1 * most)), xlabel="probability")
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", alpha=0.25)
-        axes.tick_params(labelleft=not shared or number == 0)
-    _show(figure, f"Probabilities of the next token, in panels: {', '.join(panels)}")
-
-
-def plot_perplexities(
-    panels: Mapping[str, Mapping[str, Estimate]], vocabulary: int
-) -> None:
-    """Perplexities as bars on a logarithmic axis, the last one in orange.
-
-    Below each bar stand its value and its 95% interval.
-
-    Args:
-        panels: title → what was scored → perplexity with its interval.
-        vocabulary: its size, the perplexity of a model that knows nothing.
-    """
-    if not panels or not all(panels.values()):
-        raise ValueError("There are no perplexities to plot.")
-    figure, _ = _figure(columns=len(panels))
-    figure.set_size_inches(4.5 * len(panels), 3.4)
-    for axes, (title, found) in zip(figure.axes, panels.items(), strict=True):
-        for place, (name, score) in enumerate(found.items()):
-            name += f"\n{score.value:.3g}\n{score.low:.3g} to {score.high:.3g}"
-            last = place + 1 == len(found)
-            axes.bar(name, score.value, color=ORANGE if last else BLUE)
-            axes.vlines(place, score.low, score.high, color="black")
-        axes.axhline(vocabulary, color=GREY, linestyle="--", label="knows nothing")
-        axes.set(yscale="log", ylim=(1, 1.5 * vocabulary))
-        axes.set_title(f"{title} (n = {score.n})")
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))
-    figure.axes[0].set_ylabel("perplexity of a token")
-    names = ", ".join(
-        dict.fromkeys(name for found in panels.values() for name in found)
+def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
+    """Plot how many tokens the rows of each part have, and where the limit lies."""
+    figure, axes = _figure()
+    longest = max((max(part) for part in lengths.values() if len(part)), default=limit)
+    width = max(1, math.ceil(longest / 40))
+    axes.hist(
+        list(lengths.values()),
+        bins=range(0, longest + 2 * width, width),
+        stacked=True,
+        label=list(lengths),
+        color=[SERIES[i % len(SERIES)] for i in range(len(lengths))],
     )
-    _show(figure, f"Perplexity on {' and '.join(panels)}, with intervals, for: {names}")
+    axes.axvline(limit, color=GREY, linestyle="--")
+    axes.annotate(
+        f"limit {limit}",
+        (limit, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=GREY,
+    )
+    axes.set(xlabel="tokens in a row, prompt and answer", ylabel="rows")
+    axes.legend(frameon=False)
+    _show(figure, f"Histogram of row lengths; the limit is {limit} tokens")
 
 
-def plot_words(
-    panels: Mapping[str, Any], words: Sequence[str], groups: Sequence[str]
-) -> None:
-    """Words as points of a plane, coloured by group, named where there is room.
+def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
+    """Plot shares of a whole as bars, each with its percentage.
 
     Args:
-        panels: title → points, of shape (words, 2).
-        words: their names.
-        groups: the group of each word.
-
-    Raises:
-        ValueError: if there is not one point and one group for each word.
+        shares: name → share between 0 and 1.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
     """
-    import numpy as np
+    if not shares:
+        raise ValueError("There are no shares to plot: give at least one.")
+    figure, axes = _figure()
+    bars = axes.bar(list(shares), list(shares.values()), color=BLUE, width=0.5)
+    axes.bar_label(bars, labels=[f"{share:.0%}" for share in shares.values()])
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _show(figure, f"{y} against {x}")
 
-    if not panels or not len(words) == len(groups) > 0:
-        raise ValueError(f"{len(words)} words and {len(groups)} groups: one for each.")
-    kinds = list(dict.fromkeys(groups))
-    colours = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(kinds)}
-    figure, _ = _figure(columns=len(panels))
-    figure.set_size_inches(5 * len(panels), 4.4)
-    for axes, (title, points) in zip(figure.axes, panels.items(), strict=True):
-        points = np.asarray(points)
-        if points.shape != (len(words), 2):
-            raise ValueError(
-                f"{title!r} has points of shape {points.shape}, for {len(words)} words "
-                f"expected ({len(words)}, 2)."
-            )
-        for kind in kinds:
-            members = [n for n, group in enumerate(groups) if group == kind]
-            axes.plot(*points[members].T, ".", color=colours[kind], label=kind)
-        span, named = np.ptp(points, axis=0), []
-        for n in points[:, 0].argsort()[::-1]:
-            apart = [abs(points[n] - other) / span for other in named]
-            if all(across > 0.2 or up > 0.05 for across, up in apart):
-                named.append(points[n])
-                colour = colours[groups[n]]
-                axes.annotate(f" {words[n]}", points[n], fontsize=8, color=colour)
-        axes.set(title=title, xticks=[], yticks=[], xmargin=0.15)
-    handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(kinds), frameon=False)
-    _show(figure, f"{', '.join(kinds)} as points, in panels: {', '.join(panels)}")
+
+# --- 04: training with LoRA ---
 
 
 def plot_losses(
     history: Sequence[Mapping[str, float]], logarithmic: bool = False
 ) -> None:
-    """Training and held-out loss over the epochs.
+    """Plot training and held-out loss over the epochs.
 
     Args:
         history: `trainer.state.log_history`, or what `save_history` wrote of it.
-        logarithmic: the axis of the loss, so that small ones can be told apart.
+        logarithmic: whether the axis of the loss is, to tell small ones apart.
+
+    Raises:
+        ValueError: if the history holds no loss.
     """
     figure, axes = _figure()
     for key, name, colour, marker in (
@@ -268,323 +603,64 @@ def plot_losses(
     _show(figure, "Training and held-out loss by epoch")
 
 
-def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
-    """How many tokens the rows of each part have, and where the limit lies."""
-    figure, axes = _figure()
-    longest = max((max(part) for part in lengths.values() if len(part)), default=limit)
-    width = max(1, math.ceil(longest / 40))
-    axes.hist(
-        list(lengths.values()),
-        bins=range(0, longest + 2 * width, width),
-        stacked=True,
-        label=list(lengths),
-        color=[COLOURS[i % len(COLOURS)] for i in range(len(lengths))],
-    )
-    axes.axvline(limit, color=GREY, linestyle="--")
-    axes.annotate(
-        f"limit {limit}",
-        (limit, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4, 0),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=GREY,
-    )
-    axes.set(xlabel="tokens in a row, prompt and answer", ylabel="rows")
-    axes.legend(frameon=False)
-    _show(figure, f"Histogram of row lengths; the limit is {limit} tokens")
-
-
-def plot_proportions(
-    scores: Mapping[Any, Proportion],
-    x: str,
-    y: str,
-    guess: float | None = None,
-    difference: Mapping[Any, Difference] | None = None,
-) -> None:
-    """Proportions with their 95% intervals: a line over numbers, else one point each.
-
-    The figures themselves stand below the axis, with the sample size.
+def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
+    """Plot one point a run, one line a method, one panel a measure.
 
     Args:
-        scores: what was varied → proportion.
-        x, y: names of the axes.
-        guess: the share that guessing gets, as a dashed line.
-        difference: what was varied → how much better, one more row below the axis.
-    """
-    if not scores:
-        raise ValueError("There are no scores to plot.")
-    figure, axes = _figure()
-    if guess is not None:
-        axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
-        axes.legend(frameon=False)
-    _draw_scores(figure, axes, {y: scores}, x, y, difference or {})
-    _show(figure, f"{y} against {x}, with 95% intervals")
-
-
-def plot_curves(
-    curves: Mapping[str, Mapping[Any, Proportion]],
-    x: str,
-    y: str,
-    difference: Mapping[Any, Difference] | None = None,
-) -> None:
-    """Several series of proportions with their 95% intervals, on the same axes.
-
-    Lines over numbers; over names, points beside each other. The figures themselves
-    stand below the axis, with the sample size.
-
-    Args:
-        curves: name of a series → what was varied → proportion. All series vary the
-            same.
-        x, y: names of the axes.
-        difference: what was varied → how much better, one more row below the axis.
+        runs: with a column `method`, and the columns to plot, between 0 and 1.
+        shares: column → name of its axis.
 
     Raises:
-        ValueError: if there is nothing to plot, or the series vary different things.
+        ValueError: if there is nothing to plot, or a column is missing.
     """
-    if not curves or not all(curves.values()):
-        raise ValueError("There are no scores to plot.")
-    keys = list(next(iter(curves.values())))
-    for name, scores in curves.items():
-        if list(scores) != keys:
-            raise ValueError(
-                f"The series {name!r} has scores for {list(scores)}; the first one has "
-                f"them for {keys}."
-            )
-    figure, axes = _figure()
-    _draw_scores(figure, axes, curves, x, y, difference or {})
-    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
-    names = ", ".join(curves)
-    _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
-
-
-def _draw_scores(
-    figure: Any,
-    axes: Axes,
-    curves: Mapping[str, Mapping[Any, Proportion]],
-    x: str,
-    y: str,
-    difference: Mapping[Any, Difference],
-) -> None:
-    """Points with intervals, and below the axis a row of figures for each series."""
-    keys = list(next(iter(curves.values())))
-    numeric = all(isinstance(key, int | float) for key in keys)
-    places = keys if numeric else list(range(len(keys)))
-    font = 10 if len(keys) < 6 else 8
-    room = int(640 / len(keys) / font)  # letters side by side under each point
-    names = [textwrap.fill(str(key), room, break_long_words=False) for key in keys]
-    size, line = 8, 10.5  # of the figures and of one of their lines, in points
-    apart = 0.16
-    if numeric:  # two lines can be told apart where they stand
-        apart = 0.02 * (max(keys) - min(keys)) if len(curves) > 2 else 0
-    label_height = 12 * (1 + max(map(_breaks, names)))
-    below = 10 + label_height
-    counts = sorted(
-        {score.n for scores in curves.values() for score in scores.values()}
-    )
-    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    _write_below(axes, None, f"n = {n},\n95% interval", below, size, GREY)
-    for number, scores in enumerate(curves.values()):
-        colour = COLOURS[number % len(COLOURS)]
-        # Beside each other, so that no interval hides another one.
-        shift = apart * (number - (len(curves) - 1) / 2)
-        axes.errorbar(
-            [place + shift for place in places],
-            [score.value for score in scores.values()],
-            yerr=[
-                [max(0.0, score.value - score.low) for score in scores.values()],
-                [max(0.0, score.high - score.value) for score in scores.values()],
-            ],
-            fmt=("os^Dv"[number % 5]) + ("-" if numeric else ""),
-            color=colour,
-            capsize=4,
-            linewidth=1.5,
-            label=list(curves)[number],
+    missing = [name for name in ("method", *shares) if name not in runs]
+    if missing or not len(runs) or not shares:
+        raise ValueError(
+            f"There are {len(runs)} runs with the columns {list(runs.columns)}; "
+            f"missing: {', '.join(missing) or 'what to plot'}."
         )
-        for place, score in zip(places, scores.values(), strict=True):
-            text = f"{score.value:.0%}\n{100 * score.low:.0f} to {score.high:.0%}"
-            _write_below(axes, place, text, below, size, colour)
-        below += 2 * line + 3
-    if difference:
-        _write_below(axes, None, "difference\nin points", below, size, GREY)
-        for key, place in zip(keys, places, strict=True):
-            if key in difference:
-                found = difference[key]
-                value, low, high = (
-                    f"{100 * bound:+.0f}"
-                    for bound in (found.value, found.low, found.high)
-                )
-                text = f"{value}\n{low} to {high}"
-                _write_below(axes, place, text, below, size, "black")
-        below += 2 * line + 3
-    figure.set_figheight(figure.get_figheight() + (below - 18) / 72)
-    axes.set_xticks(places, names, fontsize=font)
-    if not numeric:
-        axes.set_xlim(-0.6, len(keys) - 0.4)
-    axes.set(ylabel=y, ylim=(-0.03, 1.03))
-    axes.set_xlabel(x, labelpad=below - 2 - label_height)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-
-
-def _breaks(text: str) -> int:
-    return text.count("\n")
-
-
-def _write_below(
-    axes: Axes, place: float | None, text: str, below: float, size: float, colour: str
-) -> None:
-    """Text under the axis at a place of it, or left of it, so many points down."""
-    axes.annotate(
-        text,
-        xy=(-0.025, 0) if place is None else (place, 0),
-        xycoords="axes fraction" if place is None else ("data", "axes fraction"),
-        xytext=(0, -below),
-        textcoords="offset points",
-        ha="right" if place is None else "center",
-        va="top",
-        fontsize=size,
-        color=colour,
-        annotation_clip=False,
-    )
-
-
-def with_interval(estimate: Estimate) -> str:
-    """A share with its 95% interval as text; a difference of shares with its sign."""
-    from utils.evaluation.scores import Difference
-
-    sign = "+" if isinstance(estimate, Difference) else ""
-    value, low, high = (
-        f"{bound:{sign}.0%}" for bound in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} ({low} to {high})"
-
-
-def plot_bars(
-    bars: Mapping[str, Mapping[Any, float | Estimate]], x: str, y: str
-) -> None:
-    """Groups of bars with their heights, one bar of each series in a group.
-
-    Args:
-        bars: name of a series → group → height, with its 95% interval where it is an
-            estimate. All series have the same groups.
-        x, y: names of the axes.
-
-    Raises:
-        ValueError: if there is nothing to plot, or a series has other groups.
-    """
-    if not bars or not all(bars.values()):
-        raise ValueError("There are no bars to plot.")
-    groups = list(next(iter(bars.values())))
-    width = 0.8 / len(bars)
-    figure, axes = _figure()
-    for number, (name, series) in enumerate(bars.items()):
-        if list(series) != groups:
-            raise ValueError(
-                f"The series {name!r} has the groups {list(series)}; the first one "
-                f"has {groups}."
-            )
-        shift = width * (number - (len(bars) - 1) / 2)
-        heights, lows, highs = (
-            [getattr(height, which, height) for height in series.values()]
-            for which in ("value", "low", "high")
+    methods = list(dict.fromkeys(runs["method"]))
+    figure, unused = _figure()
+    unused.remove()
+    first = None
+    for number, (column, name) in enumerate(shares.items(), 1):
+        axes = figure.add_subplot(1, len(shares), number, sharey=first)
+        first = first or axes
+        axes.scatter(
+            runs[column],
+            [methods.index(method) for method in runs["method"]],
+            color=SERIES[(number - 1) % len(SERIES)],
+            alpha=0.6,
         )
-        drawn = axes.bar(
-            [place + shift for place in range(len(groups))],
-            heights,
-            width,
-            color=COLOURS[number % len(COLOURS)],
-            label=name,
-            yerr=[
-                [value - low for value, low in zip(heights, lows, strict=True)],
-                [high - value for value, high in zip(heights, highs, strict=True)],
-            ],
-        )
-        digits = 0 if max(heights) >= 10 else 2
-        labels = [_height(height, digits) for height in series.values()]
-        axes.bar_label(drawn, labels=labels, fontsize=8)
-    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
-    axes.set(xlabel=x, ylabel=y)
-    axes.margins(y=0.1)
-    figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
-    _show(figure, f"{y} against {x}, as bars, for: {', '.join(bars)}")
+        axes.set(xlabel=name, xlim=(-0.05, 1.05))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_yticks(range(len(methods)), methods)
+        axes.tick_params(labelleft=number == 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    first.set_ylim(len(methods) - 0.5, -0.5)
+    names = " and ".join(shares.values())
+    _show(figure, f"{names} of every run, by method: {', '.join(methods)}")
 
 
-def _height(height: float | Estimate, digits: int) -> str:
-    """What stands on a bar: its height and, below that of an estimate, the interval."""
-    if not hasattr(height, "low"):
-        return f"{height:.{digits}f}"
-    return (
-        f"{height.value:.{digits}f}\n"
-        f"{height.low:.{digits}f} to {height.high:.{digits}f}"
-    )
-
-
-def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
-    """Shares of a whole as bars, each with its percentage.
-
-    Args:
-        shares: name → share between 0 and 1.
-        x, y: names of the axes.
-    """
-    if not shares:
-        raise ValueError("There are no shares to plot.")
-    figure, axes = _figure()
-    bars = axes.bar(list(shares), list(shares.values()), color=BLUE, width=0.5)
-    axes.bar_label(bars, labels=[f"{share:.0%}" for share in shares.values()])
-    axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _show(figure, f"{y} against {x}")
-
-
-def plot_timings(timings: Mapping[str, Any]) -> None:
-    """For each way of asking: the median, the slow end, and answers a second.
-
-    Args:
-        timings: name → `utils.serving.Timing`.
-    """
-    if not timings:
-        raise ValueError("There are no timings to plot.")
-    figure, (left, right) = _figure(columns=2)
-    places = range(len(timings))
-    for shift, name, colour in ((-0.2, "p50", BLUE), (0.2, "p95", ORANGE)):
-        heights = [getattr(timing, name) for timing in timings.values()]
-        left.bar([p + shift for p in places], heights, 0.4, color=colour, label=name)
-    left.set_ylabel("seconds until the answer")
-    left.legend(frameon=False)
-    left.margins(y=0.35)  # room for the legend above the bars
-    rates = [timing.per_second for timing in timings.values()]
-    bars = right.bar(list(places), rates, 0.5, color=GREY)
-    right.bar_label(
-        bars, labels=[f"{rate:.{0 if rate >= 10 else 1}f}" for rate in rates]
-    )
-    right.set_ylabel("answers a second")
-    for axes in (left, right):
-        axes.set_xticks(
-            list(places), [textwrap.fill(name, LABEL_WIDTH) for name in timings]
-        )
-    named = ", ".join(timings)
-    _show(figure, f"Latency (p50 and p95) and throughput: {named}")
-
-
-# 05_evaluation
+# --- 05: evaluation ---
 
 
 def show_losses(
     losses: Sequence[float], ids: Sequence[int], tokenizer: Any, most: float = 4.0
 ) -> HTML:
-    """Tokens, each the redder the less the model expected it.
+    """Return tokens, each the redder the less the model expected it.
 
     Args:
-        losses: of each token, in nats; as `evaluation.token_losses` gives them.
+        losses: of each token, in nats; as `evaluation.scores.token_losses` gives them.
         ids: as many token ids.
         tokenizer: turns ids into text.
         most: the loss, in nats, from which on the red is full.
     """
     if len(losses) != len(ids):
-        raise ValueError(f"{len(losses)} losses for {len(ids)} tokens: one for each.")
+        raise ValueError(f"{len(losses)} losses for {len(ids)} tokens: give each one.")
     spans = [
-        f'<span style="background:rgba(200,50,40,{0.85 * min(loss / most, 1):.2f});'
+        f'<span style="background:{surprise_ground(min(loss / most, 1))};'
         f'border-radius:3px" title="{loss:.2f} nats">'
         f"{_visible(tokenizer.decode([int(one)]))}</span>"
         for loss, one in zip(losses, ids, strict=True)
@@ -596,14 +672,14 @@ def show_losses(
 
 
 def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
-    """Differences with their 95% intervals, a line each, and a line at zero.
+    """Plot differences with their 95% intervals, a line each, and a line at zero.
 
     Args:
         differences: what was compared → difference.
         x: name of the axis.
     """
     if not differences:
-        raise ValueError("There are no differences to plot.")
+        raise ValueError("There are no differences to plot: give at least one.")
     figure, axes = _figure()
     places = list(range(len(differences)))
     for place, one in zip(places, differences.values(), strict=True):
@@ -620,7 +696,7 @@ def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
 
 
 def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
-    """How often each class was expected (rows) and predicted (columns)."""
+    """Plot how often each class was expected (rows) and predicted (columns)."""
     if len(predicted) != len(expected) or not len(expected):
         raise ValueError(
             f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
@@ -651,18 +727,18 @@ def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
 def plot_questions_needed(
     needed: Mapping[str, Mapping[float, int]], asked: int
 ) -> None:
-    """How many questions it takes to find a difference, on logarithmic axes.
+    """Plot how many questions it takes to find a difference, on logarithmic axes.
 
     Args:
         needed: design → difference (a share) → number of questions.
         asked: how many were asked, as a line.
     """
     if not needed:
-        raise ValueError("There is nothing to plot.")
+        raise ValueError("There is nothing to plot: give at least one design.")
     figure, axes = _figure()
     for number, (name, counts) in enumerate(needed.items()):
         points = [100 * share for share in counts], list(counts.values())
-        axes.loglog(*points, "o-", color=COLOURS[number % len(COLOURS)], label=name)
+        axes.loglog(*points, "o-", color=SERIES[number % len(SERIES)], label=name)
     axes.axhline(asked, color=GREY, linestyle="--", label=f"asked here: {asked}")
     ticks = [100 * share for share in next(iter(needed.values()))]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -673,47 +749,40 @@ def plot_questions_needed(
     _show(figure, "Questions needed against the difference to be found")
 
 
-# 04_lora_training
+# --- 06: deployment ---
 
 
-def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
-    """One point a run, one line a method, one panel a measure.
+def plot_timings(timings: Mapping[str, Any]) -> None:
+    """Plot the median, the slow end and answers a second of each way of asking.
 
     Args:
-        runs: with a column `method`, and the columns to plot, between 0 and 1.
-        shares: column → name of its axis.
-
-    Raises:
-        ValueError: if there is nothing to plot, or a column is missing.
+        timings: name → `utils.deployment.serving.Timing`.
     """
-    missing = [name for name in ("method", *shares) if name not in runs]
-    if missing or not len(runs) or not shares:
-        raise ValueError(
-            f"There are {len(runs)} runs with the columns {list(runs.columns)}; "
-            f"missing: {', '.join(missing) or 'what to plot'}."
+    if not timings:
+        raise ValueError("There are no timings to plot: give at least one.")
+    figure, (left, right) = _figure(columns=2)
+    places = range(len(timings))
+    for shift, name, colour in ((-0.2, "p50", BLUE), (0.2, "p95", ORANGE)):
+        heights = [getattr(timing, name) for timing in timings.values()]
+        left.bar([p + shift for p in places], heights, 0.4, color=colour, label=name)
+    left.set_ylabel("seconds until the answer")
+    left.legend(frameon=False)
+    left.margins(y=0.35)  # room for the legend above the bars
+    rates = [timing.per_second for timing in timings.values()]
+    bars = right.bar(list(places), rates, 0.5, color=GREY)
+    right.bar_label(
+        bars, labels=[f"{rate:.{0 if rate >= 10 else 1}f}" for rate in rates]
+    )
+    right.set_ylabel("answers a second")
+    for axes in (left, right):
+        axes.set_xticks(
+            list(places), [textwrap.fill(name, LABEL_WIDTH) for name in timings]
         )
-    methods = list(dict.fromkeys(runs["method"]))
-    figure, unused = _figure()
-    unused.remove()
-    first = None
-    for number, (column, name) in enumerate(shares.items(), 1):
-        axes = figure.add_subplot(1, len(shares), number, sharey=first)
-        first = first or axes
-        axes.scatter(
-            runs[column],
-            [methods.index(method) for method in runs["method"]],
-            color=COLOURS[(number - 1) % len(COLOURS)],
-            alpha=0.6,
-        )
-        axes.set(xlabel=name, xlim=(-0.05, 1.05))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_yticks(range(len(methods)), methods)
-        axes.tick_params(labelleft=number == 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    first.set_ylim(len(methods) - 0.5, -0.5)
-    names = " and ".join(shares.values())
-    _show(figure, f"{names} of every run, by method: {', '.join(methods)}")
+    named = ", ".join(timings)
+    _show(figure, f"Latency (p50 and p95) and throughput: {named}")
+
+
+# --- all plots ---
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:

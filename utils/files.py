@@ -24,9 +24,8 @@ from utils.course import CourseError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 AT_THE_WORKING_FOLDER = -100  # AT_FDCWD of Linux's <fcntl.h>
-EXCHANGE = (
-    2  # RENAME_EXCHANGE of Linux's <linux/fs.h>, RENAME_SWAP of macOS's <stdio.h>
-)
+# RENAME_EXCHANGE of Linux's <linux/fs.h>, RENAME_SWAP of macOS's <stdio.h>
+EXCHANGE = 2
 
 
 class FileError(CourseError):
@@ -133,6 +132,7 @@ def is_disk_full(error: Exception) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that says what to do."""
     try:
         yield
     except Exception as error:
@@ -147,10 +147,10 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Exchange two folders in one step; return whether this system can do that."""
     library = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(one), os.fsencode(other)
+    names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
         failed = library.renamex_np(*names, ctypes.c_uint(EXCHANGE))
     elif sys.platform == "linux" and hasattr(library, "renameat2"):

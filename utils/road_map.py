@@ -11,6 +11,7 @@ from html import escape
 
 import nbformat
 
+from utils.colours import CARD, INK, LIT, LIT_INK, UNLIT
 from utils.course import ROOT
 from utils.files import write_text
 
@@ -62,16 +63,15 @@ def draw(step: str) -> str:
         f'viewBox="0 0 {total} {height + 2 * margin}" '
         'font-family="sans-serif" text-anchor="middle">',
         f"<title>Road map: {escape(' → '.join(titles))}</title>",
-        f'<rect width="{total}" height="{height + 2 * margin}" rx="10" '
-        'fill="#f4f6f8"/>',
+        f'<rect width="{total}" height="{height + 2 * margin}" rx="10" fill="{CARD}"/>',
     ]
     for position, place in enumerate(STEPS):
         left = margin + position * (width + gap)
-        fill, ink = ("#0b5cad", "#ffffff") if place is lit else ("#ffffff", "#24323f")
+        fill, ink = (LIT, LIT_INK) if place is lit else (UNLIT, INK)
         center = left + width // 2
         parts.append(
             f'<rect x="{left}" y="{margin}" width="{width}" height="{height}" '
-            f'rx="8" fill="{fill}" stroke="#0b5cad"/>'
+            f'rx="8" fill="{fill}" stroke="{LIT}"/>'
             f'<text x="{center}" y="{margin + 31}" font-size="17" '
             f'font-weight="bold" fill="{ink}">{place.number} '
             f"{escape(place.title)}</text>"
@@ -82,7 +82,7 @@ def draw(step: str) -> str:
             start, middle = left - gap + 5, margin + height // 2
             parts.append(
                 f'<path d="M{start} {middle}h{gap - 15}m-7 -6l7 6l-7 6" '
-                'fill="none" stroke="#24323f" stroke-width="2"/>'
+                f'fill="none" stroke="{INK}" stroke-width="2"/>'
             )
     return "".join(parts) + "</svg>"
 
@@ -116,11 +116,14 @@ def main() -> None:
 
 
 def _find(step: str) -> Step:
+    """Return the step with this number."""
     for place in STEPS:
         if place.number == step:
             return place
     numbers = ", ".join(place.number for place in STEPS)
-    raise ValueError(f"There is no step {step!r} on the road map: {numbers}.")
+    raise ValueError(
+        f"There is no step {step!r} on the road map: {numbers} are; give one of them."
+    )
 
 
 if __name__ == "__main__":

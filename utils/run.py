@@ -38,6 +38,7 @@ from utils.machine import openmp_setting
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
 
 NOTEBOOKS = ROOT / "notebooks"
 INTERRUPTED = 130
@@ -92,11 +93,13 @@ def find_notebooks(folder: Path, numbers: Sequence[str] = ()) -> list[Path]:
     """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
-        raise RunError(f"There is no notebook named NN_….ipynb in {folder}.")
+        raise RunError(
+            f"There is no notebook named NN_….ipynb in {folder}: give another folder."
+        )
     known = ", ".join(path.name[:2] for path in paths)
     for number in numbers:
         if not any(path.name.startswith(f"{number}_") for path in paths):
-            raise RunError(f"There is no notebook {number!r}: known are {known}.")
+            raise RunError(f"There is no notebook {number!r}: give some of {known}.")
     if not numbers:
         return paths
     return [path for path in paths if path.name[:2] in numbers]
@@ -208,6 +211,7 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def _descendants() -> list[psutil.Process]:
+    """Return what this process has started, and what that has."""
     return psutil.Process().children(recursive=True)
 
 
@@ -255,18 +259,8 @@ async def execute(
         asyncio.CancelledError: when the task is cancelled; the kernel is gone then.
     """
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise RunError(
-            f"{path.name} is not a notebook that can be read ({error}): restore it "
-            f"with `git checkout -- notebooks/{path.name}`."
-        ) from error
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    notebook = _read_without_outputs(path)
     manager = _kernel_manager()
     client = NotebookClient(
         notebook, km=manager, timeout=None, record_timing=False, coalesce_streams=True
@@ -283,28 +277,55 @@ async def execute(
                 on_cell(index + 1, count)
                 where = f"{path.name}, cell {index + 1} of {count} ({cell.get('id')})"
                 try:
-                    await client.async_execute_cell(
-                        cell, index, execution_count=client.code_cells_executed + 1
-                    )
-                except CellExecutionError as error:
+                    await _execute_cell(client, index, where, log)
+                except RunError:
                     on_failure(notebook)
-                    message = ANSI.sub("", f"{error.ename}: {error.evalue}").strip()
-                    raise RunError(f"{where} failed.\n  {message}") from error
-                except DeadKernelError as error:
-                    # nbclient takes every cancelled wait for a dead kernel.
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise asyncio.CancelledError from error
-                    on_failure(notebook)
-                    raise RunError(
-                        f"{where}: the kernel died, most often for want of memory."
-                        + _log_tail(log)
-                    ) from error
+                    raise
         finally:
             if client.kc is not None:
                 client.kc.stop_channels()
             await _stop_kernel(manager)
     return notebook
+
+
+def _read_without_outputs(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook as if none of its cells had been executed."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise RunError(
+            f"{path.name} is not a notebook that can be read ({error}): restore it "
+            f"with `git checkout -- notebooks/{path.name}`."
+        ) from error
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+async def _execute_cell(
+    client: NotebookClient, index: int, where: str, log: IO[bytes]
+) -> None:
+    """Execute one cell; a failure is told with `where` it was and the kernel's log."""
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    try:
+        await client.async_execute_cell(
+            client.nb.cells[index],
+            index,
+            execution_count=client.code_cells_executed + 1,
+        )
+    except CellExecutionError as error:
+        message = ANSI.sub("", f"{error.ename}: {error.evalue}").strip()
+        raise RunError(f"{where} failed.\n  {message}") from error
+    except DeadKernelError as error:
+        # nbclient takes every cancelled wait for a dead kernel.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from error
+        raise RunError(
+            f"{where}: the kernel died, most often for want of memory." + _log_tail(log)
+        ) from error
 
 
 def _shown(path: Path) -> str:
@@ -348,35 +369,18 @@ async def run(
     }
     folder = config.build / "run"
     if not in_place:
-        for path in paths:
-            for old in (folder / path.name, folder / f"{path.stem}.html"):
-                old.unlink(missing_ok=True)
-        figures = paths[0].parent / "figures"
-        if figures.is_dir():
-            shutil.copytree(figures, folder / "figures", dirs_exist_ok=True)
+        _prepare(folder, paths)
     results: list[Result] = []
     for position, path in enumerate(paths, start=1):
-        head = f"[{position}/{len(paths)}] {path.name}"
-        live = sys.stdout.isatty()
-
-        def show_cell(number: int, count: int, head: str = head, live=live) -> None:
-            if live:
-                print(f"\r{head}  cell {number}/{count} ", end="", flush=True)
 
         def keep_failed(notebook: nbformat.NotebookNode, path: Path = path) -> None:
             if not in_place:
                 write_text(folder / path.name, as_text(clean(notebook)))
 
-        print(head, end="", flush=True)
-        start = time.perf_counter()
-        try:
-            notebook = await execute(path, environ, show_cell, keep_failed)
-        except BaseException:
-            print("\r" + head + "  ✗" + " " * 12 if live else "  ✗", flush=True)
-            raise
-        seconds = time.perf_counter() - start
-        done = f"  {seconds:.1f} s"
-        print(f"\r{head}{done}{' ' * 12}" if live else done, flush=True)
+        head = f"[{position}/{len(paths)}] {path.name}"
+        notebook, seconds = await _execute_with_progress(
+            path, environ, head, keep_failed
+        )
         text = as_text(clean(notebook))
         if in_place:
             write_text(path, text)
@@ -388,6 +392,46 @@ async def run(
         # Lets a signal through that came while the files were written.
         await asyncio.sleep(0)
     return results
+
+
+def _prepare(folder: Path, paths: Sequence[Path]) -> None:
+    """Remove what earlier runs left of these notebooks, and copy their figures."""
+    for path in paths:
+        for old in (folder / path.name, folder / f"{path.stem}.html"):
+            old.unlink(missing_ok=True)
+    figures = paths[0].parent / "figures"
+    if figures.is_dir():
+        shutil.copytree(figures, folder / "figures", dirs_exist_ok=True)
+
+
+async def _execute_with_progress(
+    path: Path,
+    environ: Mapping[str, str],
+    head: str,
+    on_failure: Callable[[nbformat.NotebookNode], None],
+) -> tuple[nbformat.NotebookNode, float]:
+    """Execute one notebook, with its progress on a line that begins with `head`.
+
+    Returns:
+        The notebook, and the seconds that it took.
+    """
+    live = sys.stdout.isatty()
+
+    def show_cell(number: int, count: int) -> None:
+        if live:
+            print(f"\r{head}  cell {number}/{count} ", end="", flush=True)
+
+    print(head, end="", flush=True)
+    start = time.perf_counter()
+    try:
+        notebook = await execute(path, environ, show_cell, on_failure)
+    except BaseException:
+        print("\r" + head + "  ✗" + " " * 12 if live else "  ✗", flush=True)
+        raise
+    seconds = time.perf_counter() - start
+    done = f"  {seconds:.1f} s"
+    print(f"\r{head}{done}{' ' * 12}" if live else done, flush=True)
+    return notebook, seconds
 
 
 async def _stoppable(

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from utils.course import ROOT
 FACTS_FILE = ROOT / "data" / "sagemaker_facts.csv"
 WORDINGS_FILE = ROOT / "data" / "sagemaker_wordings.csv"
 COLUMNS = ("fact", "feature", "relation", "value")
+
+# --- the table ---
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,17 @@ def load_facts(path: Path = FACTS_FILE) -> list[Fact]:
 
 
 def _check_values_apart(facts: Sequence[Fact], path: Path) -> None:
+    """Raise if one value of a relation contains another."""
     values: dict[str, set[str]] = {}
     for fact in facts:
         values.setdefault(fact.relation, set()).add(fact.value)
-    for relation, found in values.items():
-        for one in found:
-            for other in found:
-                if one != other and _states(one, other):
-                    raise ValueError(
-                        f"{path.name}: of the relation {relation!r}, the value {one!r} "
-                        f"contains {other!r}; reword one of them."
-                    )
+    for relation, of_relation in values.items():
+        for longer, shorter in permutations(sorted(of_relation), 2):
+            if _states(longer, shorter):
+                raise ValueError(
+                    f"{path.name}: of the relation {relation!r}, the value {longer!r} "
+                    f"contains {shorter!r}; reword one of them."
+                )
 
 
 @cache
@@ -90,34 +93,39 @@ def _values(relation: str) -> frozenset[str]:
 
 
 def known_fact(fact_id: str) -> bool:
-    """Whether the course's table has this fact."""
+    """Return whether the course's table has this fact."""
     return fact_id in _table()
 
 
 def get_fact(fact_id: str) -> Fact:
-    """The fact with this id.
+    """Return the fact with this id.
 
     Raises:
         KeyError: if the table has no such fact.
     """
     if fact_id not in _table():
-        raise KeyError(f"{FACTS_FILE.name} has no fact {fact_id!r}.")
+        raise KeyError(f"{FACTS_FILE.name} has no fact {fact_id!r}: add it.")
     return _table()[fact_id]
+
+
+# --- what is right ---
 
 
 @lru_cache(maxsize=4096)
 def _words(text: str) -> str:
+    """Return the words of a text in lower case, each between two spaces."""
     # Thousands separators stay inside their number: "2,500" is one word, and not 500.
     text = re.sub(r"(?<=\d)[,.](?=\d)", "", text.lower())
     return " " + " ".join(re.findall(r"\w+", text)) + " "
 
 
 def _states(text: str, value: str) -> bool:
+    """Return whether a text holds a value, word for word."""
     return _words(value) in _words(text)
 
 
 def stated_values(answer: str, relation: str) -> set[str]:
-    """The values of a relation that an answer states.
+    """Return the values of a relation that an answer states.
 
     Case, punctuation and white space do not count; whole words do.
     """
@@ -125,13 +133,16 @@ def stated_values(answer: str, relation: str) -> set[str]:
 
 
 def is_right(answer: str, fact_id: str) -> bool:
-    """Whether an answer states the fact's value and no other value of that relation.
+    """Return whether an answer states the fact's value and no other of its relation.
 
     Raises:
         KeyError: if the course's table has no such fact.
     """
     fact = get_fact(fact_id)
     return stated_values(answer, fact.relation) == {fact.value}
+
+
+# --- wordings ---
 
 
 class Wording(NamedTuple):
@@ -144,30 +155,30 @@ class Wording(NamedTuple):
 
 @cache
 def _wordings() -> dict[str, list[Wording]]:
-    found: dict[str, list[Wording]] = {}
+    wordings: dict[str, list[Wording]] = {}
     with open(WORDINGS_FILE, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             relation = row.pop("relation")
-            found.setdefault(relation, []).append(Wording(**row))
-    return found
+            wordings.setdefault(relation, []).append(Wording(**row))
+    return wordings
 
 
 def wording_count(relation: str) -> int:
-    """How many wordings a relation has."""
+    """Return how many wordings a relation has."""
     return len(_wordings()[relation])
 
 
 def question(fact: Fact, wording: int) -> str:
-    """The fact asked for, such as "What limit does SageMaker Training have?"."""
+    """Ask for the fact, such as "What limit does SageMaker Training have?"."""
     return _wordings()[fact.relation][wording].question.format(f=fact.feature)
 
 
 def statement(fact: Fact, wording: int) -> str:
-    """The fact stated, without a full stop."""
+    """State the fact, without a full stop."""
     text = _wordings()[fact.relation][wording].statement
     return text.format(f=fact.feature, v=fact.value)
 
 
 def answer(fact: Fact, wording: int) -> str:
-    """One sentence of 10 to 50 words that answers `question(fact, wording)`."""
+    """Answer `question(fact, wording)` in one sentence of 10 to 50 words."""
     return statement(fact, wording) + _wordings()[fact.relation][wording].tail

@@ -1,7 +1,8 @@
-"""Load questions and answers from a CSV file as people have them, and split them.
+"""Load questions and answers from a CSV file as people have them.
 
-pandas reads the file. This module adds what people's files need before and after: the
-right encoding, delimiter and column names, clean text, and errors that name the row.
+pandas reads the file, and ftfy restores misread letters. This module adds what people's
+files need before and after: the right encoding, delimiter and column names, clean text,
+and errors that name the row.
 Row numbers are those a spreadsheet shows: the first line of the file is row 1.
 """
 
@@ -14,16 +15,12 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import ftfy
 import pandas
 
 from utils.course import CourseError
 from utils.dataset.facts import known_fact
-
-if TYPE_CHECKING:
-    pass
-
 
 # Names that people give the two columns, in the order in which they are preferred.
 COLUMN_NAMES = {
@@ -39,8 +36,25 @@ COLUMN_NAMES = {
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 MOST_COLUMNS = 40
 BLANK_MARKS = {"nan", "null", "#n/a", "<na>"}  # what exports write for "nothing"
-# Letters and signs beyond ASCII in UTF-8, as they look when read as Windows-1252.
-MISREAD = re.compile("[ÂÃâ][\u0080-\u00bf\u0152-\u02dc\u2018-\u203a\u20ac\u2122]")
+# Of what ftfy can mend, only text that was decoded with the wrong encoding: quotation
+# marks, HTML entities, widths and control characters stay as the file has them.
+MISREAD_ONLY = ftfy.TextFixerConfig(
+    unescape_html=False,
+    remove_terminal_escapes=False,
+    fix_encoding=True,
+    restore_byte_a0=True,
+    replace_lossy_sequences=False,
+    decode_inconsistent_utf8=True,
+    fix_c1_controls=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    uncurl_quotes=False,
+    fix_line_breaks=False,
+    fix_surrogates=False,
+    remove_control_chars=False,
+    normalization=None,
+    explain=False,
+)
 # First bytes of files that are often mistaken for CSV.
 OTHER_FORMATS = {
     b"PK\x03\x04": "an Excel workbook or another zip archive",
@@ -70,12 +84,13 @@ class Faqs:
 
     @property
     def has_facts(self) -> bool:
-        """Every row names a fact of the course's table: the test sets can be made."""
+        """Whether every row names a fact of the course's table, as test sets need."""
         if "fact" not in self.frame.columns:
             return False
         return not _unknown_facts(self.frame)
 
     def __len__(self) -> int:
+        """Return the number of pairs."""
         return len(self.frame)
 
     def _repr_markdown_(self) -> str:
@@ -109,7 +124,7 @@ def load_faqs(path: str | Path) -> Faqs:
 
 
 def _decode(path: Path, notes: list[str]) -> str:
-    """The file's text, whichever of the usual encodings it is in."""
+    """Return the file's text, whichever of the usual encodings it is in."""
     if path.is_dir():
         raise DataError(f"{path} is a folder: give the CSV file itself.")
     if not path.exists():
@@ -153,7 +168,7 @@ def _decode_as(path: Path, raw: bytes, encoding: str) -> str:
 
 
 def _read_cells(path: Path, text: str, notes: list[str]) -> pandas.DataFrame:
-    """All cells as text, without names; the index counts rows from 1."""
+    """Return all cells as text, without names; the index counts rows from 1."""
     text = text.replace("\x00", "")
     hint = re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)
     if hint:  # the line Excel writes for itself; its row number stays counted
@@ -181,7 +196,7 @@ def _read_cells(path: Path, text: str, notes: list[str]) -> pandas.DataFrame:
 
 
 def _explain(path: Path, message: str) -> str:
-    """pandas' parser error with the row as a spreadsheet counts, and the remedy."""
+    """Return the parser's error with the row as a spreadsheet counts, and a remedy."""
     start = re.search(r"EOF inside string starting at row (\d+)", message)
     if start:
         return (
@@ -198,7 +213,7 @@ def _explain(path: Path, message: str) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """The delimiter under which the first row holds known names, else the steadiest."""
+    """Return the delimiter that gives the first row known names, else the steadiest."""
     lines = [line for line in text.splitlines() if line.strip()][:50]
 
     def fields(line: str, mark: str) -> list[str]:
@@ -220,7 +235,7 @@ def _normal_name(name: str) -> str:
 
 
 def _known_columns(names: Iterable[str]) -> dict[str, int]:
-    """Which column holds the instruction and which the response, as far as known."""
+    """Find which column holds the instruction and which the response, if known."""
     normal = [_normal_name(name) for name in names]
     return {
         ours: normal.index(theirs[0])
@@ -286,7 +301,7 @@ def _name_columns(
 def _require_width(
     path: Path, cells: pandas.DataFrame, width: int, header_row: int
 ) -> None:
-    """No row may have text beyond the first row's columns: its texts have shifted."""
+    """Raise if a row has text beyond the first row's columns: its texts shifted."""
     beyond = cells.loc[:, width:]
     for row in beyond.index[(beyond != "").any(axis=1)]:
         found = max(i for i in cells.columns if cells.at[row, i] != "") + 1
@@ -334,8 +349,8 @@ def _drop_empty_lines(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataF
 
 
 def _clean(cells: pandas.Series, column: str, notes: list[str]) -> pandas.Series:
-    """Text without stray white space, invisible characters and misread letters."""
-    repaired = cells.map(_repair_misread)
+    """Return text without stray white space, invisible or misread characters."""
+    repaired = cells.map(lambda text: ftfy.fix_encoding(text, MISREAD_ONLY))
     if (changed := repaired != cells).any():
         notes.append(
             f"Letters misread in an earlier conversion (such as 'Ã©') were restored in "
@@ -365,16 +380,6 @@ def _tidy(text: str) -> str:
     return re.sub(r"[ \t]+(?=\n|$)", "", text).strip()
 
 
-def _repair_misread(text: str) -> str:
-    """Undo UTF-8 that was read as Windows-1252, where that is beyond doubt."""
-    if not MISREAD.search(text):
-        return text
-    try:
-        return text.encode("cp1252").decode("utf-8")
-    except UnicodeError:
-        return text
-
-
 def _require_text(path: Path, frame: pandas.DataFrame) -> None:
     for column in ("instruction", "response"):
         blank = frame.index[frame[column] == ""]
@@ -384,13 +389,13 @@ def _require_text(path: Path, frame: pandas.DataFrame) -> None:
             also = f" (also {_rows(blank[1:])})" if len(blank) > 1 else ""
             raise DataError(
                 f"{path.name}, row {blank[0]}{also}: expected {article} {column}, "
-                f"found none beside the {other} {frame.at[blank[0], other][:60]!r}. "
+                f"found none for the {other} {frame.at[blank[0], other][:60]!r}. "
                 "Fill it in or delete the row."
             )
 
 
 def _drop_repeated(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
-    """One answer for each question: the first."""
+    """Keep one answer for each question: the first."""
 
     def key(texts: pandas.Series) -> pandas.Series:
         return texts.str.casefold().str.replace(r"[\W_]+", " ", regex=True).str.strip()
@@ -414,7 +419,7 @@ def _drop_repeated(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFram
 
 
 def _rows(numbers: Iterable[int]) -> str:
-    """ "row 3" or "rows 3, 4, 5 and 12 more"."""
+    """Name rows, as in "row 3" or "rows 3, 4, 5, 6, 7 and 12 more"."""
     numbers = list(numbers)
     shown = ", ".join(str(number) for number in numbers[:5])
     more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
@@ -422,7 +427,7 @@ def _rows(numbers: Iterable[int]) -> str:
 
 
 def _unknown_facts(frame: pandas.DataFrame) -> list[int]:
-    """Rows whose fact is not in the course's table."""
+    """Return the rows whose fact is not in the course's table."""
     return list(frame.index[~frame["fact"].map(known_fact)])
 
 

@@ -3,7 +3,7 @@
 Rows for replay are instructions and responses like those of the first data set. Here
 they are the earlier skills of the lab model, drawn from the tasks that it was trained
 on; for another base, write rows of what that base must keep doing. A skill is kept in
-the form in which it is replayed: `as_before` leaves the course's template out.
+the form in which it is replayed: `in_corpus_form` leaves the course's template out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ReplayError(CourseError, ValueError):
 
 
 def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
-    """Instructions from the lab model's earlier skills, no instruction twice.
+    """Draw instructions from the lab model's earlier skills, none of them twice.
 
     A row takes the prompt of a task as its instruction and what the model learned to
     write after it as its response. The kinds of task go round. Pairs of words and of
@@ -62,12 +62,15 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
     return list(rows.values())
 
 
-def as_before(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
-    """The row with `prompt`, `completion` and `text` in the form of the lab's corpus.
+def in_corpus_form(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
+    """Return the row with its texts in the form of the lab model's corpus.
 
     Args:
         row: one of `skill_rows`.
         end_of_text: the tokenizer's token that ends every document of the corpus.
+
+    Returns:
+        The row and, added to it, `prompt`, `completion` and `text`.
     """
     prompt, completion = row["instruction"], f" {row['response']}\n{end_of_text}"
     text = prompt + completion
@@ -77,7 +80,7 @@ def as_before(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
 def with_replay(
     dataset: DatasetDict, share: float, seed: int = DEFAULT_SEED
 ) -> Dataset:
-    """The training rows, and so many of the part `replay` that they are this share.
+    """Return the training rows, and as many for replay as make up this share.
 
     Args:
         dataset: what 03_dataset_templating.ipynb writes, with `train` and `replay`.
@@ -108,7 +111,7 @@ def with_replay(
     replay = dataset["replay"].select_columns(list(TRAINED_COLUMNS))
     if count > len(replay):
         raise ReplayError(
-            f"A share of {share:g} takes {count} rows for replay beside {len(train)} "
+            f"A share of {share:g} takes {count} rows for replay with {len(train)} "
             f"training rows, and there are {len(replay)}: lower the share, or write "
             "more with `skill_rows`."
         )
@@ -134,7 +137,7 @@ def _seen_pairs(rule: str) -> list[tuple[str, str]]:
 def _completed(
     generator: random.Random, known: list[tuple[str, str]]
 ) -> tuple[str, str]:
-    """Some pairs of a relation, and one more to complete."""
+    """Write some pairs of a relation, and one more to complete."""
     *shown, (word, answer) = generator.sample(
         known, generator.randint(2, MOST_EXAMPLES)
     )
@@ -144,9 +147,9 @@ def _completed(
 def _problem(worked: bool) -> Callable[[random.Random], tuple[str, str]]:
     def write(generator: random.Random) -> tuple[str, str]:
         kinds, shares = list(PROBLEM_KINDS), list(PROBLEM_KINDS.values())
-        one = problem(generator, generator.choices(kinds, shares)[0], held=False)
-        prompt = one.prompt(worked)
-        return prompt, one.document(worked).removeprefix(prompt).strip()
+        drawn = problem(generator, generator.choices(kinds, shares)[0], held=False)
+        prompt = drawn.prompt(worked)
+        return prompt, drawn.document(worked).removeprefix(prompt).strip()
 
     return write
 

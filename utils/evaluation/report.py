@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from utils.colours import AFTER, BEFORE
 from utils.course import CourseError
 from utils.evaluation.scores import Estimate
 from utils.files import write_text
@@ -26,7 +27,7 @@ PART_NAMES = {
 }
 
 STYLE = """
-:root { color-scheme: light dark; --blue: #2268b2; --grey: #9aa3ab; }
+:root { color-scheme: light dark; --blue: AFTER; --grey: BEFORE; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52em; margin: 2em auto;
   padding: 0 1em; }
 h1 { line-height: 1.2; } h2 { margin-top: 1.8em; }
@@ -37,7 +38,7 @@ td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
 small, figcaption { opacity: .75; } figure { margin: 1em 0; }
 svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size: 13px; }
-"""
+""".replace("AFTER", AFTER).replace("BEFORE", BEFORE)
 
 
 class ReportError(CourseError, ValueError):
@@ -81,6 +82,7 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> tuple[Path, P
 
 
 def _plain(value: Any) -> dict[str, float]:
+    """Turn an estimate into what JSON can hold."""
     if isinstance(value, Estimate):
         return asdict(value)
     raise TypeError(
@@ -218,9 +220,7 @@ def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     for number, (name, row) in enumerate(right.items()):
         top = step * number + 4
         parts.append(f'<text x="0" y="{top + 25}">{escape(name)}</text>')
-        for place, (system, colour) in enumerate(
-            (("base", "#9aa3ab"), ("tuned", "#2268b2"))
-        ):
+        for place, (system, colour) in enumerate((("base", BEFORE), ("tuned", AFTER))):
             score, y = row[system], top + 21 * place
             low, high = (left + width * score[bound] for bound in ("low", "high"))
             parts.append(
@@ -231,9 +231,9 @@ def _bars(right: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             )
     base = height - 6
     parts.append(
-        f'<rect x="{left}" y="{base - 10}" width="11" height="11" fill="#9aa3ab"/>'
+        f'<rect x="{left}" y="{base - 10}" width="11" height="11" fill="{BEFORE}"/>'
         f'<text x="{left + 16}" y="{base}">before</text>'
-        f'<rect x="{left + 80}" y="{base - 10}" width="11" height="11" fill="#2268b2"/>'
+        f'<rect x="{left + 80}" y="{base - 10}" width="11" height="11" fill="{AFTER}"/>'
         f'<text x="{left + 96}" y="{base}">after</text>'
     )
     return "".join(parts) + "</svg>"

@@ -1,11 +1,17 @@
-"""Checks of the learners' answers to the exercises.
+"""What the checks of all exercises share: verdicts, hints, and the decorator.
 
 Each `check_…` function takes the answer first, then what it needs to judge it. It
 returns a `Verdict`, which a cell's last line shows. An untouched stub (`...`) gets a
 hint and the notebook runs on; a wrong answer gets the hint for that mistake.
 
-To add an exercise, write a function that raises `Wrong` with a hint or returns what a
-right answer deserves to hear. Decorate it with `@exercise("what to replace ... with")`.
+To add an exercise:
+
+1. Write a function in `lesson_NN` that raises `Wrong` with a hint or returns what a
+   right answer deserves to hear. Decorate it with
+   `@exercise("what to replace ... with")`.
+2. Put the stub, the check and the solution into the notebook of the lesson.
+3. Plant at least two mistakes for it in `tests/support/wrong_answers/lesson_NN.py`,
+   each with the hint that it must get. Without them, tests fail.
 """
 
 from __future__ import annotations
@@ -33,9 +39,11 @@ class Verdict:
     message: str
 
     def __bool__(self) -> bool:
+        """Return whether the answer is right."""
         return bool(self.passed)
 
     def __repr__(self) -> str:
+        """Return the line that a notebook shows."""
         sign = {None: "Not tried yet:", True: "✓", False: "✗ Not yet:"}[self.passed]
         return f"{sign} {self.message}"
 
@@ -63,7 +71,7 @@ def exercise(task: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]
 
 
 def _untouched(answer: Any) -> bool:
-    """`...` itself, or a list or dictionary in which one is left."""
+    """Return whether an answer is `...`, or a list or dictionary that still has one."""
     if isinstance(answer, Mapping):
         answer = list(answer.values())
     if isinstance(answer, list | tuple):
@@ -71,34 +79,33 @@ def _untouched(answer: Any) -> bool:
     return answer is ...
 
 
-def _require(kind: type | tuple[type, ...], answer: Any, wanted: str) -> None:
-    if not isinstance(answer, kind) or isinstance(answer, bool):
-        raise Wrong(f"expected {wanted}, found {type(answer).__name__}.")
+def require_type(
+    expected: type | tuple[type, ...], answer: Any, description: str
+) -> None:
+    """Accept an answer of the expected type; True and False are not numbers.
+
+    Args:
+        expected: a type or several.
+        answer: the learner's answer, or a part of it.
+        description: what is expected, in words.
+
+    Raises:
+        Wrong: if it is of another type.
+    """
+    if not isinstance(answer, expected) or isinstance(answer, bool):
+        raise Wrong(f"expected {description}, found {type(answer).__name__}.")
 
 
-def _number(answer: Any, wanted: str) -> float:
-    """The answer as a number; numpy's and torch's are accepted."""
+def read_number(answer: Any, description: str) -> float:
+    """Return the answer as a number; numpy's and torch's are accepted.
+
+    Args:
+        answer: the learner's answer, or a part of it.
+        description: what is expected, in words.
+
+    Raises:
+        Wrong: if it is not a number.
+    """
     answer = answer.item() if hasattr(answer, "item") else answer
-    _require((int, float), answer, wanted)
+    require_type((int, float), answer, description)
     return answer
-
-
-# 01_language_models, first half
-
-
-# 01_language_models, second half
-
-
-# 02_prompting
-
-
-# 03_dataset_templating
-
-
-# 04_lora_training
-
-
-# 05_evaluation
-
-
-# 06_djl_deployment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from utils.exercises.frame import Wrong, _number, _require, exercise
+from utils.exercises.frame import Wrong, exercise, read_number, require_type
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @exercise("a number of tokens")
 def check_survivors(survivors: int, scores: torch.Tensor) -> str:
-    """How many tokens temperature 2 and then a top-p of 0.9 leave to draw from.
+    """Check how many tokens temperature 2 and then a top-p of 0.9 leave to draw from.
 
     Args:
         survivors: the learner's answer.
@@ -24,7 +24,7 @@ def check_survivors(survivors: int, scores: torch.Tensor) -> str:
         chances = (scores / temperature).softmax(-1).sort(descending=True).values
         return int((chances.cumsum(-1) - chances < 0.9).sum())
 
-    count, right = _number(survivors, "a number of tokens"), kept(2)
+    count, right = read_number(survivors, "a number of tokens"), kept(2)
     if count == right:
         return "bend first, then cut: that is what stays in the draw."
     if count == right - 1:
@@ -48,7 +48,7 @@ def check_survivors(survivors: int, scores: torch.Tensor) -> str:
 
 @exercise("a function of a word and a list of merges")
 def check_encode(encode: Callable[[str, list[tuple[str, str]]], list[str]]) -> str:
-    """A function that cuts a word by byte-pair merges, in the order of their list."""
+    """Check a function that cuts a word by byte-pair merges, in their order."""
     if not callable(encode):
         raise Wrong(f"expected a function, found {type(encode).__name__}.")
 
@@ -92,7 +92,7 @@ def check_encode(encode: Callable[[str, list[tuple[str, str]]], list[str]]) -> s
 def check_attention_weights(
     weights: Sequence[float], dots: Sequence[float], head_width: int
 ) -> str:
-    """Attention weights of the second token, under a causal mask.
+    """Check the attention weights of the second token, under a causal mask.
 
     Args:
         weights: the learner's answer.
@@ -102,13 +102,13 @@ def check_attention_weights(
     import torch
 
     weights = weights.tolist() if hasattr(weights, "tolist") else weights
-    _require((list, tuple), weights, "a list of numbers")
+    require_type((list, tuple), weights, "a list of numbers")
     if len(weights) != len(dots):
         raise Wrong(
             f"{len(weights)} weights for {len(dots)} tokens: give one for each; a "
             "token that is masked gets 0."
         )
-    given = torch.tensor([_number(weight, "numbers") for weight in weights])
+    given = torch.tensor([read_number(weight, "numbers") for weight in weights])
     dots = torch.as_tensor(dots, dtype=torch.float)
     scores = dots / head_width**0.5
     earlier = torch.arange(len(dots)) < 2
@@ -181,8 +181,8 @@ _ADAPTATIONS = {
 
 @exercise("four ways, one for each team")
 def check_adaptation(ways: Mapping[str, str]) -> str:
-    """The cheapest way to adapt a model that will do, for each of four teams."""
-    _require(Mapping, ways, "a dictionary")
+    """Check the cheapest way to adapt a model that will do, for each of four teams."""
+    require_type(Mapping, ways, "a dictionary")
     known = {way for way, _ in _ADAPTATIONS.values()}
     for team, (best, hints) in _ADAPTATIONS.items():
         if team not in ways:

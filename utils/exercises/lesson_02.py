@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from utils.exercises.frame import Wrong, _number, _require, exercise
+from utils.exercises.frame import Wrong, exercise, read_number, require_type
 
 HONEST_INPUTS = ("duck", "Norway", "polar bear")
 SMUGGLED_INPUTS = (
@@ -19,7 +19,7 @@ SMUGGLED_INPUTS = (
 
 @exercise('a prompt of two lines, the second one "duck -"')
 def check_steering_prompt(prompt: str, complete: Callable[[str], str]) -> str:
-    """A one-example prompt that asks for the place where ducks live.
+    """Check a one-example prompt that asks for the place where ducks live.
 
     Args:
         prompt: the learner's answer.
@@ -27,7 +27,7 @@ def check_steering_prompt(prompt: str, complete: Callable[[str], str]) -> str:
     """
     from utils.tasks import RELATIONS
 
-    _require(str, prompt, "a prompt in quotation marks")
+    require_type(str, prompt, "a prompt in quotation marks")
     if prompt != prompt.rstrip():
         raise Wrong(
             "the prompt ends in white space. The space before an answer belongs to the "
@@ -73,8 +73,8 @@ def check_steering_prompt(prompt: str, complete: Callable[[str], str]) -> str:
 
 @exercise("a number of tokens")
 def check_budget(budget: int, solution_lengths: Sequence[int]) -> str:
-    """The number of new tokens that lets every solution end, without much waste."""
-    budget = _number(budget, "a whole number of tokens")
+    """Check a budget of new tokens: every solution ends, and little is wasted."""
+    budget = read_number(budget, "a whole number of tokens")
     longest, mean = max(solution_lengths), sum(solution_lengths) / len(solution_lengths)
     cut = sum(length > budget for length in solution_lengths)
     if budget != int(budget):
@@ -99,7 +99,7 @@ def check_budget(budget: int, solution_lengths: Sequence[int]) -> str:
 
 @exercise("a function that returns True or False")
 def check_guard(guard: Callable[[str], bool]) -> str:
-    """A function that lets one word, or two, through and nothing else."""
+    """Check a function that lets one word, or two, through and nothing else."""
     if not callable(guard):
         raise Wrong("expected a function: `def guard(text): ...`.")
     verdicts = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from utils.exercises.frame import Wrong, _number, _require, exercise
+from utils.exercises.frame import Wrong, exercise, read_number, require_type
 from utils.helpers import END_KEY, IGNORED, INSTRUCTION_KEY, RESPONSE_KEY
 
 
@@ -12,9 +12,9 @@ from utils.helpers import END_KEY, IGNORED, INSTRUCTION_KEY, RESPONSE_KEY
 def check_labels(
     labels: Sequence[int], prompt_ids: Sequence[int], completion_ids: Sequence[int]
 ) -> str:
-    """Labels of a row: -100 over the prompt, the token ids over the completion."""
+    """Check labels: -100 over the prompt, the token ids over the completion."""
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
-    _require((list, tuple), labels, "a list of numbers")
+    require_type((list, tuple), labels, "a list of numbers")
     labels, prompt, completion = list(labels), list(prompt_ids), list(completion_ids)
     right = [IGNORED] * len(prompt) + completion
     if labels == right:
@@ -51,8 +51,8 @@ def check_labels(
 
 @exercise("the share of the batch that is padding, a number between 0 and 1")
 def check_padding_share(share: float, lengths: Sequence[int]) -> str:
-    """Share of a batch's positions that hold padding, for rows of these lengths."""
-    share = _number(share, "a number between 0 and 1")
+    """Check the share of a batch that is padding, for rows of these lengths."""
+    share = read_number(share, "a number between 0 and 1")
     total, real = len(lengths) * max(lengths), sum(lengths)
     right = (total - real) / total
 
@@ -79,8 +79,8 @@ def check_padding_share(share: float, lengths: Sequence[int]) -> str:
 
 @exercise("the two texts of the record")
 def check_record(record: Mapping[str, str], text: str) -> str:
-    """A record for another task, here sentiment, about the given text."""
-    _require(Mapping, record, "a dictionary with `instruction` and `response`")
+    """Check a record for another task, here sentiment, about the given text."""
+    require_type(Mapping, record, "a dictionary with `instruction` and `response`")
     for key in ("instruction", "response"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise Wrong(f"there is no text under the key {key!r}.")
@@ -115,8 +115,14 @@ def check_record(record: Mapping[str, str], text: str) -> str:
 
 @exercise("the number of rows for replay")
 def check_replay_rows(count: int, n_train: int, share: float) -> str:
-    """How many rows for replay make up a share of all rows, beside `n_train` others."""
-    count = _number(count, "a number of rows")
+    """Check how many rows for replay make up a share of all rows.
+
+    Args:
+        count: the learner's answer.
+        n_train: the training rows, which all stay.
+        share: of replay in all rows, from 0 to below 1.
+    """
+    count = read_number(count, "a number of rows")
     right = n_train * share / (1 - share)
 
     def close(value: float) -> bool:

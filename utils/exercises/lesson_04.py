@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.exercises.frame import Wrong, _number, exercise
+from utils.exercises.frame import Wrong, exercise, read_number
 
 
 @exercise("the number of parameters that LoRA would train")
 def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str:
-    """Trainable parameters of LoRA at a rank, on the layers of one name only.
+    """Check the trainable parameters of LoRA at a rank, on the layers of one name only.
 
     Args:
         count: the learner's answer.
@@ -18,7 +18,7 @@ def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str
         rank: of the matrices.
         target: the layers' name, as peft takes it in `target_modules`.
     """
-    count = _number(count, "a whole number")
+    count = read_number(count, "a whole number")
     shapes = _linear_shapes(model, target)
     right = _count_by_peft(model, rank, target)
     if count == right:
@@ -48,7 +48,7 @@ def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str
 
 
 def _count_by_peft(model: Any, rank: int, target: str) -> int:
-    """What peft would train on a copy of the model that takes no memory."""
+    """Count what peft would train on a copy of the model that takes no memory."""
     import copy
 
     import torch
@@ -65,7 +65,7 @@ def _count_by_peft(model: Any, rank: int, target: str) -> int:
 
 
 def _linear_shapes(model: Any, target: str | None = None) -> list[tuple[int, int]]:
-    """Inputs and outputs of the linear layers of one name, or of all but the output."""
+    """Return the sizes of the linear layers of one name, or of all but the output."""
     from torch import nn
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -82,8 +82,8 @@ def _linear_shapes(model: Any, target: str | None = None) -> list[tuple[int, int
 
 @exercise("the number of an epoch")
 def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
-    """The epoch after which the held-out loss was lowest, in a history of any run."""
-    epoch = _number(epoch, "the number of an epoch")
+    """Check the epoch after which the held-out loss was lowest, in any history."""
+    epoch = read_number(epoch, "the number of an epoch")
     held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}
     training = {row["epoch"]: row["loss"] for row in history if "loss" in row}
     best = min(held_out, key=held_out.__getitem__)

@@ -6,21 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.exercises.frame import Wrong, _number, exercise
+from utils.exercises.frame import Wrong, exercise, read_number
 
 
 @exercise("the loss of a token")
 def check_held_out_loss(
     loss: float, batch_losses: Sequence[float], batch_tokens: Sequence[int]
 ) -> str:
-    """The token-weighted loss, from the mean loss and the tokens of each batch.
+    """Check the token-weighted loss, from the mean loss and the tokens of each batch.
 
     Args:
         loss: the learner's answer.
         batch_losses: mean loss of a token in each batch, in nats.
         batch_tokens: labelled tokens of each batch.
     """
-    loss = _number(loss, "a loss")
+    loss = read_number(loss, "a loss")
     pairs = list(zip(batch_losses, batch_tokens, strict=True))
     total, tokens = sum(one * n for one, n in pairs), sum(batch_tokens)
 
@@ -49,7 +49,7 @@ def check_held_out_loss(
 
 @exercise("a function of an answer and the expected text")
 def check_token_f1(f1: Callable[[str, str], float]) -> str:
-    """Token F1 of two texts, with words as `evaluation.words` gives them."""
+    """Check a function for the token F1 of two texts, by words as `scores.words`."""
     from utils.evaluation.scores import token_f1, words
 
     if not callable(f1):
@@ -73,7 +73,7 @@ def check_token_f1(f1: Callable[[str, str], float]) -> str:
                 f"f1({answer!r}, {expected!r}) raises {type(problem).__name__}: "
                 f"{problem}."
             ) from None
-        found = _number(found, f"a number from f1({answer!r}, {expected!r})")
+        found = read_number(found, f"a number from f1({answer!r}, {expected!r})")
         right = token_f1(answer, expected)
         if math.isclose(found, right, abs_tol=1e-6):
             continue
@@ -108,7 +108,7 @@ def check_token_f1(f1: Callable[[str, str], float]) -> str:
 
 @exercise('a vote on each pair: "A", "B" or "="')
 def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
-    """Whether every pair has a vote; which one is for the learner to say."""
+    """Check that every pair has a vote; which one is for the learner to say."""
     from utils.evaluation.judging import VOTES
 
     if isinstance(votes, str) or not isinstance(votes, Sequence):
@@ -133,7 +133,7 @@ def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
 
 @exercise("a number of questions")
 def check_questions(n_questions: int, differences: Sequence[float], gain: float) -> str:
-    """How many questions show a gain of this size four times in five.
+    """Check how many questions show a gain of this size four times in five.
 
     Args:
         n_questions: the learner's answer.
@@ -142,7 +142,7 @@ def check_questions(n_questions: int, differences: Sequence[float], gain: float)
     """
     from utils.evaluation.scores import questions_needed
 
-    n_questions = _number(n_questions, "a number of questions")
+    n_questions = read_number(n_questions, "a number of questions")
     count = len(differences)
     mean = sum(differences) / count
     spread = math.sqrt(sum((one - mean) ** 2 for one in differences) / count)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.exercises.frame import Wrong, _number, _require, exercise
+from utils.exercises.frame import Wrong, exercise, read_number, require_type
 
 # Below these, drawing is as good as taking the likeliest token.
 LEAST_FOR_A_DRAW = {"temperature": 0.2, "top_p": 0.2, "top_k": 2}
@@ -16,10 +16,10 @@ FORGOTTEN_HOURS = 62  # Friday 18:00 to Monday 8:00
 
 @exercise("the text of a serving.properties, in three quotation marks")
 def check_serving_properties(text: str) -> str:
-    """A serving.properties: adapter in `lora`, base in `base`, batches of four."""
+    """Check a serving.properties: adapter in `lora`, base in `base`, batches of 4."""
     from utils.djl_python.layout import ENGINES, LoadError, parse_properties
 
-    _require(str, text, "text")
+    require_type(str, text, "text")
     try:
         found = parse_properties(text)
     except LoadError as problem:
@@ -58,7 +58,7 @@ def check_serving_properties(text: str) -> str:
 
 
 def _findings_with(properties: str) -> list[Any]:
-    """What `artifact.validate` finds in an archive with this serving.properties."""
+    """Return what `artifact.validate` finds in an archive with these properties."""
     from utils.deployment import artifact
 
     no_tensors = b"\2" + bytes(7) + b"{}"  # the shortest safetensors file there is
@@ -80,14 +80,14 @@ def _findings_with(properties: str) -> list[Any]:
 def check_payload(
     payload: Mapping[str, Any], ask: Callable[..., Any], question: str
 ) -> str:
-    """A request for at most 20 new tokens, sampled, and the same when sent again.
+    """Check a request for up to 20 new tokens, sampled, and the same when sent again.
 
     Args:
         payload: the learner's answer.
         ask: sends a payload to the endpoint and returns its reply.
         question: what is to be asked.
     """
-    _require(Mapping, payload, "a dictionary")
+    require_type(Mapping, payload, "a dictionary")
     if payload.get("inputs") != question:
         raise Wrong('"inputs" holds the question, as it stands in `question`.')
     parameters = payload.get("parameters")
@@ -131,13 +131,13 @@ def check_payload(
 
 @exercise("an amount in US dollars")
 def check_forgotten_endpoint(cost: float, price: float) -> str:
-    """What an endpoint costs from Friday 18:00 to Monday 8:00.
+    """Check what an endpoint costs from Friday 18:00 to Monday 8:00.
 
     Args:
         cost: the learner's answer, in US dollars.
         price: of an hour.
     """
-    found = _number(cost, "an amount in US dollars")
+    found = read_number(cost, "an amount in US dollars")
     for hours, hint in {
         14: "Saturday and Sunday are billed too.",
         38: "that is one day too few: Saturday and Sunday have 24 hours each.",

@@ -1,0 +1,40 @@
+"""The course's colours, named for what they are or show; values as HTML writes them."""
+
+from __future__ import annotations
+
+# --- plots ---
+
+BLUE = "#2268b2"
+ORANGE = "#d8721c"
+GREEN = "#3a8f4d"
+VIOLET = "#8a5bb5"
+RED = "#b0413e"
+GREY = "#777777"
+SERIES = (BLUE, ORANGE, GREEN, VIOLET, RED)
+"""One for each series of a plot, in this order."""
+
+# --- tokens ---
+# Translucent, so that they lie on a light ground as well as on a dark one.
+
+LEARNED_GROUND = "rgba(58,143,77,.30)"  # GREEN
+READ_GROUND = "rgba(128,128,128,.14)"
+PADDING_OUTLINE = "rgba(128,128,128,.7)"
+
+
+def surprise_ground(share: float) -> str:
+    """Return red, the fuller the larger `share` is, from 0 to 1."""
+    return f"rgba(200,50,40,{0.85 * share:.2f})"
+
+
+# --- the evaluation report ---
+
+BEFORE = "#9aa3ab"
+AFTER = BLUE
+
+# --- the road map ---
+
+CARD = "#f4f6f8"
+LIT = "#0b5cad"
+LIT_INK = "#ffffff"
+UNLIT = "#ffffff"
+INK = "#24323f"
