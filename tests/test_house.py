@@ -21,7 +21,7 @@ from utils.course import ROOT
 
 PACKAGES = sorted(path.parent for path in UTILS.rglob("__init__.py"))
 # Stands in for a package from which artifacts import names: the only one with code.
-PACKAGES_WITH_CODE = {UTILS / "djl_python"}
+PACKAGES_WITH_CODE = {UTILS, UTILS / "djl_python"}
 LINE = re.compile(r"^- ((?:`\w+`(?:, )?)+): .+", re.MULTILINE)
 IN_AN_ARTIFACT = {"model.py"}  # not a file of the repository
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")

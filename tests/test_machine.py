@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from support.machines import T4
-from utils import machine
+from utils import machine, models
 from utils.course import ROOT, ConfigError, run_config
 from utils.machine import (
     LAB_SHAPES,
@@ -25,13 +25,11 @@ from utils.machine import (
     Race,
     cpu_has_bf16,
     fastest_cpu_dtype,
-    model_shapes,
     openmp_environment,
     openmp_setting,
     precision_race,
-    this_machine,
 )
-from utils.models import MODELS, load_model
+from utils.models import MODELS, load_model, model_shapes, this_machine
 
 # --- threads ---
 
@@ -147,7 +145,8 @@ class Clock:
 def cpu(monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes this a CPU with bfloat16 and given speeds."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: True)
+    for module in (machine, models):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
     precision_race.cache_clear()
 
     def make(float32: float, bfloat16: float) -> Clock:
@@ -191,7 +190,8 @@ def test_no_race_where_nobody_trains_or_there_is_nothing_to_decide(
     clock = cpu(0.02, 0.01)
     assert not this_machine(race=False).bf16
     load_model(MODELS["lab"])
-    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: False)
+    for module in (machine, models):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
     assert "no bfloat16 in hardware" in str(this_machine())
     assert fastest_cpu_dtype() == torch.float32
     assert set(clock.ran.values()) == {0}

@@ -299,7 +299,7 @@ client.get_waiter("endpoint_in_service").config.delay = 1
 while client.describe_endpoint(EndpointName="m")["EndpointStatus"] == "Creating":
     time.sleep(0.1)
 print("up", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

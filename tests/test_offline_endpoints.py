@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from support.endpoints import (
     ECHO,
+    FOR_EVER,
     answering,
     ask,
     deploy,
@@ -385,7 +386,7 @@ def test_deleting_stops_the_worker(aws, guard) -> None:
 
 
 def test_deleting_while_creating_leaves_nothing(aws, guard) -> None:
-    slow = ECHO.replace("return None", "__import__('time').sleep(30)")
+    slow = ECHO.replace("return None", f"time.sleep({FOR_EVER})")
     endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
     own = OfflineAws.running().endpoints[endpoint.endpoint_name]
     container = own.variants[0].container
@@ -400,7 +401,7 @@ def test_deleting_while_creating_leaves_nothing(aws, guard) -> None:
 def test_deleting_while_updating_leaves_nothing(aws, guard) -> None:
     endpoint = deploy(aws, guard, upload(aws, guard, answering("old")))
     wait_until_in_service(aws, endpoint, say=lambda _: None)
-    slow = ECHO.replace("return None", "time.sleep(30)")
+    slow = ECHO.replace("return None", f"time.sleep({FOR_EVER})")
     new = new_config(aws, guard, {"model.py": slow}, "new")
     own = OfflineAws.running().endpoints[endpoint.endpoint_name]
     client = aws.session.client("sagemaker")
@@ -430,7 +431,7 @@ def test_deleting_at_once_leaves_nothing(aws, guard, pause) -> None:
 
 
 def test_container_that_is_killed_while_loading_is_failed(aws, guard) -> None:
-    slow = ECHO.replace("return None", "__import__('time').sleep(60)")
+    slow = ECHO.replace("return None", f"time.sleep({FOR_EVER})")
     endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
     own = OfflineAws.running().endpoints[endpoint.endpoint_name]
     server, worker = wait_for_worker(own.variants[0].container)
@@ -441,7 +442,7 @@ def test_container_that_is_killed_while_loading_is_failed(aws, guard) -> None:
 
 
 def test_container_that_takes_too_long_is_ended(tmp_path) -> None:
-    slow = ECHO.replace("return None", "__import__('time').sleep(60)")
+    slow = ECHO.replace("return None", f"time.sleep({FOR_EVER})")
     (tmp_path / "model.py").write_text(slow)
     container = Container(str(tmp_path), {})
     assert container.start(3) == "The container was not ready after 3 s."

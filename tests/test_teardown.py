@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import nbformat
 import psutil
@@ -68,7 +69,8 @@ def environment(tmp_path_factory):
     }
 
 
-def break_off(environment, ways, *cells, timeout):
+def break_off(environment, ways, *cells, timeout) -> dict[str, Any]:
+    """Break the notebook off in these ways at these cells; return what is left."""
     done = subprocess.run(
         [sys.executable, interrupted_notebook.__file__, ways, *cells],
         env=environment,
@@ -104,7 +106,7 @@ def test_broken_off_at_any_cell_it_leaves_nothing(environment, way) -> None:
 
 
 def allowed() -> dict[str, list[str]]:
-    """Action → resources, of the policy."""
+    """Return the resources of each action that the policy allows."""
     found: dict[str, list[str]] = {}
     for statement in json.loads(POLICY.read_text("utf-8"))["Statement"]:
         actions, resources = statement["Action"], statement["Resource"]
@@ -115,7 +117,8 @@ def allowed() -> dict[str, list[str]]:
     return found
 
 
-def action_of(call):
+def action_of(call: dict[str, Any]) -> str | None:
+    """Return the action that a call needs the right to, if any."""
     key = (call["service"], call["operation"])
     return ACTIONS.get(key, ":".join(key))
 
@@ -198,6 +201,7 @@ def test_interrupted_run_leaves_no_process(environment) -> None:
 
 
 def serves_from_s3(process: psutil.Process) -> bool:
+    """Say whether a process is the container of an endpoint."""
     try:
         return any(part.startswith("s3://") for part in process.cmdline())
     except psutil.Error:

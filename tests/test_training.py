@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils import machine
+from utils import machine, models
 from utils.files import FileError
 from utils.helpers import add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
@@ -310,12 +310,12 @@ def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path) -> None:
 def raced(monkeypatch):
     """Return a function that makes the race's result what it is told."""
     monkeypatch.delenv("COURSE_DTYPE", raising=False)
-    for module in (machine, resuming):
+    for module in (models, resuming):
         monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
 
     def won_by(bfloat16):
         times = machine.Race(1.0, 0.5 if bfloat16 else 2.0)
-        monkeypatch.setattr(machine, "precision_race", lambda shapes: times)
+        monkeypatch.setattr(models, "precision_race", lambda shapes: times)
 
     return won_by
 

@@ -8,6 +8,7 @@ What all lessons share:
 - `machine`: processor or card, how threads wait, and which precision is faster.
 - `tasks`: few-shot relations, rules and word problems that the lab model is asked.
 - `ngrams`: next tokens from counts, to compare a model with.
+- `colours`: the colours of plots, report and road map.
 - `files`: files and folders written whole or not at all.
 
 A wing for each lesson's subject:

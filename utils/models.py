@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from utils.course import ROOT, CourseError, portable_name
+from utils.course import (
+    ROOT,
+    ConfigError,
+    CourseError,
+    portable_name,
+    run_config,
+    wanted_dtype,
+)
 from utils.helpers import END_KEY, encode_prompts
-from utils.machine import Machine, this_machine
+from utils.machine import (
+    LAB_SHAPES,
+    Machine,
+    Shape,
+    cpu_has_bf16,
+    openmp_setting,
+    precision_race,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -152,6 +167,84 @@ def settings_for(name: str) -> ModelSettings:
         source=name,
         machine="not known: a GPU if it has more than a few million parameters",
     )
+
+
+def this_machine(race: bool = True) -> Machine:
+    """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints.
+
+    Args:
+        race: decide between float32 and bfloat16 where nothing else does, which takes
+            half a second once per process. Without it, `bf16` is False there.
+
+    Raises:
+        ConfigError: if COURSE_DTYPE names a type that is no choice on this machine.
+    """
+    wanted, threads = wanted_dtype(), torch.get_num_threads()
+    asked = f"{wanted}, as COURSE_DTYPE says"
+    if not torch.cuda.is_available():
+        if wanted == "float16":
+            raise ConfigError(
+                "COURSE_DTYPE is 'float16', which no CPU trains in: give 'float32' or "
+                "'bfloat16', or unset it to let a race decide."
+            )
+        if wanted:
+            bf16, precision = wanted == "bfloat16", asked
+        elif race and cpu_has_bf16():
+            result = precision_race(model_shapes())
+            bf16, precision = result.winner == "bfloat16", str(result)
+        else:
+            bf16, precision = False, ""
+            if cpu_has_bf16():
+                precision = "bfloat16 in hardware"
+        waiting = openmp_setting()
+        return Machine(
+            None, 0.0, 0.0, bf16, threads, precision=precision, waiting=waiting
+        )
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    if wanted == "float32":
+        raise ConfigError(
+            f"COURSE_DTYPE is 'float32', but on a GPU ({name}) the course trains in 16 "
+            "bits: give 'bfloat16' or 'float16', or unset it."
+        )
+    # Cards before compute capability 8 (such as the T4) only emulate bfloat16.
+    capability = torch.cuda.get_device_capability()
+    return Machine(
+        name,
+        total / 1e9,
+        free / 1e9,
+        bf16=wanted == "bfloat16" if wanted else capability >= (8, 0),
+        threads=threads,
+        capability="{}.{}".format(*capability),
+        cuda=torch.version.cuda,
+        precision=asked if wanted else "",
+    )
+
+
+def model_shapes(model: str | None = None) -> tuple[Shape, ...]:
+    """Return the shapes of the linear layers in one block of a model.
+
+    Args:
+        model: as in COURSE_MODEL, which is the default. Where its config.json is
+            neither in a folder nor in the cache, the lab model's shapes are given:
+            this downloads nothing.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = settings_for(model or run_config().model)
+    file: object = Path(settings.source) / "config.json"
+    if not Path(settings.source).is_dir():
+        file = try_to_load_from_cache(
+            settings.source, "config.json", revision=settings.revision
+        )
+    try:
+        config = json.loads(Path(file).read_text("utf-8"))
+        hidden = int(config.get("hidden_size") or config["n_embd"])
+        wide = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+        wide = int(wide)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return LAB_SHAPES
+    return ((hidden, 3 * hidden), (hidden, hidden), (hidden, wide), (wide, hidden))
 
 
 def choose_quantisation(

@@ -42,7 +42,7 @@ from utils.dataset.faqs import load_faqs
 from utils.dataset.splits import split
 from utils.evaluation.scores import held_out_loss, token_losses
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
-from utils.machine import cpu_has_bf16, this_machine
+from utils.machine import cpu_has_bf16
 from utils.models import (
     MODELS,
     ModelSettings,
@@ -50,6 +50,7 @@ from utils.models import (
     load_model,
     load_tokenizer,
     settings_for,
+    this_machine,
 )
 from utils.training.recipe import (
     add_lora,

@@ -24,6 +24,7 @@ IMAGE = f"763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:{DJL_VERSIO
 # Seconds for what is done in one on a machine that is not busy. Nothing waits longer
 # than it has to.
 LONG = 60
+FOR_EVER = 10 * LONG  # for what has to be ended from outside
 ECHO = """
 import os
 import time
@@ -192,7 +193,10 @@ def is_gone(pid: int) -> bool:
     """Say whether a process ends, if it is given the time."""
     deadline = time.monotonic() + LONG
     while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie":
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.05)
     return False

@@ -1,4 +1,4 @@
-"""Runs notebook 06 in this process and breaks off at cells; prints what is left.
+"""Run notebook 06 in this process, break off at cells, and print what is left.
 
 usage: python tests/support/interrupted_notebook.py WAY[,WAY…] [CELL…]
 
@@ -35,6 +35,7 @@ from utils.deployment.billing import TAG
 from utils.offline_aws.control_plane import OfflineAws
 
 NOTEBOOK = ROOT / "notebooks" / "06_djl_deployment.ipynb"
+TIME_TO_END = 60  # seconds; one that ends takes a few, more on a busy machine
 FIRST = "guard"  # before it nothing is created on AWS
 ENTRY_POINT = """
 from djl_python import Input, Output
@@ -65,17 +66,17 @@ def answer(body):
 
 
 def reuse_artifact(entry_point: Path) -> None:
-    """Builds with the small entry point, and validates without loading."""
+    """Build with the small entry point, and validate without loading."""
     artifact.build = functools.partial(artifact.build, entry_point=entry_point)
     validate = artifact.validate
     artifact.validate = lambda path, load=True: validate(path, load=False)
 
 
 def record_calls() -> tuple[list[dict[str, Any]], list[str]]:
-    """Keeps every call to AWS of this process, whichever library makes it.
+    """Keep every call to AWS of this process, whichever library makes it.
 
     Returns:
-        the calls with their parameters; and the operations whose request, as it was
+        The calls with their parameters; and the operations whose request, as it was
         sent, held the course's tag.
     """
     calls: list[dict[str, Any]] = []
@@ -111,7 +112,7 @@ class Notebook:
         self.shell.showtraceback = lambda *_, **__: None
 
     def run(self, first: str | None, last: str | None) -> None:
-        """Runs the cells from `first` up to, and without, `last`.
+        """Run the cells from `first` up to, and without, `last`.
 
         Raises:
             SystemExit: if one of them fails.
@@ -122,14 +123,14 @@ class Notebook:
             result = self.shell.run_cell(self.cells[name])
             if not result.success:
                 error = result.error_before_exec or result.error_in_exec
-                sys.exit(f"{name} failed: {error!r}")
+                sys.exit(f"The cell {name} failed: {error!r}")
 
     def break_off(self, name: str, way: str) -> None:
-        """Runs a cell that does not get through."""
+        """Run a cell that does not get through."""
         ends = {
             "error": "raise RuntimeError('planted')",
             "interrupt": "raise KeyboardInterrupt",
-            "signal": "import time; time.sleep(30)",
+            "signal": "import time; time.sleep(60)",
         }
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
         if way == "signal":
@@ -139,16 +140,16 @@ class Notebook:
         finally:
             timer.cancel()
         if result.success:
-            sys.exit(f"{name} was to break off and did not")
+            sys.exit(f"The cell {name} was to break off and did not.")
 
 
 def what_is_left() -> list[str]:
-    """What the account holds, freshly listed, and the processes that serve."""
+    """List what the account holds, asked anew, and the processes that serve."""
     return (what_aws_holds() if OfflineAws.current else []) + processes()
 
 
 def what_aws_holds() -> list[str]:
-    """Endpoints, configurations, models and uploads of whatever run."""
+    """List endpoints, configurations, models and uploads of whatever run."""
     import boto3
 
     client = boto3.client("sagemaker")
@@ -173,8 +174,8 @@ def what_aws_holds() -> list[str]:
 
 
 def processes() -> list[str]:
-    """Those below this one that have not ended after a while."""
-    deadline = time.monotonic() + 60
+    """List the processes below this one that do not end, given the time."""
+    deadline = time.monotonic() + TIME_TO_END
     while workers := [
         process
         for process in psutil.Process().children(recursive=True)
@@ -187,6 +188,7 @@ def processes() -> list[str]:
 
 
 def main() -> None:
+    """Break off as the command line says, run to the end, and print what was left."""
     ways, *cells = sys.argv[1:]
     entry_point = Path(os.environ["COURSE_BUILD"]) / "entry_point.py"
     entry_point.write_text(ENTRY_POINT)

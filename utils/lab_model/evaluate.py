@@ -472,7 +472,7 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     from utils.course import set_seed
     from utils.dataset.faqs import load_faqs
     from utils.dataset.splits import split
-    from utils.machine import this_machine
+    from utils.models import this_machine
     from utils.training.recipe import (
         add_lora,
         choose_attention,

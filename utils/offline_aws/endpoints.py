@@ -146,18 +146,18 @@ class LocalEndpoint:
         self._ship_log(new)
         with self._traffic:
             self._starting = []
-            replaced = new
+            to_stop = new
             if reason is None and not self._stopped.is_set():
-                replaced, self.variants = self.variants, new
+                to_stop, self.variants = self.variants, new
                 self.config_name = config_name
             self._traffic.wait_for(
                 lambda: (
                     self._stopped.is_set()
-                    or not any(variant.running for variant in replaced)
+                    or not any(variant.running for variant in to_stop)
                 ),
                 DRAIN_TIMEOUT,
             )
-        for variant in replaced:
+        for variant in to_stop:
             variant.container.stop()
         if not self._stopped.is_set():
             self.failure_reason = reason

@@ -22,13 +22,13 @@ from torch.nn.functional import gelu
 from utils.course import set_seed
 from utils.evaluation.scores import judge
 from utils.helpers import DataCollatorForCompletionOnlyLM, preprocess_batch
-from utils.machine import this_machine
 from utils.models import (
     MODELS,
     ModelSettings,
     generate,
     load_model,
     load_tokenizer,
+    this_machine,
 )
 from utils.training.recipe import (
     TrainingError,

@@ -13,8 +13,8 @@ import torch
 
 from utils.course import CourseError
 from utils.helpers import DEFAULT_SEED, DataCollatorForCompletionOnlyLM
-from utils.machine import Machine, this_machine
-from utils.models import ModelError, ModelSettings
+from utils.machine import Machine
+from utils.models import ModelError, ModelSettings, this_machine
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
