@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import torch  # before utils, which would set how the default waits
 
 from utils.machine import SHORT_SPIN
 
@@ -62,7 +63,6 @@ def worker() -> None:
     """
     import random
 
-    import torch
     from bench_training import course_trainer, make_task
 
     from utils.models import MODELS

@@ -27,7 +27,6 @@ from typing import Any
 import datasets
 import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
-from tqdm import tqdm
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -36,6 +35,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils.logging import tqdm
 
 from utils.course import SHIPPED_DATA, run_config, set_seed
 from utils.dataset.faqs import load_faqs

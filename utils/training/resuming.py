@@ -129,21 +129,18 @@ def _keep_other_precision(trainer: Trainer) -> None:
     if wanted_dtype() or not (trainer.args.use_cpu and cpu_has_bf16()):
         return
     folder = Path(trainer.args.output_dir)
-    other = _fingerprint(trainer, bf16=not bf16)
-    found = [
-        checkpoint
-        for checkpoint in folder.glob("checkpoint-*")
-        if _mark_of(checkpoint).get("run") == other
-    ]
-    # The best epoch of a finished run is kept beside its last one.
-    if found and not any(_is_finished(checkpoint) for checkpoint in found):
-        ours, theirs = ("bfloat16", "float32")[:: 1 if bf16 else -1]
-        raise TrainingError(
-            f"{portable_name(folder)} holds a run that was stopped halfway and "
-            f"trained in {theirs}, but in this process the race was won by {ours}: "
-            f"set COURSE_DTYPE={theirs} and restart the kernel to go on with it, "
-            f"or COURSE_DTYPE={ours} to start afresh."
-        )
+    marked = [one for one in folder.glob("checkpoint-*") if _mark_of(one)]
+    other = _fingerprint(trainer, bf16=not bf16) if marked else None
+    found = [one for one in marked if _mark_of(one).get("run") == other]
+    if not found or any(map(_is_finished, found)):
+        return
+    ours, theirs = ("bfloat16", "float32")[:: 1 if bf16 else -1]
+    raise TrainingError(
+        f"{portable_name(folder)} holds a run that was stopped halfway and trained in "
+        f"{theirs}, but in this process the race was won by {ours}: set "
+        f"COURSE_DTYPE={theirs} and restart the kernel to go on with it, or "
+        f"COURSE_DTYPE={ours} to start afresh."
+    )
 
 
 def _is_finished(checkpoint: Path) -> bool:
