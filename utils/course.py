@@ -25,7 +25,7 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 KEY_FIGURE = "course_key_figure"
 # tqdm asks for a widget library that the course does without: its bars are text. It
-# asks while it is imported, before any function of the course runs: hence here.
+# asks while it is imported, before any function of the course can run.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 

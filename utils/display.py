@@ -158,10 +158,10 @@ def plot_perplexities(
         )
     figure, _ = _figure(columns=len(panels))
     figure.set_size_inches(4.5 * len(panels), 3.4)
-    for axes, (title, found) in zip(figure.axes, panels.items(), strict=True):
-        for place, (name, score) in enumerate(found.items()):
+    for axes, (title, scores) in zip(figure.axes, panels.items(), strict=True):
+        for place, (name, score) in enumerate(scores.items()):
             name += f"\n{score.value:.3g}\n{score.low:.3g} to {score.high:.3g}"
-            last = place + 1 == len(found)
+            last = place + 1 == len(scores)
             axes.bar(name, score.value, color=ORANGE if last else BLUE)
             axes.vlines(place, score.low, score.high, color="black")
         axes.axhline(vocabulary, color=GREY, linestyle="--", label="knows nothing")
@@ -170,7 +170,7 @@ def plot_perplexities(
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))
     figure.axes[0].set_ylabel("perplexity of a token")
     names = ", ".join(
-        dict.fromkeys(name for found in panels.values() for name in found)
+        dict.fromkeys(name for scores in panels.values() for name in scores)
     )
     _show(figure, f"Perplexity on {' and '.join(panels)}, with intervals, for: {names}")
 
@@ -488,7 +488,7 @@ def show_tokens(
     if not len(ids) == len(labels) == len(mask):
         raise ValueError(
             f"{len(ids)} ids, {len(labels)} labels and {len(mask)} mask values: a row "
-            "has as many of each. Did you take them from different rows?"
+            "has as many of each. Yours come from different rows."
         )
     kinds = [
         "padding" if not bit else "masked" if label == IGNORED else "learned"
@@ -497,9 +497,9 @@ def show_tokens(
     styles = {"learned": LEARNED, "masked": MASKED, "padding": PADDING}
     names = {"learned": "learned", "masked": "read only", "padding": "padding"}
     spans = [
-        f'<span style="{styles[kind]}" title="{one} · {names[kind]}">'
-        f"{_visible(tokenizer.decode([one]))}</span>"
-        for one, kind in zip(ids, kinds, strict=True)
+        f'<span style="{styles[kind]}" title="{token_id} · {names[kind]}">'
+        f"{_visible(tokenizer.decode([token_id]))}</span>"
+        for token_id, kind in zip(ids, kinds, strict=True)
     ]
     legend = " &nbsp; ".join(
         f'<span style="{styles[kind]}">&nbsp;{kinds.count(kind)} {names[kind]}&nbsp;'
@@ -662,8 +662,8 @@ def show_losses(
     spans = [
         f'<span style="background:{surprise_ground(min(loss / most, 1))};'
         f'border-radius:3px" title="{loss:.2f} nats">'
-        f"{_visible(tokenizer.decode([int(one)]))}</span>"
-        for loss, one in zip(losses, ids, strict=True)
+        f"{_visible(tokenizer.decode([int(token_id)]))}</span>"
+        for loss, token_id in zip(losses, ids, strict=True)
     ]
     return HTML(
         '<div style="line-height:1.75;font-family:monospace;white-space:pre-wrap;'
@@ -682,10 +682,11 @@ def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
         raise ValueError("There are no differences to plot: give at least one.")
     figure, axes = _figure()
     places = list(range(len(differences)))
-    for place, one in zip(places, differences.values(), strict=True):
-        colour = GREY if one.low <= 0 <= one.high else BLUE if one.low > 0 else ORANGE
-        axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)
-        axes.plot(one.value, place, "o", color=colour)
+    for place, gain in zip(places, differences.values(), strict=True):
+        unclear = gain.low <= 0 <= gain.high
+        colour = GREY if unclear else BLUE if gain.low > 0 else ORANGE
+        axes.plot([gain.low, gain.high], [place, place], color=colour, linewidth=2)
+        axes.plot(gain.value, place, "o", color=colour)
     axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(places, list(differences))
     axes.set_ylim(len(differences) - 0.4, -0.6)
@@ -705,8 +706,8 @@ def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
     rows = sorted(set(expected))
     columns = rows + sorted(set(predicted) - set(rows))
     counts = [[0] * len(columns) for _ in rows]
-    for one, other in zip(predicted, expected, strict=True):
-        counts[rows.index(other)][columns.index(one)] += 1
+    for said, right in zip(predicted, expected, strict=True):
+        counts[rows.index(right)][columns.index(said)] += 1
     figure, axes = _figure()
     figure.set_size_inches(6.4, 4.8)
     axes.imshow(counts, cmap="Blues", aspect="auto")

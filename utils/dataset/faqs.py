@@ -261,35 +261,10 @@ def _name_columns(
             "Expected two, named instruction and response, separated by commas."
         )
     if len(known) == 2:
-        width = max(i for i in used if header[i] != "") + 1
-        _require_width(path, filled, width, header_row)
-        names = [header[i].strip() or f"column {i + 1}" for i in range(width)]
-        normal = [_normal_name(name) for name in names]
-        if twice := [names[i] for i in range(width) if normal[i] in normal[:i]]:
-            raise DataError(
-                f"{path.name}, row {header_row}: two columns are named {twice[0]!r}. "
-                "Rename or delete one of them."
-            )
-        for ours, place in known.items():
-            if names[place] != ours:
-                notes.append(f"Column {names[place]!r} was read as {ours!r}.")
-            names = [f"{n} (other)" if n == ours else n for n in names]
-            names[place] = ours
-        for name in ("topic", "fact"):
-            names = [name if _normal_name(n) == name else n for n in names]
-        frame = cells.loc[header_row + 1 :, : width - 1].copy()
-        frame.columns = names
+        frame = _with_header(path, filled, cells.loc[header_row + 1 :], known, notes)
     else:
         _require_data_like(path, filled, header_row, known)
-        width = max(i for i in used if header[i] != "") + 1
-        _require_width(path, filled, width, header_row)
-        frame = cells.loc[header_row:, :1].copy()
-        frame.columns = ["instruction", "response"]
-        more = f"; {width - 2} further columns are left out" if width > 2 else ""
-        notes.append(
-            "The file has no header: the first column was read as instruction, "
-            f"the second as response{more}."
-        )
+        frame = _without_header(path, filled, cells.loc[header_row:], notes)
     if not (frame != "").any(axis=None):
         raise DataError(
             f"{path.name} has a header in row {header_row} but no rows below it: "
@@ -298,18 +273,75 @@ def _name_columns(
     return frame
 
 
-def _require_width(
-    path: Path, cells: pandas.DataFrame, width: int, header_row: int
-) -> None:
-    """Raise if a row has text beyond the first row's columns: its texts shifted."""
-    beyond = cells.loc[:, width:]
-    for row in beyond.index[(beyond != "").any(axis=1)]:
-        found = max(i for i in cells.columns if cells.at[row, i] != "") + 1
+def _with_header(
+    path: Path,
+    filled: pandas.DataFrame,
+    rows: pandas.DataFrame,
+    known: dict[str, int],
+    notes: list[str],
+) -> pandas.DataFrame:
+    """Return the rows below a header, under its names or the course's own.
+
+    Args:
+        path: of the file, for messages.
+        filled: the rows that have text, the header first.
+        rows: those below the header.
+        known: the course's name → its column.
+        notes: gets a sentence for each column that is read under another name.
+    """
+    header_row, header = filled.index[0], filled.iloc[0]
+    width = _require_width(path, filled)
+    names = [header[i].strip() or f"column {i + 1}" for i in range(width)]
+    normal = [_normal_name(name) for name in names]
+    if twice := [names[i] for i in range(width) if normal[i] in normal[:i]]:
         raise DataError(
-            f"{path.name}, row {row}: {found} columns, but row {header_row} has "
+            f"{path.name}, row {header_row}: two columns are named {twice[0]!r}. "
+            "Rename or delete one of them."
+        )
+    for ours, place in known.items():
+        if names[place] != ours:
+            notes.append(f"Column {names[place]!r} was read as {ours!r}.")
+        names = [f"{n} (other)" if n == ours else n for n in names]
+        names[place] = ours
+    for name in ("topic", "fact"):
+        names = [name if _normal_name(n) == name else n for n in names]
+    frame = rows.loc[:, : width - 1].copy()
+    frame.columns = names
+    return frame
+
+
+def _without_header(
+    path: Path, filled: pandas.DataFrame, rows: pandas.DataFrame, notes: list[str]
+) -> pandas.DataFrame:
+    """Return the first two columns, named."""
+    width = _require_width(path, filled)
+    frame = rows.loc[:, :1].copy()
+    frame.columns = ["instruction", "response"]
+    more = f"; {width - 2} further columns are left out" if width > 2 else ""
+    notes.append(
+        "The file has no header: the first column was read as instruction, "
+        f"the second as response{more}."
+    )
+    return frame
+
+
+def _require_width(path: Path, filled: pandas.DataFrame) -> int:
+    """Return how many columns the first row has; no other row may have more.
+
+    Raises:
+        DataError: if a row has text beyond them: its texts have shifted.
+    """
+    header_row, first = filled.index[0], filled.iloc[0]
+    width = max(i for i in filled.columns if first[i] != "") + 1
+    beyond = filled.loc[:, width:]
+    for row in beyond.index[(beyond != "").any(axis=1)]:
+        columns = max(i for i in filled.columns if filled.at[row, i] != "") + 1
+        raise DataError(
+            f"{path.name}, row {row}: {columns} columns, but row {header_row} has "
             f"{width}. Put texts that contain the delimiter into double quotes, and "
             'write a quote inside a text as "".'
         )
+    return width
 
 
 def _require_data_like(
