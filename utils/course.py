@@ -53,6 +53,8 @@ def portable_name(path: Path) -> str:
     """Return `path` relative to the repository, or only its name outside of it.
 
     Outputs of notebooks are committed: an absolute path would differ elsewhere.
+
+    First used in lesson 05, section 11.
     """
     if path.is_relative_to(ROOT):
         return path.relative_to(ROOT).as_posix()
@@ -141,6 +143,8 @@ def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
     A relative COURSE_MODEL or COURSE_DATA is looked for in the working folder, then in
     the repository; a relative COURSE_BUILD always lies in the repository, so that all
     notebooks find it from any working folder. An empty value counts as not set.
+
+    First used in lesson 01, before section 1.
 
     Args:
         environ: variables to read; the process's own by default.
@@ -263,6 +267,8 @@ def preflight(
 ) -> Preflight:
     """Check what a notebook needs before it starts.
 
+    First used in lesson 01, before section 1.
+
     Args:
         config: the run's configuration; its data file is always checked.
         files: path → what makes it, such as "run 04_lora_training.ipynb". A relative
@@ -353,6 +359,8 @@ class Claim:
 def claim(sentence: str, holds: bool, config: RunConfig | None = None) -> Claim:
     """Show a sentence with the verdict that code came to.
 
+    First used in lesson 01, section 1.
+
     Args:
         sentence: what the lesson asserts, without figures.
         holds: the verdict.
@@ -380,6 +388,8 @@ def claim(sentence: str, holds: bool, config: RunConfig | None = None) -> Claim:
 def key_figure(label: str, value: str) -> None:
     """Show the one figure of a notebook that `make run` puts into its table.
 
+    First used in lesson 01, section 9.
+
     Args:
         label: what is measured, in a few words.
         value: the figure as it should be read, such as "93%".
@@ -392,6 +402,8 @@ def key_figure(label: str, value: str) -> None:
 
 def set_seed(seed: int | None = None) -> None:
     """Seed Python, numpy and torch on all devices.
+
+    First used in lesson 01, before section 1.
 
     Args:
         seed: `helpers.DEFAULT_SEED` when none is given.

@@ -52,6 +52,8 @@ PADDING = f"{_TOKEN};outline:1px dotted {PADDING_OUTLINE};opacity:.55"
 def in_md(text: str) -> Markdown:
     """Return a model's answer as a quotation, exactly as written.
 
+    First used in lesson 02, section 1.
+
     Raises:
         TypeError: if it is no text.
     """
@@ -67,6 +69,8 @@ def in_md(text: str) -> Markdown:
 
 def show_source(*things: Any) -> None:
     """Show the source of functions, classes, modules or files, in that order.
+
+    First used in lesson 01, section 2.
 
     Raises:
         FileNotFoundError: if a path leads nowhere.
@@ -86,7 +90,10 @@ def show_source(*things: Any) -> None:
 
 
 def with_interval(estimate: Estimate) -> str:
-    """Return a share with its 95% interval as text; a difference with its sign."""
+    """Return a share with its 95% interval as text; a difference with its sign.
+
+    First used in lesson 02, section 3.
+    """
     from utils.evaluation.scores import Difference
 
     sign = "+" if isinstance(estimate, Difference) else ""
@@ -103,6 +110,8 @@ def plot_chances(
     panels: Mapping[str, Mapping[str, float]], marked: Sequence[str] = ()
 ) -> None:
     """Plot probabilities of tokens as bars, the panels side by side.
+
+    First used in lesson 01, section 1.
 
     Args:
         panels: title → name of a bar → probability. A bar `the rest` is grey.
@@ -148,6 +157,8 @@ def plot_perplexities(
 
     Below each bar stand its value and its 95% interval.
 
+    First used in lesson 01, section 2.
+
     Args:
         panels: title → what was scored → perplexity with its interval.
         vocabulary: its size, the perplexity of a model that knows nothing.
@@ -179,6 +190,8 @@ def plot_words(
     panels: Mapping[str, Any], words: Sequence[str], groups: Sequence[str]
 ) -> None:
     """Plot words as points, coloured by group, named where there is room.
+
+    First used in lesson 01, section 4.
 
     Args:
         panels: title → points, of shape (words, 2).
@@ -236,6 +249,8 @@ def plot_proportions(
 
     The figures themselves stand below the axis, with the sample size.
 
+    First used in lesson 01, section 2.
+
     Args:
         scores: what was varied → proportion.
         x: name of the horizontal axis.
@@ -263,6 +278,8 @@ def plot_curves(
 
     Lines over numbers; over names, points beside each other. The figures themselves
     stand below the axis, with the sample size.
+
+    First used in lesson 01, section 6.
 
     Args:
         curves: name of a series → what was varied → proportion. All series vary the
@@ -408,6 +425,8 @@ def plot_bars(
 ) -> None:
     """Plot groups of bars with their heights, one bar of each series in a group.
 
+    First used in lesson 02, section 2.
+
     Args:
         bars: name of a series → group → height, with its 95% interval where it is an
             estimate. All series have the same groups.
@@ -477,6 +496,8 @@ def show_tokens(
 
     Green tokens are learned, grey ones are read only, dotted ones are padding.
 
+    First used in lesson 03, section 3.
+
     Args:
         ids: token ids; a tensor will do.
         labels: as many labels; -100 where nothing is learned.
@@ -519,7 +540,10 @@ def _visible(token: str) -> str:
 
 
 def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
-    """Plot how many tokens the rows of each part have, and where the limit lies."""
+    """Plot how many tokens the rows of each part have, and where the limit lies.
+
+    First used in lesson 03, section 6.
+    """
     figure, axes = _figure()
     longest = max((max(part) for part in lengths.values() if len(part)), default=limit)
     width = max(1, math.ceil(longest / 40))
@@ -549,6 +573,8 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
 def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     """Plot shares of a whole as bars, each with its percentage.
 
+    First used in lesson 03, section 7.
+
     Args:
         shares: name → share between 0 and 1.
         x: name of the horizontal axis.
@@ -571,6 +597,8 @@ def plot_losses(
     history: Sequence[Mapping[str, float]], logarithmic: bool = False
 ) -> None:
     """Plot training and held-out loss over the epochs.
+
+    First used in lesson 04, section 4.
 
     Args:
         history: `trainer.state.log_history`, or what `save_history` wrote of it.
@@ -605,6 +633,8 @@ def plot_losses(
 
 def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
     """Plot one point a run, one line a method, one panel a measure.
+
+    First used in lesson 04, section 7.
 
     Args:
         runs: with a column `method`, and the columns to plot, between 0 and 1.
@@ -651,6 +681,8 @@ def show_losses(
 ) -> HTML:
     """Return tokens, each the redder the less the model expected it.
 
+    First used in lesson 05, section 2.
+
     Args:
         losses: of each token, in nats; as `evaluation.scores.token_losses` gives them.
         ids: as many token ids.
@@ -673,6 +705,8 @@ def show_losses(
 
 def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
     """Plot differences with their 95% intervals, a line each, and a line at zero.
+
+    First used in lesson 05, section 6.
 
     Args:
         differences: what was compared → difference.
@@ -697,7 +731,10 @@ def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
 
 
 def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
-    """Plot how often each class was expected (rows) and predicted (columns)."""
+    """Plot how often each class was expected (rows) and predicted (columns).
+
+    First used in lesson 05, section 4.
+    """
     if len(predicted) != len(expected) or not len(expected):
         raise ValueError(
             f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
@@ -730,6 +767,8 @@ def plot_questions_needed(
 ) -> None:
     """Plot how many questions it takes to find a difference, on logarithmic axes.
 
+    First used in lesson 05, section 7.
+
     Args:
         needed: design → difference (a share) → number of questions.
         asked: how many were asked, as a line.
@@ -755,6 +794,8 @@ def plot_questions_needed(
 
 def plot_timings(timings: Mapping[str, Any]) -> None:
     """Plot the median, the slow end and answers a second of each way of asking.
+
+    First used in lesson 06, section 4.
 
     Args:
         timings: name → `utils.deployment.serving.Timing`.

@@ -37,6 +37,8 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 def add_text(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record with `prompt`, `completion` and `text` (prompt + completion).
 
+    Shown in lesson 03, section 2.
+
     Raises:
         ValueError: if instruction or response is missing, not text, or blank.
     """
@@ -59,6 +61,8 @@ def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
 
     The template brings its own markers, so the tokenizer adds nothing, except the
     beginning-of-sequence token where the base model was trained with one.
+
+    Shown in lesson 03, section 3.
     """
     begins = tokenizer("a")["input_ids"][:1]
     start = begins if begins == [tokenizer.bos_token_id] else []
@@ -75,6 +79,8 @@ def preprocess_batch(
     """Tokenise prompts and completions separately and label the completions.
 
     Serving tokenises the prompt alone, too: no token can straddle the two.
+
+    Shown in lesson 03, section 3.
 
     Args:
         batch: columns `prompt` and `completion`, as `add_text` makes them.
@@ -126,6 +132,8 @@ class DataCollatorForCompletionOnlyLM:
     Labels that a row brings are used. A row without any is searched: what follows the
     first response key is the answer, also if it quotes that key; after an end key a
     new instruction may begin another turn.
+
+    First used in lesson 03, section 7.
 
     Args:
         tokenizer: gives the padding token and side.
@@ -245,7 +253,10 @@ def _key_ids(tokenizer) -> list[list[int]]:
 
 
 def _find_answers(ids: list[int], tokenizer, keys: list[list[int]]) -> list[int]:
-    """Labels of a row, by searching it for the template's keys."""
+    """Labels of a row, by searching it for the template's keys.
+
+    Shown in lesson 03, section 7.
+    """
     key, end, turn = keys
     labels = [IGNORED] * len(ids)
     place = _find(ids, key, 0)

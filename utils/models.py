@@ -159,7 +159,10 @@ ORIGINAL_RUN = {
 
 
 def settings_for(name: str) -> ModelSettings:
-    """Return a known model's settings, or general ones for any hub id or folder."""
+    """Return a known model's settings, or general ones for any hub id or folder.
+
+    First used in lesson 01, section 1.
+    """
     if name in MODELS:
         return MODELS[name]
     return ModelSettings(
@@ -171,6 +174,8 @@ def settings_for(name: str) -> ModelSettings:
 
 def this_machine(race: bool = True) -> Machine:
     """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints.
+
+    First used in lesson 04, section 1.
 
     Args:
         race: decide between float32 and bfloat16 where nothing else does, which takes
@@ -250,7 +255,10 @@ def model_shapes(model: str | None = None) -> tuple[Shape, ...]:
 def choose_quantisation(
     settings: ModelSettings, machine: Machine
 ) -> tuple[Literal["8bit", "none"], str]:
-    """Choose how to hold the frozen base on this machine, and say why."""
+    """Choose how to hold the frozen base on this machine, and say why.
+
+    First used in lesson 04, section 1.
+    """
     if not machine.gpu:
         return "none", (
             "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "
@@ -278,6 +286,8 @@ def choose_dtype(machine: Machine) -> torch.dtype:
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """Load the tokenizer; padding is its end-of-text token where it has none.
 
+    First used in lesson 01, section 1.
+
     Raises:
         ModelError: if there is none at `settings.source`.
     """
@@ -296,6 +306,8 @@ def load_model(
     **options: Any,
 ) -> PreTrainedModel:
     """Load the base model, on the GPU if there is one, ready to answer.
+
+    First used in lesson 01, section 1.
 
     Args:
         settings: which model.
@@ -347,6 +359,8 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
     gradients repacks its weights for a kernel that has no backward pass, for good. Any
     training after that fails (layers with biases) or follows wrong gradients (without),
     and merging an adapter makes the weights useless.
+
+    Shown in lesson 04, section 1.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -404,6 +418,8 @@ def generate(
     """Continue each prompt until the end key, the end of text, or the budget.
 
     Greedy, so the same prompt gets the same answer, unless `decoding` says otherwise.
+
+    First used in lesson 01, section 1.
 
     Args:
         model: a causal language model.

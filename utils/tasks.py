@@ -215,7 +215,10 @@ MOST_EXAMPLES = 6
 
 
 def mapping_lines(pairs: list[tuple[str, str]], separator: str) -> str:
-    """Write the pairs, a line each."""
+    """Write the pairs, a line each.
+
+    First used in lesson 02, section 2.
+    """
     return "".join(f"{word}{separator}{answer}\n" for word, answer in pairs)
 
 
@@ -223,6 +226,8 @@ def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> st
     """Write the examples as a `System:` block and the word as a `User:` block.
 
     It ends before the line break: tokenizers join a break with the indent after it.
+
+    First used in lesson 02, section 5.
     """
     block = "".join(f"  {word}{separator}{answer}\n" for word, answer in pairs)
     return f"System:\n{block}\nUser:\n  {word}\n\nAssistant:"
@@ -237,6 +242,8 @@ def rule_tasks(
     """Draw prompts that show `n_examples` pairs of a rule, then a held-out word.
 
     As with `few_shot_tasks`, the words asked for depend on `seed` alone.
+
+    First used in lesson 02, section 2.
 
     Args:
         n_examples: how many pairs a prompt shows.
@@ -268,6 +275,8 @@ def few_shot_tasks(
 
     The words asked for depend on `seed` alone: with the same seed, prompts with more or
     fewer examples ask for the same words of the same relations.
+
+    First used in lesson 01, section 6.
 
     Args:
         n_examples: 0 for zero-shot, at most the size of the smallest relation less one.
@@ -340,6 +349,8 @@ def held_out(first: int, second: int) -> bool:
     """Return whether this pair of operands, in any order, is kept out of the corpus.
 
     One pair in seven, scattered over both operands by a linear congruence.
+
+    First used in lesson 02, section 5.
     """
     low, high = sorted((first, second))
     return (5 * low + 3 * high) % 7 == 0
@@ -347,7 +358,10 @@ def held_out(first: int, second: int) -> bool:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question in words, the steps that solve it, and the result."""
+    """A question in words, the steps that solve it, and the result.
+
+    First used in lesson 02, section 6.
+    """
 
     question: str
     steps: tuple[str, ...]
@@ -513,6 +527,8 @@ PROBLEM_KINDS = {
 def problem(generator: random.Random, kind: str, held: bool) -> Problem:
     """Draw a problem of one of the `PROBLEM_KINDS`.
 
+    First used in lesson 02, section 4.
+
     Raises:
         ValueError: if there is no such kind.
     """
@@ -529,6 +545,8 @@ def problems(kind: str, n_problems: int, seed: int = DEFAULT_SEED) -> list[Probl
     """Draw problems of one kind with operands that the corpus never shows together.
 
     The same seed gives the same problems, so that prompts can be compared on them.
+
+    First used in lesson 01, section 9.
     """
     generator = random.Random(f"{seed} {kind}")
     return [problem(generator, kind, held=True) for _ in range(n_problems)]
@@ -539,6 +557,8 @@ def final_answer(text: str) -> str | None:
 
     It is the one after "The answer is", else the first number of the text (a direct
     answer, whose prompt already said "The answer is").
+
+    First used in lesson 01, section 9.
     """
     stated = re.findall(r"[Tt]he answer is\s*(-?[\d.]*\d)", text)
     if stated:
@@ -561,5 +581,8 @@ def solved(texts: Sequence[str], asked: Sequence[Problem]) -> list[bool]:
 
 
 def first_line(text: str) -> str:
-    """Return the first line that is not empty, stripped: the answer to a relation."""
+    """Return the first line that is not empty, stripped: the answer to a relation.
+
+    First used in lesson 01, section 6.
+    """
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -102,6 +102,8 @@ class Faqs:
 def load_faqs(path: str | Path) -> Faqs:
     """Read a CSV file of questions and answers; repair what can be repaired.
 
+    First used in lesson 03, section 1.
+
     Raises:
         FileNotFoundError: if there is no such file.
         DataError: (a `ValueError`) if it cannot be read as questions and answers. The

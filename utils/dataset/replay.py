@@ -44,6 +44,8 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
     operands that examinations ask for are left out (`tasks.held_out`,
     `tasks.rule_is_held_out`).
 
+    First used in lesson 03, section 8.
+
     Args:
         n_rows: how many rows.
         seed: the same one draws the same rows; fewer rows are the first of more.
@@ -65,6 +67,8 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
 def in_corpus_form(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
     """Return the row with its texts in the form of the lab model's corpus.
 
+    First used in lesson 03, section 8.
+
     Args:
         row: one of `skill_rows`.
         end_of_text: the tokenizer's token that ends every document of the corpus.
@@ -81,6 +85,8 @@ def with_replay(
     dataset: DatasetDict, share: float, seed: int = DEFAULT_SEED
 ) -> Dataset:
     """Return the training rows, and as many for replay as make up this share.
+
+    First used in lesson 03, section 8.
 
     Args:
         dataset: what 03_dataset_templating.ipynb writes, with `train` and `replay`.

@@ -35,6 +35,8 @@ def split(faqs: Faqs, seed: int = SPLIT_SEED) -> DatasetDict:
     that was trained in other words unless that is what its part is for. Another file
     is shuffled and split into training and validation.
 
+    First used in lesson 03, section 5.
+
     Raises:
         DataError: if there are fewer than two rows.
     """
@@ -75,6 +77,8 @@ def assign_parts(fact_ids: Sequence[str], seed: int = SPLIT_SEED) -> list[str]:
     - "fact": no question on the fact is in "train", but the lab model read it as prose;
     - "unread": the lab model never read the fact either.
 
+    First used in lesson 02, section 3.
+
     Args:
         fact_ids: the file's column `fact`.
         seed: the split's seed; the shipped lab model was trained with 0.
@@ -100,6 +104,8 @@ def fact_parts(
     The lab model has read the facts of all parts but "unread", whose facts appear
     nowhere in its corpus. A part depends on the table and the seed
     alone, never on the rows at hand.
+
+    First used in lesson 01, section 2.
     """
     ids = sorted(fact.id for fact in (load_facts() if facts is None else facts))
     random.Random(seed).shuffle(ids)

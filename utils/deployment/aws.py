@@ -87,6 +87,8 @@ def connect_aws(config: RunConfig) -> Aws:
     SAGEMAKER_ROLE_ARN, or is the role under which SageMaker Studio runs this; the
     bucket comes from SAGEMAKER_BUCKET, or is SageMaker's default one if it exists.
 
+    First used in lesson 06, section 5.
+
     Raises:
         AwsError: if credentials, region, role or bucket are missing.
     """
@@ -179,7 +181,10 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
 
 
 def iam_policy(aws: Aws) -> str:
-    """Return the policy with the course's rights, filled in for this account."""
+    """Return the policy with the course's rights, filled in for this account.
+
+    First used in lesson 06, section 5.
+    """
     account = aws.role.split(":")[4]
     text = string.Template(POLICY.read_text("utf-8"))
     return text.substitute(
@@ -194,6 +199,8 @@ def wait_until_in_service(
     aws: Aws, endpoint: Any, say: Callable[[str], None] = print
 ) -> None:
     """Wait until an endpoint is created or updated, saying each change of its status.
+
+    First used in lesson 06, section 7.
 
     Args:
         aws: where the log is, should it fail.

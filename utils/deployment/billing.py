@@ -145,6 +145,8 @@ class BillingGuard:
 
     Works from the moment it is made. In a notebook it tears everything down as soon as
     a cell fails; elsewhere use it as a context: `with BillingGuard(aws) as guard:`.
+
+    First used in lesson 06, section 5.
     """
 
     active: BillingGuard | None = None

@@ -145,7 +145,10 @@ def ask_price_list(session: Any, instance_type: str, region: str) -> Price | Non
 
 
 def price_table(prices: PriceList, items: list[str]) -> str:
-    """Return a table in Markdown: each price, and when and where it was read."""
+    """Return a table in Markdown: each price, and when and where it was read.
+
+    First used in lesson 06, section 5.
+    """
     lines = ["| | price | read | source |", "|:--|--:|:--|:--|"]
     for item in items:
         price = prices.of(item)

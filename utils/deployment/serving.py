@@ -58,6 +58,8 @@ class LocalServer:
 def serve_locally(artifact: Path) -> Iterator[LocalServer]:
     """Serve a folder or an archive until the block ends, however it ends.
 
+    First used in lesson 06, section 4.
+
     Raises:
         ServingError: if it does not load, with the reason and the end of its log.
     """
@@ -110,6 +112,8 @@ def measure(
 ) -> Timing:
     """Send requests and take the time of each.
 
+    First used in lesson 06, section 4.
+
     Args:
         ask: sends one and waits for its reply.
         payloads: the requests; "inputs" of each is a text or a list of texts.
@@ -137,7 +141,10 @@ def measure(
 
 
 def timing_table(timings: dict[str, Timing]) -> str:
-    """Return a table in Markdown: p50, p95 and answers a second of each."""
+    """Return a table in Markdown: p50, p95 and answers a second of each.
+
+    First used in lesson 06, section 10.
+    """
     lines = ["| | p50 | p95 | answers a second |", "|:--|--:|--:|--:|"]
     for name, timing in timings.items():
         lines.append(

@@ -57,6 +57,8 @@ def blind_pairs(
 ) -> list[Pair]:
     """Draw questions on which two systems differ, and a side for each answer.
 
+    First used in lesson 05, section 8.
+
     Args:
         questions: all questions asked.
         answers: name of a system → its answers, in the order of the questions.
@@ -88,6 +90,8 @@ def store_votes(
     file: str | Path, pairs: Sequence[Pair], votes: Sequence[str], judge: str
 ) -> list[dict[str, str]]:
     """Add votes to a feedback file; a judge's new vote on a question replaces the old.
+
+    First used in lesson 05, section 8.
 
     Args:
         file: JSON lines, made if there is none; it is replaced as a whole or not at
@@ -180,6 +184,8 @@ class Preference:
 
 def preference(feedback: Iterable[Mapping[str, Any]], system: str) -> Preference:
     """Lift the blind: count whose answers were preferred.
+
+    First used in lesson 05, section 8.
 
     Raises:
         FeedbackError: if a vote is not about this system.

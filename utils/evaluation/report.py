@@ -46,13 +46,18 @@ class ReportError(CourseError, ValueError):
 
 
 def fingerprint(adapter: str | Path) -> str:
-    """Return the SHA-256 of an adapter's weights, to know later what was evaluated."""
+    """Return the SHA-256 of an adapter's weights, to know later what was evaluated.
+
+    First used in lesson 05, section 11.
+    """
     weights = Path(adapter) / "adapter_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write evaluation.json and evaluation.html.
+
+    First used in lesson 05, section 11.
 
     Args:
         folder: where to.
@@ -93,6 +98,8 @@ def _plain(value: Any) -> dict[str, float]:
 
 def read_report(file: str | Path) -> dict[str, Any]:
     """Read an evaluation.json.
+
+    First used in lesson 05, section 11.
 
     Raises:
         ReportError: if it is none, or of another version of the course.

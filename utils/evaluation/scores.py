@@ -58,6 +58,8 @@ class Difference(Estimate):
 def proportion(hits: Sequence[bool]) -> Proportion:
     """Return the share of hits with Wilson's interval at 95% (Wilson, JASA 22, 1927).
 
+    First used in lesson 01, section 2.
+
     Raises:
         ValueError: if there are no hits or misses to count.
     """
@@ -77,6 +79,8 @@ def paired_difference(
     The value is the mean over questions. The interval is the percentile bootstrap over
     questions at 95% (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
     chapter 13), 10,000 resamples.
+
+    First used in lesson 01, section 6.
 
     Args:
         scores: one number a question; a right answer may count as True.
@@ -122,7 +126,10 @@ def _bootstrap_interval(
 
 
 def proportions(hits: Mapping[Any, Sequence[bool]]) -> dict[Any, Proportion]:
-    """Return the `proportion` of several series of hits at once, by their names."""
+    """Return the `proportion` of several series of hits at once, by their names.
+
+    First used in lesson 02, section 2.
+    """
     return {name: proportion(series) for name, series in hits.items()}
 
 
@@ -130,6 +137,8 @@ def paired_differences(
     scores: Mapping[Any, Sequence[float]], baseline: Mapping[Any, Sequence[float]] | Any
 ) -> dict[Any, Difference]:
     """Return the `paired_difference` of several series at once, by their names.
+
+    First used in lesson 02, section 2.
 
     Args:
         scores: name → one number a question.
@@ -169,6 +178,8 @@ def questions_needed(
     n = ((z(1 - α/2) + z(power)) · spread / difference)², for a two-sided test of a mean
     of paired differences (Miller, Adding Error Bars to Evals, arXiv 2411.00640).
 
+    First used in lesson 05, section 7.
+
     Args:
         spread: standard deviation of the differences from question to question; for
             two independent samples instead of pairs, the root of the summed variances.
@@ -199,6 +210,8 @@ def token_losses(
 ) -> list[np.ndarray]:
     """Return the loss of every labelled token of every row, in nats.
 
+    First used in lesson 05, section 2.
+
     Args:
         model: a causal language model.
         tokenizer: gives the padding token.
@@ -221,6 +234,8 @@ def model_log_probabilities(
 
     The model reads the end token first, as it stands before every document of its
     corpus, and each document on its own.
+
+    First used in lesson 01, section 2.
 
     Args:
         model: a causal language model.
@@ -280,6 +295,8 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     The interval is the percentile bootstrap over rows at 95%, 2,000 resamples: the
     tokens of one answer are not independent. With one row it has no width.
 
+    First used in lesson 05, section 2.
+
     Args:
         losses: as `token_losses` returns them.
         seed: of the resamples.
@@ -308,6 +325,8 @@ def perplexity_with_interval(
 ) -> Estimate:
     """Return the perplexity of a token: e to the power of its mean loss.
 
+    First used in lesson 01, section 2.
+
     Args:
         log_probabilities: natural logarithms, a sequence for each text.
         seed: of the resamples; see `held_out_loss`.
@@ -329,6 +348,8 @@ def words(text: str) -> list[str]:
     """Return the words of a text without case, punctuation and articles.
 
     SQuAD's own script compares answers so (Rajpurkar et al., arXiv 1606.05250).
+
+    First used in lesson 05, section 3.
     """
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return [word for word in text.split() if word not in ARTICLES]
@@ -362,6 +383,8 @@ def text_scores(
     BLEU (words 1 to 4, with shorter ones where a text has no four) are sacrebleu's for
     single sentences.
 
+    First used in lesson 05, section 3.
+
     Raises:
         ValueError: if there are not as many answers as expected ones.
     """
@@ -394,6 +417,8 @@ def text_scores(
 def judge(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Return which answers are right: by the row's fact, else by exact match.
 
+    First used in lesson 05, section 3.
+
     Args:
         answers: one a row.
         rows: with `fact` (a fact of the course's table) or `response`.
@@ -421,6 +446,8 @@ def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
     "another value" is the smooth mistake: an answer of the right kind with something
     else's value. "no such value" replies to another question, or to none. A row without
     a known fact has right answers and answers with "no such value" only.
+
+    First used in lesson 05, section 9.
     """
     if judge([answer], [row])[0]:
         return RIGHT
@@ -434,6 +461,8 @@ def answer_class(answer: str, row: Mapping[str, Any]) -> str:
     """Return the value that an answer states, or "none" if it states none or several.
 
     A row without a known fact has the answer itself for its class.
+
+    First used in lesson 05, section 4.
     """
     if not known_fact(row.get("fact")):
         return " ".join(words(answer)) or "none"
@@ -446,6 +475,8 @@ def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.Da
 
     Precision: of the answers that name the class, the share that are right; NaN where
     none names it. Recall: of the questions whose answer it is, the share answered so.
+
+    First used in lesson 05, section 4.
 
     Returns:
         One row a class, the most frequent first: `questions`, `answers`, `precision`,

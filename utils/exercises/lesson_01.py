@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def check_survivors(survivors: int, scores: torch.Tensor) -> str:
     """Check how many tokens temperature 2 and then a top-p of 0.9 leave to draw from.
 
+    First used in lesson 01, section 1.
+
     Args:
         survivors: the learner's answer.
         scores: the model's scores, shape (vocabulary,).
@@ -48,7 +50,10 @@ def check_survivors(survivors: int, scores: torch.Tensor) -> str:
 
 @exercise("a function of a word and a list of merges")
 def check_encode(encode: Callable[[str, list[tuple[str, str]]], list[str]]) -> str:
-    """Check a function that cuts a word by byte-pair merges, in their order."""
+    """Check a function that cuts a word by byte-pair merges, in their order.
+
+    First used in lesson 01, section 3.
+    """
     if not callable(encode):
         raise Wrong(f"expected a function, found {type(encode).__name__}.")
 
@@ -93,6 +98,8 @@ def check_attention_weights(
     weights: Sequence[float], dots: Sequence[float], head_width: int
 ) -> str:
     """Check the attention weights of the second token, under a causal mask.
+
+    First used in lesson 01, section 5.
 
     Args:
         weights: the learner's answer.
@@ -181,7 +188,10 @@ _ADAPTATIONS = {
 
 @exercise("four ways, one for each team")
 def check_adaptation(ways: Mapping[str, str]) -> str:
-    """Check the cheapest way to adapt a model that will do, for each of four teams."""
+    """Check the cheapest way to adapt a model that will do, for each of four teams.
+
+    First used in lesson 01, section 9.
+    """
     require_type(Mapping, ways, "a dictionary")
     known = {way for way, _ in _ADAPTATIONS.values()}
     for team, (best, hints) in _ADAPTATIONS.items():

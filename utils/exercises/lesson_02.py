@@ -21,6 +21,8 @@ SMUGGLED_INPUTS = (
 def check_steering_prompt(prompt: str, complete: Callable[[str], str]) -> str:
     """Check a one-example prompt that asks for the place where ducks live.
 
+    First used in lesson 02, section 2.
+
     Args:
         prompt: the learner's answer.
         complete: asks the model; returns the first line of its answer.
@@ -73,7 +75,10 @@ def check_steering_prompt(prompt: str, complete: Callable[[str], str]) -> str:
 
 @exercise("a number of tokens")
 def check_budget(budget: int, solution_lengths: Sequence[int]) -> str:
-    """Check a budget of new tokens: every solution ends, and little is wasted."""
+    """Check a budget of new tokens: every solution ends, and little is wasted.
+
+    First used in lesson 02, section 4.
+    """
     budget = read_number(budget, "a whole number of tokens")
     longest, mean = max(solution_lengths), sum(solution_lengths) / len(solution_lengths)
     cut = sum(length > budget for length in solution_lengths)
@@ -99,7 +104,10 @@ def check_budget(budget: int, solution_lengths: Sequence[int]) -> str:
 
 @exercise("a function that returns True or False")
 def check_guard(guard: Callable[[str], bool]) -> str:
-    """Check a function that lets one word, or two, through and nothing else."""
+    """Check a function that lets one word, or two, through and nothing else.
+
+    First used in lesson 02, section 6.
+    """
     if not callable(guard):
         raise Wrong("expected a function: `def guard(text): ...`.")
     verdicts = {}

@@ -12,7 +12,10 @@ from utils.helpers import END_KEY, IGNORED, INSTRUCTION_KEY, RESPONSE_KEY
 def check_labels(
     labels: Sequence[int], prompt_ids: Sequence[int], completion_ids: Sequence[int]
 ) -> str:
-    """Check labels: -100 over the prompt, the token ids over the completion."""
+    """Check labels: -100 over the prompt, the token ids over the completion.
+
+    First used in lesson 03, section 3.
+    """
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     require_type((list, tuple), labels, "a list of numbers")
     labels, prompt, completion = list(labels), list(prompt_ids), list(completion_ids)
@@ -51,7 +54,10 @@ def check_labels(
 
 @exercise("the share of the batch that is padding, a number between 0 and 1")
 def check_padding_share(share: float, lengths: Sequence[int]) -> str:
-    """Check the share of a batch that is padding, for rows of these lengths."""
+    """Check the share of a batch that is padding, for rows of these lengths.
+
+    First used in lesson 03, section 7.
+    """
     share = read_number(share, "a number between 0 and 1")
     total, real = len(lengths) * max(lengths), sum(lengths)
     right = (total - real) / total
@@ -79,7 +85,10 @@ def check_padding_share(share: float, lengths: Sequence[int]) -> str:
 
 @exercise("the two texts of the record")
 def check_record(record: Mapping[str, str], text: str) -> str:
-    """Check a record for another task, here sentiment, about the given text."""
+    """Check a record for another task, here sentiment, about the given text.
+
+    First used in lesson 03, section 2.
+    """
     require_type(Mapping, record, "a dictionary with `instruction` and `response`")
     for key in ("instruction", "response"):
         if not isinstance(record.get(key), str) or not record[key].strip():
@@ -116,6 +125,8 @@ def check_record(record: Mapping[str, str], text: str) -> str:
 @exercise("the number of rows for replay")
 def check_replay_rows(count: int, n_train: int, share: float) -> str:
     """Check how many rows for replay make up a share of all rows.
+
+    First used in lesson 03, section 8.
 
     Args:
         count: the learner's answer.

@@ -12,6 +12,8 @@ from utils.exercises.frame import Wrong, exercise, read_number
 def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str:
     """Check the trainable parameters of LoRA at a rank, on the layers of one name only.
 
+    First used in lesson 04, section 3.
+
     Args:
         count: the learner's answer.
         model: the base or a peft model of it; peft counts on an empty copy.
@@ -82,7 +84,10 @@ def _linear_shapes(model: Any, target: str | None = None) -> list[tuple[int, int
 
 @exercise("the number of an epoch")
 def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
-    """Check the epoch after which the held-out loss was lowest, in any history."""
+    """Check the epoch after which the held-out loss was lowest, in any history.
+
+    First used in lesson 04, section 4.
+    """
     epoch = read_number(epoch, "the number of an epoch")
     held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}
     training = {row["epoch"]: row["loss"] for row in history if "loss" in row}

@@ -15,6 +15,8 @@ def check_held_out_loss(
 ) -> str:
     """Check the token-weighted loss, from the mean loss and the tokens of each batch.
 
+    First used in lesson 05, section 2.
+
     Args:
         loss: the learner's answer.
         batch_losses: mean loss of a token in each batch, in nats.
@@ -49,7 +51,10 @@ def check_held_out_loss(
 
 @exercise("a function of an answer and the expected text")
 def check_token_f1(f1: Callable[[str, str], float]) -> str:
-    """Check a function for the token F1 of two texts, by words as `scores.words`."""
+    """Check a function for the token F1 of two texts, by words as `scores.words`.
+
+    First used in lesson 05, section 3.
+    """
     from utils.evaluation.scores import token_f1, words
 
     if not callable(f1):
@@ -108,7 +113,10 @@ def check_token_f1(f1: Callable[[str, str], float]) -> str:
 
 @exercise('a vote on each pair: "A", "B" or "="')
 def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
-    """Check that every pair has a vote; which one is for the learner to say."""
+    """Check that every pair has a vote; which one is for the learner to say.
+
+    First used in lesson 05, section 8.
+    """
     from utils.evaluation.judging import VOTES
 
     if isinstance(votes, str) or not isinstance(votes, Sequence):
@@ -134,6 +142,8 @@ def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
 @exercise("a number of questions")
 def check_questions(n_questions: int, differences: Sequence[float], gain: float) -> str:
     """Check how many questions show a gain of this size four times in five.
+
+    First used in lesson 05, section 7.
 
     Args:
         n_questions: the learner's answer.

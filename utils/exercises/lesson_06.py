@@ -16,7 +16,10 @@ FORGOTTEN_HOURS = 62  # Friday 18:00 to Monday 8:00
 
 @exercise("the text of a serving.properties, in three quotation marks")
 def check_serving_properties(text: str) -> str:
-    """Check a serving.properties: adapter in `lora`, base in `base`, batches of 4."""
+    """Check a serving.properties: adapter in `lora`, base in `base`, batches of 4.
+
+    First used in lesson 06, section 2.
+    """
     from utils.djl_python.layout import ENGINES, LoadError, parse_properties
 
     require_type(str, text, "text")
@@ -82,6 +85,8 @@ def check_payload(
 ) -> str:
     """Check a request for up to 20 new tokens, sampled, and the same when sent again.
 
+    First used in lesson 06, section 8.
+
     Args:
         payload: the learner's answer.
         ask: sends a payload to the endpoint and returns its reply.
@@ -132,6 +137,8 @@ def check_payload(
 @exercise("an amount in US dollars")
 def check_forgotten_endpoint(cost: float, price: float) -> str:
     """Check what an endpoint costs from Friday 18:00 to Monday 8:00.
+
+    First used in lesson 06, section 5.
 
     Args:
         cost: the learner's answer, in US dollars.

@@ -82,7 +82,10 @@ def faq_wordings(facts: list[Fact]) -> dict[str, tuple[int, int]]:
 
 
 def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
-    """Return the rows of `data/amazon_sagemaker_faqs.csv`, two a fact."""
+    """Return the rows of `data/amazon_sagemaker_faqs.csv`, two a fact.
+
+    First used in lesson 02, section 3.
+    """
     chosen = faq_wordings(facts)
     return [
         {
@@ -108,7 +111,10 @@ def write_faqs(path: str | Path = FAQS_FILE) -> int:
 
 
 def prose_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]:
-    """Yield paragraphs without end, each on a feature: its facts in any order."""
+    """Yield paragraphs without end, each on a feature: its facts in any order.
+
+    First used in lesson 01, section 2.
+    """
     features: dict[str, list[Fact]] = {}
     for fact in facts:
         features.setdefault(fact.feature, []).append(fact)
@@ -180,7 +186,10 @@ def repeated(
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Yield the corpus: documents in the shares of `MIX`, seeded and without end."""
+    """Yield the corpus: documents in the shares of `MIX`, seeded and without end.
+
+    First used in lesson 01, section 2.
+    """
     facts = load_facts()
     parts = fact_parts(facts)
     read = [fact for fact in facts if parts[fact.id] != "unread"]

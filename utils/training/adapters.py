@@ -27,6 +27,8 @@ def save_adapter(
 ) -> Path:
     """Write adapter and tokenizer, all or nothing, in place of what was there.
 
+    First used in lesson 04, section 5.
+
     Returns:
         The folder: adapter_config.json, adapter_model.safetensors and the tokenizer.
 
@@ -60,6 +62,8 @@ def save_adapter(
 
 def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     """Put a saved adapter on the base that it was trained on, ready to answer.
+
+    First used in lesson 04, section 5.
 
     Raises:
         ModelError: if there is none in the folder, or it belongs to another base: one
@@ -119,6 +123,8 @@ def require_same_tokenizer(
     rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Raise unless this tokenizer makes the ids that the rows hold.
+
+    First used in lesson 04, section 1.
 
     Raises:
         ModelError: if the data set was made for another model.

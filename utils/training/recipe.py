@@ -38,7 +38,10 @@ class TrainingError(CourseError):
 
 
 def lora_config(settings: ModelSettings) -> LoraConfig:
-    """Configure LoRA: which layers get low-rank matrices, of which rank and scale."""
+    """Configure LoRA: which layers get low-rank matrices, of which rank and scale.
+
+    Shown in lesson 04, section 3.
+    """
     from peft import LoraConfig
 
     modules = settings.target_modules
@@ -54,6 +57,8 @@ def lora_config(settings: ModelSettings) -> LoraConfig:
 
 def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """Wrap the layers that the settings name, and freeze everything else.
+
+    First used in lesson 04, section 3.
 
     Raises:
         ModelError: if one of the layers is not in this model; peft alone says so only
@@ -88,6 +93,8 @@ def training_arguments(
     Rows of like length share a batch, so that little is padded; the held-out loss is
     measured after every epoch, and in the end the best epoch is kept; arithmetic is the
     shortest that the hardware has.
+
+    Shown in lesson 04, section 4.
 
     Args:
         settings: learning rate, epochs and batch size come from here.
@@ -133,6 +140,8 @@ def choose_attention(
 ) -> str:
     """Choose the attention to load a model with for training: "eager" or "sdpa".
 
+    First used in lesson 04, section 1.
+
     Args:
         settings: of the model.
         machine: that trains.
@@ -176,7 +185,10 @@ def completion_trainer(
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Return how many parameters are trained, and how many there are."""
+    """Return how many parameters are trained, and how many there are.
+
+    First used in lesson 04, section 3.
+    """
     # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()

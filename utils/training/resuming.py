@@ -38,6 +38,8 @@ def train(trainer: Trainer, resume: bool = True) -> TrainOutput:
     from the one before. The resumed run ends with the weights, bit for bit, of a run
     that was never stopped, if it saves between epochs, on the same machine.
 
+    First used in lesson 04, section 4.
+
     Args:
         trainer: ready to train. Its output folder is used for nothing else: checkpoints
             of runs of another kind are deleted there.
