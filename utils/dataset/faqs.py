@@ -423,7 +423,7 @@ def _require_text(path: Path, frame: pandas.DataFrame) -> None:
             also = f" (also {_rows(blank[1:])})" if len(blank) > 1 else ""
             raise DataError(
                 f"{path.name}, row {blank[0]}{also}: expected {article} {column}, "
-                f"found none for the {other} {frame.at[blank[0], other][:60]!r}. "
+                f"found none beside the {other} {frame.at[blank[0], other][:60]!r}. "
                 "Fill it in or delete the row."
             )
 
