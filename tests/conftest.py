@@ -119,10 +119,13 @@ def aws() -> Iterator[Aws]:
     from utils.offline_aws.control_plane import OfflineAws
 
     before = dict(os.environ)
+    # Other test files may have left helpers of multiprocessing in this process.
+    others = set(psutil.Process().children(True))
     yield connect_aws(run_config({}))
     OfflineAws.running().close()
     assert dict(os.environ) == before
-    assert not [p for p in psutil.Process().children(True) if p.status() != "zombie"]
+    left = set(psutil.Process().children(True)) - others
+    assert not [process for process in left if process.status() != "zombie"]
 
 
 @pytest.fixture
