@@ -16,15 +16,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 UNFINISHED := $(VENV)/unfinished
 
-# Waiting threads spin for a moment only, or training crawls beside a busy program. The
-# values, and the reason for them, are those of utils/machine.py.
-ifndef OMP_WAIT_POLICY
-export GOMP_SPINCOUNT ?= 1000
-export KMP_BLOCKTIME ?= 0
-endif
-SPIN := $(foreach name,OMP_WAIT_POLICY GOMP_SPINCOUNT KMP_BLOCKTIME,\
-	$(if $($(name)),--env $(name) $($(name))))
-
 .PHONY: run test test-all lab kernel clean
 .DEFAULT_GOAL := run
 
@@ -43,7 +34,7 @@ lab: $(INSTALLED)
 
 kernel: $(INSTALLED)
 	@$(BIN)/python -m ipykernel install --user --name course \
-		--display-name "Fine-tuning course" $(SPIN)
+		--display-name "Fine-tuning course"
 
 # pip trusts what a killed pip left half copied: such a .venv is made anew.
 $(INSTALLED): requirements.txt pyproject.toml

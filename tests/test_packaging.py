@@ -255,9 +255,7 @@ def test_make_targets(checkout: Path) -> None:
     assert make(checkout, "test")[1] == ["-m pytest -n 2 --dist loadfile"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
     assert make(checkout, "lab")[1] == ["-m jupyterlab --notebook-dir=notebooks"]
-    (kernel,) = make(checkout, "kernel")[1]
-    assert kernel.startswith("-m ipykernel install --user")
-    assert kernel.endswith("--env GOMP_SPINCOUNT 1000 --env KMP_BLOCKTIME 0")
+    assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
     (checkout / "build").mkdir()
     (checkout / "utils" / "__pycache__").mkdir()
     assert make(checkout, "clean") == (0, [])

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# How long a thread that has nothing to do looks for work before it sleeps. The default
-# of libgomp, some milliseconds, is longer than a share of a processor: beside another
-# busy program, threads spend theirs on looking. A thousand looks are 20 to 50
-# microseconds, about what putting a thread to sleep and waking it takes. The other
-# runtimes (libomp, libiomp5) count whole milliseconds, of which one is too long.
-# Measured by tests/benchmarks/bench_threads.py. The Makefile holds the same values.
-SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+# How long a thread that has nothing to do looks for work before it sleeps: in looks
+# (libgomp, PyTorch's on Linux) or milliseconds (libomp and libiomp5, elsewhere). No one
+# setting does for all. On two free cores of a virtual machine, anything much shorter
+# than LONG_SPIN costs more than a tenth, since waking a sleeping thread takes long.
+# Beside a busy program, anything much longer than SHORT_SPIN costs more than half,
+# since the threads spend their share of the processor on looking: libgomp's own 300,000
+# looks are as long as such a share. So what is seen at the start decides.
+# Measured by tests/benchmarks/bench_threads.py.
+LONG_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+SHORT_SPIN = {"GOMP_SPINCOUNT": "100", "KMP_BLOCKTIME": "0"}
+LOOK_SECONDS = 0.1  # at the processors, to see whether they are free
 
 # bfloat16 must be faster than float32 by so much: it rounds more coarsely, and where
 # the two are about as fast, the choice should not change from one run to the next.
@@ -45,15 +49,37 @@ LAB_SHAPES: tuple[Shape, ...] = ((192, 576), (192, 192), (192, 768), (768, 192))
 # --- threads ---
 
 
-def openmp_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that make waiting OpenMP threads sleep soon.
+def openmp_environment(
+    environ: Mapping[str, str], busy: bool | None = None
+) -> dict[str, str]:
+    """Return variables that say how long waiting OpenMP threads look for work.
 
     Args:
         environ: the variables that are set. What they say on waiting threads stays.
+        busy: whether other programs leave too few processors; found out if needed.
     """
-    if "OMP_WAIT_POLICY" in environ:
+    if "OMP_WAIT_POLICY" in environ or all(name in environ for name in SHORT_SPIN):
         return {}
-    return {name: value for name, value in SHORT_SPIN.items() if name not in environ}
+    busy = others_are_busy(environ) if busy is None else busy
+    chosen = SHORT_SPIN if busy else LONG_SPIN
+    return {name: value for name, value in chosen.items() if name not in environ}
+
+
+def others_are_busy(environ: Mapping[str, str] = os.environ) -> bool:
+    """Look for a moment whether fewer processors are free than PyTorch has threads."""
+    import psutil
+
+    loads = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+        loads = [load for cpu, load in enumerate(loads) if cpu in allowed] or loads
+    threads = environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if threads.isdecimal():
+        needed = int(threads)
+    else:
+        needed = psutil.cpu_count(logical=False) or len(loads)
+    free = sum(1 - load / 100 for load in loads)
+    return free < min(needed, len(loads)) - 0.5
 
 
 def prepare_openmp() -> None:
