@@ -13,7 +13,6 @@ and `utils.dataset.facts`.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import random
 import re
@@ -28,7 +27,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.dataset.facts import get_fact, is_right, load_facts
-from utils.dataset.splits import assign_parts, fact_parts
+from utils.dataset.faqs import load_faqs
+from utils.dataset.splits import fact_parts, split
 from utils.evaluation.scores import (
     Difference,
     Estimate,
@@ -168,10 +168,7 @@ def rows_of(part: str, n_rows: int | None = None) -> list[dict[str, str]]:
 
     With `n_rows`, a sample of at most so many, always the same.
     """
-    with open(FAQS_FILE, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    parts = assign_parts([row["fact"] for row in rows])
-    rows = [row for row, found in zip(rows, parts, strict=True) if found == part]
+    rows = split(load_faqs(FAQS_FILE))[part].to_list()
     if n_rows is None or n_rows >= len(rows):
         return rows
     return random.Random(DEFAULT_SEED).sample(rows, n_rows)
@@ -470,8 +467,6 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     import datasets
 
     from utils.course import set_seed
-    from utils.dataset.faqs import load_faqs
-    from utils.dataset.splits import split
     from utils.models import this_machine
     from utils.training.recipe import (
         add_lora,
