@@ -220,7 +220,7 @@ def test_template_keys_in_user_text_are_harmless(model, text) -> None:
 
 @pytest.mark.parametrize("text", ["{x}", "{instruction}", "# heading", "50 % { } \\n"])
 def test_other_user_text_is_untouched(model, text) -> None:
-    assert model.service.defuse(text) == text
+    assert model.service.escape_template(text) == text
 
 
 # --- bad requests ---------------------------------------------------------------------

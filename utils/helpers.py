@@ -84,6 +84,7 @@ def preprocess_batch(
 
     Args:
         batch: columns `prompt` and `completion`, as `add_text` makes them.
+        tokenizer: of the model that is trained.
         max_length: most tokens in a row; None for no limit.
         too_long: "cut_prompt" takes the excess from the prompt's start; an answer, the
             response key and the beginning-of-sequence token are never cut.

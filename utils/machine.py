@@ -131,7 +131,7 @@ class Machine:
 
     @property
     def device(self) -> str:
-        """ "cuda" or "cpu", as PyTorch calls them."""
+        """Return "cuda" or "cpu", as PyTorch calls them."""
         return "cuda" if self.gpu else "cpu"
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class Race:
 
     @property
     def winner(self) -> str:
-        """ "bfloat16" if it is faster by the margin, else "float32"."""
+        """Return "bfloat16" if it is faster by the margin, else "float32"."""
         return "bfloat16" if self.ratio >= MARGIN else "float32"
 
     def __str__(self) -> str:

@@ -274,9 +274,10 @@ def choose_quantisation(
 
 
 def choose_dtype(machine: Machine) -> torch.dtype:
-    """The type in which a base is loaded: the shortest that is safe and fast here.
+    """Return the type to load a base in: the shortest that is safe and fast here.
 
-    On a CPU that is float32; training may still multiply in bfloat16 (`training.py`).
+    On a CPU that is float32; training may still multiply in
+    bfloat16 (`utils/training/recipe.py`).
     """
     if not machine.gpu:
         return torch.float32

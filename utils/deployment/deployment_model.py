@@ -92,7 +92,7 @@ service: "Service | None" = None
 
 
 def handle(inputs: Input) -> Output | None:
-    """What DJL Serving calls: first the warm-up, then requests and batches."""
+    """Answer DJL Serving, which sends the warm-up first, then requests and batches."""
     global service
     if inputs.is_empty() and service is None:
         # Options come only now; later requests carry HTTP headers in their place.
@@ -424,7 +424,7 @@ class Service:
         """
         rows = []
         for index, text in enumerate(request.texts):
-            prompt = PROMPT_START + self.defuse(text) + PROMPT_END
+            prompt = PROMPT_START + self.escape_template(text) + PROMPT_END
             ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             ids = [*self.bos, *ids]
             decoding = request.decoding
@@ -442,7 +442,7 @@ class Service:
             rows.append(Row(text, tuple(ids), decoding, request.adapter))
         return rows
 
-    def defuse(self, text: str) -> str:
+    def escape_template(self, text: str) -> str:
         """Return the text with template keys and special tokens made ordinary text.
 
         Otherwise a user could end the instruction and write the response's beginning.
