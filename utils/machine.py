@@ -93,7 +93,7 @@ def prepare_openmp() -> None:
 
 
 def openmp_setting(environ: Mapping[str, str] = os.environ) -> str:
-    """Return how waiting threads are set, such as "GOMP_SPINCOUNT=1000"."""
+    """Return how waiting threads are set, such as "OMP_WAIT_POLICY=passive"."""
     names = ("OMP_WAIT_POLICY", *SHORT_SPIN)
     found = [f"{name}={environ[name]}" for name in names if name in environ]
     return ", ".join(found) or "waiting threads as OpenMP has it"

@@ -24,6 +24,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+import utils  # noqa: F401 - sets how threads wait, before PyTorch is loaded
+
+# isort: split
 import datasets
 import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
