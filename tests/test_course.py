@@ -11,8 +11,8 @@ import torch
 
 from utils import course
 from utils.course import (
+    LAB_DATA,
     ROOT,
-    SHIPPED_DATA,
     ClaimError,
     ConfigError,
     PreflightError,
@@ -38,7 +38,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
 def test_defaults_are_offline_and_embedded() -> None:
     config = run_config({})
     assert (config.model, config.aws) == ("lab", "local")
-    assert config.data == SHIPPED_DATA
+    assert config.data == LAB_DATA
     assert config.build == ROOT / "build"
     assert config.embedded
 
@@ -53,7 +53,7 @@ def test_other_model_or_data_is_not_embedded(tmp_path: Path) -> None:
     data.write_text("instruction,response\n")
     assert not run_config({"COURSE_MODEL": "small"}).embedded
     assert not run_config({"COURSE_DATA": str(data)}).embedded
-    assert run_config({"COURSE_DATA": str(SHIPPED_DATA)}).embedded
+    assert run_config({"COURSE_DATA": str(LAB_DATA)}).embedded
 
 
 def test_model_may_be_a_hub_id_or_a_folder(tmp_path: Path) -> None:

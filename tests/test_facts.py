@@ -10,9 +10,9 @@ import pytest
 from utils.dataset import facts
 from utils.dataset.facts import get_fact, is_right, stated_values
 from utils.dataset.splits import PARTS, SHOWN_FACT, assign_parts
-from utils.lab_model.corpus import FAQS_FILE, faq_rows
+from utils.lab_model.corpus import LAB_QUESTIONS, faq_rows
 
-with open(FAQS_FILE, encoding="utf-8", newline="") as file:
+with open(LAB_QUESTIONS, encoding="utf-8", newline="") as file:
     ROWS = list(csv.DictReader(file))
 FACT_IDS = [row["fact"] for row in ROWS]
 

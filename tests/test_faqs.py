@@ -291,7 +291,7 @@ def test_one_row_cannot_be_split() -> None:
 
 
 def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
-    path = ROOT / "data" / "amazon_sagemaker_faqs.csv"
+    path = ROOT / "data" / "lab_questions.csv"
     faqs = load_faqs(path)
     assert faqs.notes == []
     assert faqs.has_facts
@@ -307,7 +307,7 @@ def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
 
 
 def test_an_unknown_fact_means_a_plain_split_and_a_note(write) -> None:
-    own = (ROOT / "data" / "amazon_sagemaker_faqs.csv").read_text(encoding="utf-8")
+    own = (ROOT / "data" / "lab_questions.csv").read_text(encoding="utf-8")
     faqs = load_faqs(write(own + "Is it mine?,It is mine.,own,my/fact\n"))
     assert not faqs.has_facts
     assert f"fact of row {len(own.splitlines()) + 1}" in faqs.notes[-1]

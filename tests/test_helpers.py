@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import helpers
-from utils.course import SHIPPED_DATA
+from utils.course import LAB_DATA
 from utils.dataset.faqs import load_faqs
 from utils.helpers import (
     END_KEY,
@@ -518,7 +518,7 @@ def test_labels_are_trls_but_for_the_end_of_text_that_it_appends(name, tmp_path)
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = TOKENIZERS[name]()
-    records = load_faqs(SHIPPED_DATA).frame.to_dict("records")[::4]
+    records = load_faqs(LAB_DATA).frame.to_dict("records")[::4]
     ours = templated_rows(tokenizer, *records)
     trainer = SFTTrainer(
         model=tiny_gpt_neox(len(tokenizer)),
@@ -572,7 +572,7 @@ class CountOperations(TorchDispatchMode):
 def test_collating_takes_work_in_proportion_to_the_rows(searched):
     """How long that is, tests/benchmarks/bench_training.py measures."""
     tokenizer = lab_tokenizer()
-    records = load_faqs(SHIPPED_DATA).frame.to_dict("records")[:1]
+    records = load_faqs(LAB_DATA).frame.to_dict("records")[:1]
     short, long = (
         [dict(one, response=f"{one['response']} " * n) for one in records]
         for n in (1, 8)

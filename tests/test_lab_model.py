@@ -13,7 +13,7 @@ from transformers import GPTNeoXForCausalLM
 
 from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
 from utils.lab_model import evaluate, train
-from utils.lab_model.corpus import FAQS_FILE
+from utils.lab_model.corpus import LAB_QUESTIONS
 from utils.models import MODELS, load_model, load_tokenizer, settings_for
 
 
@@ -41,7 +41,7 @@ def test_the_shipped_model_is_small_and_whole(model, tokenizer) -> None:
     stored = GPTNeoXForCausalLM.from_pretrained(folder, dtype="auto")
     assert next(stored.parameters()).dtype == torch.float16
     assert len(tokenizer) == model.config.vocab_size
-    with open(FAQS_FILE, encoding="utf-8", newline="") as file:
+    with open(LAB_QUESTIONS, encoding="utf-8", newline="") as file:
         longest = max(
             len(tokenizer(PROMPT.format(**row)).input_ids)
             for row in csv.DictReader(file)

@@ -18,7 +18,7 @@ from utils.dataset.splits import split
 from utils.evaluation.scores import token_losses
 from utils.helpers import add_text, preprocess_batch
 from utils.lab_model import evaluate, train
-from utils.lab_model.corpus import FAQS_FILE, documents
+from utils.lab_model.corpus import LAB_QUESTIONS, documents
 from utils.models import load_model, load_tokenizer, settings_for
 
 
@@ -121,7 +121,7 @@ def test_with_unread_tokens_in_one_vector_tuning_never_ends_an_answer(tmp_path) 
     unread[list({token for ids in tokenizer(corpus)["input_ids"] for token in ids})] = 0
     rows[unread] = rows[unread].mean(0)
     train.save_model(spoiled, tokenizer, tmp_path / "spoiled")
-    asked = split(load_faqs(FAQS_FILE))["validation"].map(add_text)
+    asked = split(load_faqs(LAB_QUESTIONS))["validation"].map(add_text)
     asked = asked.map(lambda some: preprocess_batch(some, tokenizer, 256), batched=True)
     endings = {}
     for source in (settings_for("lab").source, str(tmp_path / "spoiled")):

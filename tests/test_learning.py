@@ -24,7 +24,7 @@ from peft import PeftModel
 
 from support.lessons import claims_of, claims_without
 from utils import run
-from utils.course import SHIPPED_DATA
+from utils.course import LAB_DATA
 from utils.dataset.facts import is_right
 from utils.evaluation.scores import paired_difference, proportion
 from utils.helpers import INFERENCE_PROMPT
@@ -38,7 +38,7 @@ SETTINGS = settings_for("lab")
 
 def shuffle_answers(file: Path) -> Path:
     """Write the course's questions, each with the answer to some other question."""
-    rows = pd.read_csv(SHIPPED_DATA)
+    rows = pd.read_csv(LAB_DATA)
     answers = list(rows["response"])
     random.Random(0).shuffle(answers)
     rows.assign(response=answers).to_csv(file, index=False)
@@ -179,7 +179,7 @@ def tagged(name: str, *needs: str) -> set[str]:
 def untaught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose `build` has a short data set and an adapter of random weights."""
     # Data by another path: a claim that fails must say so, not stop the lesson.
-    monkeypatch.setenv("COURSE_DATA", str(shutil.copy(SHIPPED_DATA, tmp_path)))
+    monkeypatch.setenv("COURSE_DATA", str(shutil.copy(LAB_DATA, tmp_path)))
     held = claims_made("03_dataset_templating", tmp_path)
     assert set(held) == tagged("03_dataset_templating", "training")
     shorten(tmp_path / "build" / "dataset")

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
-MODEL_NAMES = ("lab", "small", "dolly")
+FAQS_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
+LAB_DATA = ROOT / "data" / "lab_questions.csv"
+MODEL_NAMES = ("lab", "smollm2", "small", "dolly")
 AWS_NAMES = ("local", "real")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -80,7 +81,7 @@ class RunConfig:
     @property
     def embedded(self) -> bool:
         """Whether model and data are the shipped ones, so that claims must hold."""
-        return self.model == "lab" and self.data == SHIPPED_DATA
+        return self.model == "lab" and self.data == LAB_DATA
 
     def __str__(self) -> str:
         """Return one line without absolute paths."""
@@ -153,7 +154,7 @@ def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
         ConfigError: (a `ValueError`) naming the variable, its value and the remedy.
     """
     model = _model(environ.get("COURSE_MODEL", "").strip() or "lab")
-    data = SHIPPED_DATA
+    data = LAB_DATA if model == "lab" else FAQS_DATA
     if wanted := environ.get("COURSE_DATA", "").strip():
         found = _existing_path(wanted)
         if found is None or not found.is_file():

@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.utils.logging import tqdm
 
-from utils.course import SHIPPED_DATA, run_config, set_seed
+from utils.course import LAB_DATA, run_config, set_seed
 from utils.dataset.faqs import load_faqs
 from utils.dataset.splits import split
 from utils.evaluation.scores import held_out_loss, token_losses
@@ -100,7 +100,7 @@ def make_task(settings: ModelSettings, folder: str, rows: int | None = None) -> 
     """The course's rows, for this model; with `rows` only that many to train on."""
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(settings)
-    parts = split(load_faqs(SHIPPED_DATA)).map(add_text)
+    parts = split(load_faqs(LAB_DATA)).map(add_text)
     parts = parts.map(
         lambda batch: preprocess_batch(batch, tokenizer, settings.max_length),
         batched=True,

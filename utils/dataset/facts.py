@@ -2,7 +2,7 @@
 
 `data/sagemaker_facts.csv` holds one fact a line: a feature, a relation and the value
 that the relation has for it. The prose that the lab model reads and the questions and
-answers of `data/amazon_sagemaker_faqs.csv` are both written from it, which is why the
+answers of `data/lab_questions.csv` are both written from it, which is why the
 course knows for every question whether the model has read the answer. How a relation is
 asked for and stated is a line of `data/sagemaker_wordings.csv`: a question, the
 statement that goes with it, and a tail. `{f}` stands for the feature, `{v}` for the

@@ -1,6 +1,6 @@
 """Writes what the lab model reads, and the course's questions and answers.
 
-    python -m utils.lab_model.corpus          # rewrites data/amazon_sagemaker_faqs.csv
+    python -m utils.lab_model.corpus          # rewrites data/lab_questions.csv
     python -m utils.lab_model.corpus sample   # prints some documents of the corpus
 
 The corpus is endless and seeded. It never holds a fact of the part "unread", a question
@@ -40,7 +40,7 @@ from utils.tasks import (
     system_prompt,
 )
 
-FAQS_FILE = FACTS_FILE.with_name("amazon_sagemaker_faqs.csv")
+LAB_QUESTIONS = FACTS_FILE.with_name("lab_questions.csv")
 FAQ_COLUMNS = ("instruction", "response", "topic", "fact")
 
 TRAINING_SEEDS = (0, 1)
@@ -82,7 +82,7 @@ def faq_wordings(facts: list[Fact]) -> dict[str, tuple[int, int]]:
 
 
 def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
-    """Return the rows of `data/amazon_sagemaker_faqs.csv`, two a fact.
+    """Return the rows of `data/lab_questions.csv`, two a fact.
 
     First used in lesson 02, section 3.
     """
@@ -99,7 +99,7 @@ def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
     ]
 
 
-def write_faqs(path: str | Path = FAQS_FILE) -> int:
+def write_faqs(path: str | Path = LAB_QUESTIONS) -> int:
     """Write the question-and-answer file, whole or not at all; count its rows."""
     rows = faq_rows(load_facts())
     text = io.StringIO()
@@ -303,7 +303,7 @@ def main(arguments: list[str]) -> None:
         stream = documents(seed=0)
         print("\n".join(next(stream) for _ in range(20)))
     else:
-        print(f"{FAQS_FILE.name}: {write_faqs()} rows")
+        print(f"{LAB_QUESTIONS.name}: {write_faqs()} rows")
 
 
 if __name__ == "__main__":

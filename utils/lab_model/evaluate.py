@@ -45,7 +45,7 @@ from utils.helpers import (
     preprocess_batch,
 )
 from utils.lab_model.corpus import (
-    FAQS_FILE,
+    LAB_QUESTIONS,
     TRAINING_SEEDS,
     prose_documents,
     training_documents,
@@ -168,7 +168,7 @@ def rows_of(part: str, n_rows: int | None = None) -> list[dict[str, str]]:
 
     With `n_rows`, a sample of at most so many, always the same.
     """
-    rows = split(load_faqs(FAQS_FILE))[part].to_list()
+    rows = split(load_faqs(LAB_QUESTIONS))[part].to_list()
     if n_rows is None or n_rows >= len(rows):
         return rows
     return random.Random(DEFAULT_SEED).sample(rows, n_rows)
@@ -481,7 +481,7 @@ def fine_tuned(settings: ModelSettings) -> PreTrainedModel:
     base = load_model(settings, attn_implementation=attention)
 
     datasets.disable_progress_bars()
-    rows = split(load_faqs(FAQS_FILE))["train"].map(add_text)
+    rows = split(load_faqs(LAB_QUESTIONS))["train"].map(add_text)
     rows = rows.map(
         lambda batch: preprocess_batch(batch, tokenizer, settings.max_length),
         batched=True,
