@@ -4,4 +4,5 @@
 - `facts`: the table behind the course's own questions, and when an answer is right.
 - `splits`: which rows train, which choose the epoch, which test, and how many.
 - `replay`: rows of earlier skills, mixed in so that tuning does not cost them.
+- `open_book`: rows with notes to answer from: alone, among others, or in vain.
 """
