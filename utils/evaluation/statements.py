@@ -75,8 +75,7 @@ SPELLED_OUT = (  # before anything else, in lower case
 TOKEN = re.compile(
     r"""
     (?P<name>
-        [a-z][a-z0-9+.-]*://[^\s,;()"']*[\w/]         # an address
-      | (?<![\w/])/(?:[\w.-]+/)*[\w-]+(?:\.\w+)*      # a path
+        (?<![\w/])/(?:[\w.-]+/)*[\w-]+(?:\.\w+)*      # a path
       | [\w.+-]+@[\w-]+(?:\.[\w-]+)+                  # an e-mail address
       | \d{4}-\d\d-\d\d | \d{1,2}:\d\d | \d+(?:\.\d+){2,}  # date, time, version
       | [^\W\d_]\w*(?:-\w+)*-\d\w*(?:[.]\w+)*         # us-east-1
@@ -212,6 +211,8 @@ def _raw(text: str) -> Iterator[tuple[str, str]]:
     # A capital A inside a sentence or alone is a name ("plan A"), and no article.
     text = re.sub(r"(?<=[a-z] )A\b|^A(?=[.):]|$)", "a_", text.strip())
     text = re.sub(r"(?<=[a-z0-9])\.(?=[A-Z][a-z]+\s)", ". ", text).lower()
+    # The parts of an address or of "and/or" are words; a path stays whole.
+    text = re.sub(r"(?<![^\s(])(?![/(])\S*\w/\S*", _parts, text)
     for pattern, instead in SPELLED_OUT:
         text = re.sub(pattern, instead, text)
     for match in TOKEN.finditer(text):
@@ -230,6 +231,13 @@ def _raw(text: str) -> Iterator[tuple[str, str]]:
             yield "word", "percent"
         else:
             yield "word", match[0]
+
+
+def _parts(chunk: re.Match[str]) -> str:
+    scheme, found, rest = chunk[0].partition("://")
+    if found:
+        return f"{scheme} : " + rest.replace("/", " : ")
+    return chunk[0].replace("/", " or ")
 
 
 def _decimal(text: str) -> Decimal:
@@ -537,7 +545,8 @@ def _denied_before(text: Sequence[Word], start: int, end: int) -> bool:
             return not _strong_before(text, place)
         if this == "that" and key(place - 1) in FALSE:
             return not _strong_before(text, place)
-        if this in CLAUSE or (number and this in LIMITS):
+        limit = number and this in LIMITS and key(place - 1) != "even"
+        if this in CLAUSE or limit:
             return False
         if this == "and" and (
             key(place + 1) in PRONOUNS | AUXILIARY | {"instead", "then"}
