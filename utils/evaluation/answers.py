@@ -202,13 +202,13 @@ class Judge:
         for answer, row in zip(answers, rows, strict=True):
             known = self._known.get(_group(row), [])
             for expected in dict.fromkeys([str(row["response"]), *known]):
-                pairs.append((str(row["instruction"]), answer, expected))
+                pairs.append((_question(row), answer, expected))
         likeness = iter(self._likeness(pairs))
         compared: dict[int, list[tuple[float, str]]] = defaultdict(list)
         for number, (answer, row) in enumerate(zip(answers, rows, strict=True)):
             known = self._known.get(_group(row), [])
             for expected in dict.fromkeys([str(row["response"]), *known]):
-                objection = _objection(str(row["instruction"]), answer, expected)
+                objection = _objection(_question(row), answer, expected)
                 compared[number].append((next(likeness), objection))
         return [self._compared(compared[number]) for number in range(len(rows))]
 
@@ -255,7 +255,7 @@ class Judge:
         low, high = THRESHOLDS
         groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for row in references:
-            pair = (str(row["instruction"]), str(row["response"]))
+            pair = (_question(row), str(row["response"]))
             if pair[1] not in {answer for _, answer in groups[_group(row)]}:
                 groups[_group(row)].append(pair)
         names = evenly_spaced(list(groups), MOST_COMPARED)
@@ -295,8 +295,9 @@ class Judge:
         threshold = float(np.clip(threshold, low, high))
         passed = float(np.mean(np.array(others) >= threshold))
         return threshold, (
-            f"The file words each answer once, so the threshold was learned from the "
-            f"nearest of {len(names)} other answers, of which it lets {passed:.0%} pass."
+            "The file words each answer once, so the threshold was learned from the "
+            f"nearest of {len(names)} other answers alone, of which it lets "
+            f"{passed:.0%} pass."
         )
 
 
@@ -306,6 +307,8 @@ def judge_for(
     encoder: Encoder | None = None,
 ) -> Judge:
     """Make the judge for answers to these rows.
+
+    First used in lesson 04, section 2.
 
     Args:
         rows: that will be judged, with `instruction`, `response` and what there is of
@@ -476,6 +479,10 @@ def _group(row: Mapping[str, Any]) -> str:
         if isinstance(value, str | int) and str(value).strip():
             return f"{column} {value}"
     return f"answer {row['response']}"
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return str(row.get("instruction") or "")
 
 
 def groups_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -383,33 +383,34 @@ def occurrences(phrase: Sequence[Word], text: Sequence[Word]) -> list[tuple[int,
     """
     if not phrase:
         return []
-    glued = "".join(word.key for word in phrase)
-    plain = all(word.key.isalpha() for word in phrase) and len(glued) > 5
-    found = []
-    for start, first in enumerate(text):
-        if first.mark:
-            continue
-        end = _end_of(phrase, text, start)
-        if end is None and plain:
-            if len(phrase) > 1 and first.key == glued:
-                end = start + 1
-            elif len(phrase) == 1 and start + 1 < len(text):
-                both = first.key + text[start + 1].key
-                end = start + 2 if text[start + 1].key and both == glued else None
-        if end is not None:
-            found.append((start, end))
-    return found
+    ends = ((start, _end_of(phrase, text, start)) for start in range(len(text)))
+    return [(start, end) for start, end in ends if end is not None]
 
 
 def _end_of(phrase: Sequence[Word], text: Sequence[Word], start: int) -> int | None:
-    place = start
-    for number, wanted in enumerate(phrase):
-        if number and place < len(text) and text[place].mark in {"half", "comma"}:
-            place += 1
-        if place >= len(text) or not text[place].fits(wanted):
+    """Return where a phrase that starts here ends; None if it is not here."""
+    place = number = 0
+    while number < len(phrase):
+        at = start + place
+        if number and at < len(text) and text[at].mark in {"half", "comma"}:
+            at, place = at + 1, place + 1
+        if at >= len(text) or text[at].mark:
             return None
-        place += 1
-    return place
+        if text[at].fits(phrase[number]):
+            number, place = number + 1, place + 1
+        elif _glued(phrase[number : number + 2], text[at]):
+            number, place = number + 2, place + 1
+        elif _glued(text[at : at + 2], phrase[number]):
+            number, place = number + 1, place + 2
+        else:
+            return None
+    return start + place
+
+
+def _glued(parts: Sequence[Word], whole: Word) -> bool:
+    """Whether two words are one that is written together."""
+    keys = [word.key for word in parts]
+    return len(keys) == 2 and all(map(str.isalpha, keys)) and "".join(keys) == whole.key
 
 
 # --- what is said of it ---
