@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.course import CourseError
+from utils.course import FAQS_DATA, CourseError
 from utils.dataset.facts import is_right, load_facts
 from utils.encoder import load_encoder
 from utils.evaluation.answers import (
@@ -78,6 +78,13 @@ def test_the_labelled_answers_are_many_mixed_and_of_all_kinds() -> None:
     asked = [{row["question"] for row in labelled(half)} for half in HALVES]
     assert not asked[0] & asked[1]
     assert len({(row["question"], row["answer"]) for row in rows}) == len(rows)
+
+
+def test_every_row_of_the_courses_questions_is_right_by_its_own_rule() -> None:
+    with open(FAQS_DATA, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert check_rules(rows) == []
+    assert {way_of(row) for row in rows} == {"rule"}
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -163,6 +170,13 @@ def test_an_answer_that_was_cut_off_is_called_so() -> None:
     assert [v.right for v in verdicts] == [False, True, False]
     assert verdicts[0].reason.startswith("cut off; does not state")
     assert verdicts[2].reason == "does not state '28 days'"
+
+
+def test_a_bare_number_counts_what_the_rows_own_answer_counts() -> None:
+    row = ROW | {"must_say": "28", "must_not_say": "5"}
+    answers = ["28.", "It is 28 days.", "It is 28 GB.", "28 days on 5 GB", "28, not 5"]
+    assert judge_for([row]).right(answers, [row] * 5) == [True, True, False, True, True]
+    assert not any(judge_for([row]).right(["28 or 5 days", "28 or 5"], [row] * 2))
 
 
 def test_what_must_not_be_said_may_stand_inside_what_must() -> None:
