@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils.course import ROOT
+from utils.course import ENCODER_NAMES, MODEL_NAMES, ROOT
+from utils.fetch import WHEELS, model_folder
 from utils.helpers import END_KEY, INFERENCE_PROMPT
 from utils.models import (
+    ENCODERS,
     MODELS,
     ModelError,
     batches_by_length,
@@ -48,8 +51,30 @@ def folder(tiny, tmp_path_factory):
 
 
 def test_the_table_names_itself() -> None:
-    assert set(MODELS) == {"lab", "small", "dolly"}
-    assert all(name == settings.name for name, settings in MODELS.items())
+    assert tuple(MODELS) == MODEL_NAMES
+    assert tuple(ENCODERS) == ENCODER_NAMES
+    for name, settings in (MODELS | ENCODERS).items():
+        assert name == settings.name
+
+
+def test_a_model_from_the_hub_has_its_revision() -> None:
+    for name in ("small", "dolly"):
+        assert re.fullmatch("[0-9a-f]{40}", MODELS[name].revision)
+
+
+def test_what_comes_as_a_wheel_stands_in_the_tables() -> None:
+    for name in WHEELS:
+        assert (MODELS | ENCODERS)[name].source == str(model_folder(name))
+
+
+def test_an_encoder_is_no_model_to_ask() -> None:
+    with pytest.raises(ModelError, match="encoder.*answers nothing.*smollm2"):
+        settings_for("minilm")
+
+
+def test_settings_are_shown_alike_wherever_the_installation_lies() -> None:
+    assert "source=smollm2," in repr(MODELS["smollm2"])
+    assert "source=minilm," in repr(ENCODERS["minilm"])
 
 
 def test_settings_are_shown_without_the_place_of_the_repository() -> None:
@@ -59,7 +84,14 @@ def test_settings_are_shown_without_the_place_of_the_repository() -> None:
     assert "| learning_rate | 0.005 |" in shown
 
 
-@pytest.mark.parametrize("name", ["EleutherAI/pythia-70m", "/some/folder/model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EleutherAI/pythia-70m",
+        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        "/some/folder/model",
+    ],
+)
 def test_any_other_name_gets_general_settings(name) -> None:
     settings = settings_for(name)
     assert settings.source == name

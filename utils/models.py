@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ from utils.course import (
     run_config,
     wanted_dtype,
 )
+from utils.fetch import WHEELS, fetch, load_wheel, model_folder
 from utils.helpers import END_KEY, encode_prompts
 from utils.machine import (
     LAB_SHAPES,
@@ -105,6 +109,30 @@ class ModelSettings:
         return "\n".join(["| setting | value |", "|:--|:--|", *rows])
 
 
+@dataclass(frozen=True, repr=False)
+class EncoderSettings:
+    """A model that turns texts into vectors; nobody fine-tunes it here or asks it.
+
+    Attributes:
+        name: as in `fetch`.
+        source: its folder, once `fetch(name)` has put it there.
+        parameters: how many weights it has.
+        dimensions: numbers of a vector.
+        max_length: most tokens that it reads; the rest of a text is cut off.
+    """
+
+    name: str
+    source: str
+    parameters: int
+    dimensions: int
+    max_length: int
+
+    def __repr__(self) -> str:
+        """Show all settings, without paths of this machine: outputs are committed."""
+        rows = [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
+        return f"EncoderSettings({', '.join(f'{n}={value}' for n, value in rows)})"
+
+
 MODELS = {
     "lab": ModelSettings(
         name="lab",
@@ -118,9 +146,21 @@ MODELS = {
         epochs=6,
         batch_size=16,
     ),
+    "smollm2": ModelSettings(
+        name="smollm2",
+        source=str(model_folder("smollm2")),
+        machine="two CPU cores, 4 GB of memory",
+        parameters=134_515_008,
+        max_length=512,
+        max_new_tokens=64,
+        lora_dropout=0.0,
+        learning_rate=1e-3,
+        epochs=3,
+    ),
     "small": ModelSettings(
         name="small",
         source="EleutherAI/pythia-410m",
+        revision="9879c9b5f8bea9051dcb0e68dff21493d67e9d4f",
         machine="a GPU with 8 GB, or patience",
         parameters=405_334_016,
         target_modules=GPT_NEOX_LINEAR_LAYERS,
@@ -129,11 +169,23 @@ MODELS = {
     "dolly": ModelSettings(
         name="dolly",
         source="databricks/dolly-v2-3b",
+        revision="f6c9be08f16fe4d3a719bee0a4a7c7415b5c65df",
         machine="a GPU with 16 GB (ml.g4dn.xlarge, ml.g5.xlarge)",
         parameters=2_775_086_080,
         quantisation="8bit",
         gpu_gigabytes=14,
         target_modules=GPT_NEOX_LINEAR_LAYERS,
+    ),
+}
+
+
+ENCODERS = {
+    "minilm": EncoderSettings(
+        name="minilm",
+        source=str(model_folder("minilm")),
+        parameters=22_713_216,
+        dimensions=384,
+        max_length=256,
     ),
 }
 
@@ -162,9 +214,17 @@ def settings_for(name: str) -> ModelSettings:
     """Return a known model's settings, or general ones for any hub id or folder.
 
     First used in lesson 01, section 1.
+
+    Raises:
+        ModelError: if it is an encoder, which answers nothing.
     """
     if name in MODELS:
         return MODELS[name]
+    if name in ENCODERS:
+        raise ModelError(
+            f"{name} is an encoder: it turns texts into vectors, to search by, and "
+            f"answers nothing. Give one of {', '.join(MODELS)}."
+        )
     return ModelSettings(
         name=Path(name).name if Path(name).is_absolute() else name,
         source=name,
@@ -290,7 +350,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     First used in lesson 01, section 1.
 
     Raises:
-        ModelError: if there is none at `settings.source`.
+        ModelError: if there is none at `settings.source`, or it cannot be fetched.
     """
     from transformers import AutoTokenizer
 
@@ -318,7 +378,8 @@ def load_model(
         **options: further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: if there is none at `settings.source`, or no memory for it.
+        ModelError: if there is none at `settings.source`, if it cannot be fetched, or
+            if there is no memory for it.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -371,6 +432,7 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
 def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
     from transformers.utils import logging as bars
 
+    _fetch_if_missing(settings.source)
     if settings.revision:
         options["revision"] = settings.revision
     # A folder on this disk loads in a moment; a download takes minutes.
@@ -391,6 +453,19 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
     finally:
         if hide:
             bars.enable_progress_bar()
+
+
+def _fetch_if_missing(source: str) -> None:
+    """Fetch a model that comes as a wheel, unless its folder is there and whole."""
+    for name in WHEELS:
+        if Path(source) == model_folder(name):
+            try:
+                fetch(name)
+            except CourseError as error:
+                raise ModelError(
+                    f"{name} is not installed, and could not be fetched now: {error} "
+                    f"By hand: `python -m utils.models fetch {name}`."
+                ) from error
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -560,3 +635,44 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fetch the models that come as wheels, or only their wheels."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.models", description=main.__doc__
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetching = commands.add_parser(
+        "fetch", help="put models where the course loads them from"
+    )
+    fetching.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(WHEELS)}, or all"
+    )
+    carrying = commands.add_parser(
+        "wheels", help="put the wheels into a folder, for machines without network"
+    )
+    carrying.add_argument("folder", type=Path, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "wheels":
+            for wheel in WHEELS.values():
+                file = load_wheel(wheel, options.folder)
+                if file.resolve().parent != options.folder.resolve():
+                    shutil.copy(file, options.folder)
+                print(f"{wheel.requirement}: {options.folder / file.name}")
+            return 0
+        names = options.names if set(options.names) - {"all"} else list(WHEELS)
+        for name in names:
+            fetch(name, say=lambda line: print(line, flush=True))
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped: the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
