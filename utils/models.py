@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -49,6 +50,9 @@ GPT_NEOX_LINEAR_LAYERS = (
 )
 
 Quantisation = Literal["none", "8bit", "4bit"]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+LFS_POINTER = b"version https://git-lfs"
 
 # A base is held in 16 bits on a card with so many times the memory that it takes then:
 # the rest is for adapter, optimizer and what the backward pass needs (an estimate).
@@ -354,7 +358,23 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, settings)
+    folder = Path(settings.source)
+    none = (
+        f"There is no tokenizer at {_shown(settings.source)!r}: copy tokenizer.json "
+        "and tokenizer_config.json of its base there, with "
+        "`AutoTokenizer.from_pretrained(base).save_pretrained(folder)`."
+    )
+    try:
+        tokenizer = _from_pretrained(AutoTokenizer, settings)
+    except ModelError as error:
+        bare = not any((folder / name).exists() for name in TOKENIZER_FILES)
+        if bare and (folder / "config.json").exists():
+            raise ModelError(none) from error
+        raise
+    # Of some kinds of model, transformers makes an empty one from config.json alone.
+    ids = tokenizer("Any text has tokens.")["input_ids"]
+    if not set(ids) - set(tokenizer.all_special_ids):
+        raise ModelError(none)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -398,10 +418,11 @@ def load_model(
         )
     options.setdefault("device_map", {"": machine.device})
     try:
-        model = _from_pretrained(
+        model, info = _from_pretrained(
             AutoModelForCausalLM,
             settings,
             dtype=dtype or choose_dtype(machine),
+            output_loading_info=True,
             **options,
         )
     except torch.cuda.OutOfMemoryError:
@@ -410,6 +431,12 @@ def load_model(
             f"{machine.gpu_free_gigabytes:.1f} GB free: restart other notebooks' "
             "kernels, choose a smaller COURSE_MODEL, or a larger instance."
         ) from None
+    if missing := sorted(info["missing_keys"]):
+        # transformers would go on with random numbers there.
+        raise ModelError(
+            f"The model at {_shown(settings.source)!r} is not whole: it has no weights "
+            f"for {missing[0]} and {len(missing) - 1} others. Copy or download it anew."
+        )
     keep_4bit_trainable(model)
     return model.eval()
 
@@ -441,11 +468,18 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
         bars.disable_progress_bar()
     try:
         return kind.from_pretrained(settings.source, **options)
-    except (OSError, ValueError) as error:
+    except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # each library has its own kinds for a damaged file
         source = settings.source
         if Path(source).is_absolute():
             source = portable_name(Path(source))
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fault = _fault_in(Path(settings.source))
+        if fault:
+            raise ModelError(
+                f"The model in {source!r} is not whole: {fault}"
+            ) from error
         raise ModelError(
             f"{kind.__name__} finds nothing to load at {source!r} ({reason}). Check "
             "COURSE_MODEL and the network; a gated model needs HF_TOKEN as well."
@@ -453,6 +487,46 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
     finally:
         if hide:
             bars.enable_progress_bar()
+
+
+def _fault_in(folder: Path) -> str:
+    """Say which file of a model's folder is no such file, cut or missing, and the cure.
+
+    Returns:
+        "" where the fault is another one.
+    """
+    from safetensors import safe_open
+
+    if not folder.is_dir():
+        return ""
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        with open(file, "rb") as stream:
+            pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+        if pointer:
+            return (
+                f"{file.name} only points to a file in Git LFS. Run `git lfs pull` in "
+                "the folder's repository, or download the file itself."
+            )
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+            elif file.suffix == ".json":
+                content = json.loads(file.read_text("utf-8"))
+                shards = content.get("weight_map", {}) if "index" in file.name else {}
+                for shard in sorted(set(shards.values())):
+                    if not (folder / shard).is_file():
+                        return f"{shard} is missing. Copy it there as well."
+            elif file.name.startswith("pytorch_model") and file.suffix == ".bin":
+                torch.load(file, "meta", mmap=zipfile.is_zipfile(file))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return (
+                f"{file.name} is damaged or cut off ({reason}). Copy or download it "
+                "again."
+            )
+    return ""
 
 
 def _fetch_if_missing(source: str) -> None:
