@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from utils import helpers
 from utils.course import CourseError
-from utils.files import write_json
+from utils.files import write_json, write_text
 from utils.helpers import END_KEY, IGNORED, context_of, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_FILE = "course_template.json"
+CHAT_FILE = "chat_template.jinja"  # where transformers and vLLM look for one
 TEMPLATE_VERSION = 1
 SYSTEM_PROMPT = (
     "Answer the question in one or two sentences. "
@@ -291,7 +292,12 @@ class Template:
         return changed
 
     def save(self, folder: Path) -> Path:
-        """Write course_template.json into a folder, beside adapter and tokenizer."""
+        """Write course_template.json into a folder, beside adapter and tokenizer.
+
+        A plain server reads chat_template.jinja: it is written, too, and deleted where
+        the frame is another, because nobody must be asked in a template by accident.
+        """
+        (folder / CHAT_FILE).unlink(missing_ok=True)
         return write_json(folder / TEMPLATE_FILE, self.describe())
 
 
@@ -381,6 +387,12 @@ class ChatTemplate(Template):
             "chat_template": self.source,
             "writes_system": self.writes_system,
         }
+
+    def save(self, folder: Path) -> Path:
+        """Write course_template.json and chat_template.jinja into a folder."""
+        path = super().save(folder)
+        write_text(folder / CHAT_FILE, self.source)
+        return path
 
     def messages(
         self, instruction: str, context: str | None = None
