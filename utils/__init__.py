@@ -3,6 +3,7 @@
 What all lessons share:
 
 - `helpers`: the prompt template, and the way from a row to a training batch.
+- `templates`: a model's own chat template or ours; it travels with the adapter.
 - `course`: the switches `COURSE_…`, preflight, claims, the seed.
 - `models`: the table of models, each with LoRA rank and the rest; loading, asking.
 - `encoder`: sentences as vectors, so that texts can be compared by meaning.

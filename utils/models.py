@@ -12,7 +12,7 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from utils.machine import (
     openmp_setting,
     precision_race,
 )
+from utils.templates import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,6 +82,10 @@ class ModelSettings:
         target_modules: the layers that get LoRA matrices; "all-linear" lets peft look.
         lora_r, lora_alpha, lora_dropout: rank, scale and dropout of those matrices.
         learning_rate, epochs, batch_size: of the training run.
+        template: what the model is tuned and asked in: the course's "instruction"
+            template, its own "chat" template, or "auto", which is chat where the
+            tokenizer has one.
+        system_prompt: what a chat begins with; "" for none.
     """
 
     name: str
@@ -99,6 +104,8 @@ class ModelSettings:
     learning_rate: float = 2e-4
     epochs: int = 10
     batch_size: int = 8
+    template: Literal["instruction", "chat", "auto"] = "instruction"
+    system_prompt: str = ""
 
     def _rows(self) -> list[tuple[str, str]]:
         return [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
@@ -233,6 +240,8 @@ def settings_for(name: str) -> ModelSettings:
         name=Path(name).name if Path(name).is_absolute() else name,
         source=name,
         machine="not known: a GPU if it has more than a few million parameters",
+        template="auto",
+        system_prompt=SYSTEM_PROMPT,
     )
 
 
@@ -556,6 +565,18 @@ def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+class Answers(list[str]):
+    """Answers, and for each whether it came to an end.
+
+    Attributes:
+        finished: False where the budget cut an answer off.
+    """
+
+    def __init__(self, texts: Iterable[str] = (), finished: Iterable[bool] = ()):
+        super().__init__(texts)
+        self.finished = list(finished)
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -563,9 +584,10 @@ def generate(
     max_new_tokens: int = 96,
     batch_size: int = 32,
     seed: int | None = None,
+    stop: Sequence[str] = (END_KEY,),
     **decoding: Any,
-) -> list[str]:
-    """Continue each prompt until the end key, the end of text, or the budget.
+) -> Answers:
+    """Continue each prompt until a stop text, the end of text, or the budget.
 
     Greedy, so the same prompt gets the same answer, unless `decoding` says otherwise.
 
@@ -574,15 +596,17 @@ def generate(
     Args:
         model: a causal language model.
         tokenizer: of the model.
-        prompts: whole prompts, such as `INFERENCE_PROMPT.format(instruction=…)`.
+        prompts: whole prompts, such as `template.prompt(question)`.
         max_new_tokens: most tokens of an answer.
         batch_size: prompts that are continued together.
         seed: makes sampling repeatable; the global random state is left alone.
+        stop: where an answer ends, beside the end of text: `template.stop`.
         **decoding: arguments of transformers' `generate`, such as `do_sample=True`,
             `temperature=0.7`.
 
     Returns:
-        The new text of each, in the order of the prompts, without the end key.
+        The new text of each, in the order of the prompts, without what ended it. The
+        list's `finished` says of each whether it ended, or the budget cut it off.
 
     Raises:
         ModelError: if a prompt and its answer do not fit the model's context.
@@ -592,7 +616,7 @@ def generate(
     prompts = list(prompts)
     encoded = encode_prompts(prompts, tokenizer) if prompts else []
     _require_room(model, encoded, prompts, max_new_tokens)
-    answers = [""] * len(encoded)
+    answers = Answers([""] * len(encoded), [False] * len(encoded))
     was_training = model.training
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
@@ -600,11 +624,10 @@ def generate(
         if seed is not None:
             torch.manual_seed(seed)
         for chosen in batches_by_length(list(map(len, encoded)), batch_size):
-            texts = _continue(
-                model, tokenizer, [encoded[i] for i in chosen], max_new_tokens, decoding
-            )
-            for i, text in zip(chosen, texts, strict=True):
-                answers[i] = text
+            some = [encoded[i] for i in chosen]
+            results = _continue(model, tokenizer, some, max_new_tokens, stop, decoding)
+            for i, (text, finished) in zip(chosen, results, strict=True):
+                answers[i], answers.finished[i] = text, finished
     model.train(was_training)
     return answers
 
@@ -629,8 +652,10 @@ def _continue(
     tokenizer: Any,
     encoded: list[list[int]],
     max_new_tokens: int,
+    stop: Sequence[str],
     decoding: dict[str, Any],
-) -> list[str]:
+) -> list[tuple[str, bool]]:
+    """Continue prompts together; return each text, and whether it came to an end."""
     from transformers import GenerationConfig
 
     length = max(map(len, encoded))
@@ -638,16 +663,18 @@ def _continue(
     pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
     ids = torch.tensor([[pad_id] * (length - len(row)) + row for row in encoded])
     mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in encoded])
-    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
-    stops: dict[str, Any] = {"eos_token_id": [tokenizer.eos_token_id]}
-    if len(end) == 1:
-        stops["eos_token_id"] += end
-    else:
-        stops["stop_strings"] = [END_KEY]
+    ends, stop_texts = {tokenizer.eos_token_id} - {None}, []
+    for text in stop:
+        end = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(end) == 1:
+            ends |= {*end}
+        else:
+            stop_texts.append(text)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_id,
-        **stops,
+        eos_token_id=sorted(ends) or None,
+        stop_strings=stop_texts or None,
         **({"do_sample": False} | decoding),
     )
     with torch.inference_mode(), _without_generation_defaults(model):
@@ -655,10 +682,9 @@ def _continue(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            tokenizer=tokenizer if "stop_strings" in stops else None,
+            tokenizer=tokenizer if stop_texts else None,
         )
-    texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=False)
-    return [_cut(text, tokenizer) for text in texts]
+    return [_cut(row, tokenizer, ends, stop) for row in output[:, length:].tolist()]
 
 
 @contextmanager
@@ -681,11 +707,17 @@ def _is_peft(model: Any) -> bool:
     return hasattr(model, "get_base_model")
 
 
-def _cut(text: str, tokenizer: Any) -> str:
-    for stop in (END_KEY, tokenizer.eos_token, tokenizer.pad_token):
-        if stop:
-            text = text.partition(stop)[0]
-    return text.strip()
+def _cut(
+    ids: list[int], tokenizer: Any, ends: set[int], stop: Sequence[str]
+) -> tuple[str, bool]:
+    """Return the text of new tokens up to where it ends, and whether it does."""
+    last = next((place for place, one in enumerate(ids) if one in ends), None)
+    text = tokenizer.decode(ids[:last], skip_special_tokens=False)
+    finished = last is not None or any(one in text for one in stop)
+    for one in (*stop, tokenizer.eos_token, tokenizer.pad_token):
+        if one:
+            text = text.partition(one)[0]
+    return text.strip(), finished
 
 
 def _quieten_libraries() -> None:
