@@ -35,8 +35,8 @@ def pairs(faqs: Faqs) -> list[tuple[str, str]]:
 
 
 def repairs(faqs: Faqs) -> list[str]:
-    """The notes but the last, which says that a foreign file has no test sets."""
-    assert "three test sets" in faqs.notes[-1]
+    """The notes but the last, which says how a foreign file is split."""
+    assert "split into train, validation and test" in faqs.notes[-1]
     return faqs.notes[:-1]
 
 
@@ -47,7 +47,7 @@ def test_a_plain_file_loads_without_repairs(write) -> None:
     faqs = load_faqs(write(PLAIN))
     assert pairs(faqs) == EXPECTED
     assert repairs(faqs) == []
-    assert "no column 'fact'" in faqs.notes[-1]
+    assert "No column says which questions belong together" in faqs.notes[-1]
     assert not faqs.has_facts
     assert list(faqs.frame.index) == [2, 3]
 
@@ -161,7 +161,7 @@ def test_nothing_but_misread_letters_is_restored(write) -> None:
     text = "“It’s” &amp; ﬁne… Ｗｉｄｅ"
     faqs = load_faqs(write(f"instruction,response\nWhat?,{text}\n"))
     assert pairs(faqs) == [("What?", text)]
-    assert not repairs(faqs)
+    assert [note.partition(" such")[0] for note in repairs(faqs)] == ["HTML entities"]
 
 
 def test_true_french_is_not_restored_into_something_else(write) -> None:
@@ -180,18 +180,28 @@ def test_indented_code_keeps_its_indent(write) -> None:
     assert pairs(faqs)[0][1] == code
 
 
-def test_the_word_none_is_an_answer_but_nan_is_not(write) -> None:
-    faqs = load_faqs(write("instruction,response\nWhich fees?,None\n"))
-    assert pairs(faqs)[0][1] == "None"
+@pytest.mark.parametrize(
+    "answer", ["NA", "None", "nan", "null", "0049", "007", "1e5", "TRUE", "-1", "1,5"]
+)
+def test_an_answer_that_programs_take_for_something_else_stays_text(
+    write, answer
+) -> None:
+    faqs = load_faqs(write(f'instruction,response\nWhich?,"{answer}"\n'))
+    assert pairs(faqs) == [("Which?", answer)]
+    looks_empty = answer.lower() in ("na", "none", "nan", "null")
+    noted = any("kept as text" in note and "row 2" in note for note in faqs.notes)
+    assert noted == looks_empty
+
+
+@pytest.mark.parametrize("mark", ["#N/A", "<NA>"])
+def test_what_only_exports_write_is_a_missing_answer(write, mark) -> None:
     with pytest.raises(ValueError, match="row 2.*expected a response"):
-        load_faqs(write("instruction,response\nWhich fees?,nan\n"))
+        load_faqs(write(f"instruction,response\nWhich fees?,{mark}\n"))
 
 
-def test_further_columns_without_header(write) -> None:
-    content = f"{QUESTION},{ANSWER},purpose,x/purpose\n"
-    faqs = load_faqs(write(content))
-    assert pairs(faqs) == EXPECTED[:1]
-    assert any("2 further columns are left out" in note for note in faqs.notes)
+def test_a_question_cannot_be_nan(write) -> None:
+    with pytest.raises(ValueError, match="row 2.*expected an instruction"):
+        load_faqs(write("instruction,response\nnan,It is so.\n"))
 
 
 # Files that fail, with file, row and remedy
@@ -224,7 +234,9 @@ def test_further_columns_without_header(write) -> None:
             r"two columns.*named",
         ),
         (b"PK\x03\x04\x14\x00", r"Excel workbook.*CSV UTF-8"),
-        (b"PAR1....", r"Parquet"),
+        (b"PAR1....", r"Parquet.*cannot be read"),
+        (f"{QUESTION},{ANSWER},purpose,x\n", r"no header, and 4 columns.*names"),
+        (f"use,{QUESTION},{ANSWER}\nuse,Who?,We.\n", r"no header, and 3 columns"),
         (b"instruction,response\nWhat?,\x81\x8d\xff\n", r"mine.csv, line 2.*UTF-8"),
     ],
 )
