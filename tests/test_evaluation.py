@@ -17,7 +17,6 @@ from utils.evaluation.scores import (
     class_scores,
     exact_match,
     held_out_loss,
-    judge,
     paired_difference,
     paired_differences,
     proportion,
@@ -49,6 +48,72 @@ def test_proportion_of_a_clean_sweep_stays_inside_zero_and_one() -> None:
     assert proportion([True] * 20).high == pytest.approx(1)
     assert proportion([False] * 20).low == pytest.approx(0)
     assert 0 < proportion([False] * 20).high < 0.2
+
+
+def test_wordings_of_one_fact_are_one_cluster() -> None:
+    hits = [True] * 8 + [False] * 2
+    # Each answer five times: nothing more is known than from ten.
+    repeated, facts = [h for h in hits for _ in range(5)], [*np.repeat(range(10), 5)]
+    naive, clustered = proportion(repeated), proportion(repeated, facts)
+    assert clustered.value == naive.value == pytest.approx(0.8)
+    assert clustered.n == 50
+    assert clustered.high - clustered.low > 1.8 * (naive.high - naive.low)
+    assert clustered.low == pytest.approx(0.5, abs=0.05)
+    # The order of the rows and the names of the groups say nothing.
+    order = np.random.default_rng(0).permutation(50)
+    mixed = proportion(
+        [repeated[i] for i in order], [f"fact {facts[i]}" for i in order]
+    )
+    assert mixed.low == pytest.approx(clustered.low, abs=0.03)
+    assert mixed.high == pytest.approx(clustered.high, abs=0.03)
+
+
+def test_groups_of_one_each_change_next_to_nothing() -> None:
+    hits = [True] * 60 + [False] * 40
+    alone, each = proportion(hits), proportion(hits, range(100))
+    assert each.value == alone.value
+    assert each.low == pytest.approx(alone.low, abs=0.02)
+    assert each.high == pytest.approx(alone.high, abs=0.02)
+
+
+def test_a_clean_sweep_of_few_groups_stays_uncertain() -> None:
+    sweep = proportion([True] * 40, [*range(4)] * 10)
+    assert (sweep.value, sweep.n) == (1, 40)
+    assert sweep.low == proportion([True] * 4).low
+    assert proportion([False] * 40, [0] * 40).high == proportion([False]).high
+
+
+def test_clustered_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    # Forty facts in three wordings each, answered all alike; 60% of facts are known.
+    generator = np.random.default_rng(0)
+    facts, held, naive_held = np.repeat(range(40), 3), 0, 0
+    for _ in range(100):
+        hits = np.repeat(generator.random(40) < 0.6, 3)
+        clustered, naive = proportion(hits, facts), proportion(hits)
+        held += clustered.low <= 0.6 <= clustered.high
+        naive_held += naive.low <= 0.6 <= naive.high
+    assert held >= 88
+    assert naive_held < 80
+
+
+def test_a_clustered_difference_is_less_certain() -> None:
+    facts = np.repeat(range(12), 4)
+    better, base = np.repeat([1, 0, 1] * 4, 4), np.repeat([0, 0, 1] * 4, 4)
+    naive = paired_difference(better, base)
+    clustered = paired_difference(better, base, groups=facts)
+    assert clustered.value == naive.value == pytest.approx(1 / 3)
+    assert clustered.high - clustered.low > 1.7 * (naive.high - naive.low)
+    assert paired_difference(better, base, groups=facts) == clustered
+    one = paired_difference([1, 0], [0, 0], groups=["a", "a"])
+    assert (one.low, one.high) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("groups", [["a"], ["a", "b", "c"]])
+def test_a_group_for_each_answer(groups) -> None:
+    with pytest.raises(ValueError, match="groups for 2 answers"):
+        proportion([True, False], groups)
+    with pytest.raises(ValueError, match="groups for 2 answers"):
+        paired_difference([1, 0], [0, 0], groups=groups)
 
 
 def test_nothing_to_count_is_an_error() -> None:
@@ -272,13 +337,6 @@ def test_an_answer_for_every_expected_one() -> None:
 FACT = {"fact": "amazon-sagemaker/users", "response": "For data scientists."}
 
 
-def test_a_known_fact_is_judged_by_its_value_and_other_rows_by_their_words() -> None:
-    answers = ["Data scientists use it.", "the store!"]
-    assert judge(answers, [FACT, {"response": "The store."}]) == [True, True]
-    assert judge(["Nobody."], [FACT]) == [False]
-    assert judge(["A depot."], [{"response": "The store.", "fact": None}]) == [False]
-
-
 @pytest.mark.parametrize(
     ("answer", "kind", "named"),
     [
@@ -300,6 +358,9 @@ def test_rows_without_facts_have_their_answers_for_classes() -> None:
     row = {"response": "Positive."}
     assert answer_kind("positive", row) == "right"
     assert answer_kind("negative", row) == "no such value"
+    # Whoever has judged all rows says so: one row knows no paraphrases.
+    assert answer_kind("Yes, by all means.", row, right=True) == "right"
+    assert answer_kind("positive", row, right=False) == "no such value"
     assert answer_class("Negative.", row) == "negative"
     assert answer_class("", row) == "none"
 

@@ -10,6 +10,7 @@ import torch
 
 from support.resumable import tiny_rows
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+from utils.evaluation.answers import judge_for
 from utils.helpers import add_text
 from utils.models import MODELS, settings_for
 from utils.tasks import problems
@@ -56,6 +57,7 @@ def study(tmp_path_factory):
         held_out=rows[:2],
         replay=tiny_rows("replay rehearsal"),
         questions=questions,
+        judge=judge_for(questions),
         skill=problems("1 steps", 1),
     )
 

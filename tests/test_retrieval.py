@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from utils.dataset.facts import get_fact, load_facts
+from utils.evaluation.answers import judge_for
 from utils.evaluation.retrieval import Retriever, documentation, product_pages
-from utils.evaluation.scores import judge
 from utils.lab_model.evaluate import rows_of
 
 
@@ -45,7 +46,7 @@ def test_nearly_every_question_finds_its_page_read_or_not() -> None:
         ]
         assert sum(hits) / len(hits) > 0.85
         # And the page states the fact asked for.
-        assert sum(judge(found, rows)) / len(rows) > 0.85
+        assert np.mean(judge_for(rows).right(found, rows)) > 0.85
 
 
 @pytest.mark.parametrize("documents", [[], ["", "…"]])

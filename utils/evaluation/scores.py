@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from utils.dataset.facts import get_fact, is_right, known_fact, stated_values
+from utils.dataset.facts import get_fact, known_fact, stated_values
+from utils.evaluation.answers import judge_for
 from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
 from utils.models import batches_by_length
 
@@ -55,24 +56,53 @@ class Difference(Estimate):
     """A difference of two means on the same questions; see `paired_difference`."""
 
 
-def proportion(hits: Sequence[bool]) -> Proportion:
+def proportion(
+    hits: Sequence[bool],
+    groups: Sequence[Hashable] | None = None,
+    seed: int = DEFAULT_SEED,
+) -> Proportion:
     """Return the share of hits with Wilson's interval at 95% (Wilson, JASA 22, 1927).
+
+    Where several questions ask for one thing, they stand and fall together, and
+    Wilson's interval would be too narrow. With `groups` it is the percentile bootstrap
+    over groups, drawn whole (Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 3.8). The bootstrap cannot vary a clean sweep: if all
+    groups have the same share, the interval is Wilson's for as many hits as there are
+    groups.
 
     First used in lesson 01, section 2.
 
+    Args:
+        hits: whether each answer is right.
+        groups: what each question belongs to, such as its fact; None if each stands
+            for itself.
+        seed: of the resamples.
+
     Raises:
-        ValueError: if there are no hits or misses to count.
+        ValueError: if there are no hits or misses to count, or not as many groups.
     """
     n = len(hits)
     if not n:
         raise ValueError("hits is empty: score some answers before you count.")
+    if groups is not None:
+        sums, counts = _by_group(np.asarray(hits, bool).astype(float), groups)
+        share, right = float(sums.sum() / n), round(len(sums) * sums.sum() / n)
+        if np.ptp(sums / counts):
+            low, high = _bootstrap_interval(_mean_of, (sums, counts), RESAMPLES, seed)
+        else:
+            alike = proportion([True] * right + [False] * (len(sums) - right))
+            low, high = min(share, alike.low), max(share, alike.high)
+        return Proportion(share, low, high, n)
     test = binomtest(sum(map(bool, hits)), n)
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return Proportion(test.statistic, float(interval.low), float(interval.high), n)
 
 
 def paired_difference(
-    scores: Sequence[float], baseline: Sequence[float], seed: int = DEFAULT_SEED
+    scores: Sequence[float],
+    baseline: Sequence[float],
+    seed: int = DEFAULT_SEED,
+    groups: Sequence[Hashable] | None = None,
 ) -> Difference:
     """Return how much higher one model scores than another on the same questions.
 
@@ -86,9 +116,11 @@ def paired_difference(
         scores: one number a question; a right answer may count as True.
         baseline: the other model's, in the same order.
         seed: of the resamples.
+        groups: what each question belongs to, such as its fact; groups are then drawn
+            whole. None if each stands for itself.
 
     Raises:
-        ValueError: if the two differ in length or are empty.
+        ValueError: if the two differ in length or are empty, or groups do.
     """
     if len(scores) != len(baseline) or not len(scores):
         raise ValueError(
@@ -99,8 +131,33 @@ def paired_difference(
     mean = float(deltas.mean())
     if np.all(deltas == deltas[0]):  # resampling cannot vary, and scipy returns nan
         return Difference(mean, mean, mean, len(deltas))
-    low, high = _bootstrap_interval(np.mean, (deltas,), RESAMPLES, seed)
+    if groups is None:
+        low, high = _bootstrap_interval(np.mean, (deltas,), RESAMPLES, seed)
+        return Difference(mean, low, high, len(deltas))
+    sums, counts = _by_group(deltas, groups)
+    if not np.ptp(sums / counts):  # as above
+        return Difference(mean, mean, mean, len(deltas))
+    low, high = _bootstrap_interval(_mean_of, (sums, counts), RESAMPLES, seed)
     return Difference(mean, low, high, len(deltas))
+
+
+def _by_group(
+    values: np.ndarray, groups: Sequence[Hashable]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum and the number of the values of each group."""
+    if len(groups) != len(values):
+        raise ValueError(
+            f"{len(groups)} groups for {len(values)} answers: name one for each, in "
+            "the same order."
+        )
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    places = [number[group] for group in groups]
+    return np.bincount(places, weights=values), np.bincount(places).astype(float)
+
+
+def _mean_of(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the mean of values from the sums and sizes of their groups."""
+    return sums.sum(axis) / counts.sum(axis)
 
 
 def _bootstrap_interval(
@@ -311,12 +368,9 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
             "There are no tokens to score: give texts, or rows with labelled tokens."
         )
 
-    def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-        return sums.sum(axis) / counts.sum(axis)
-
-    low = high = value = float(mean(sums, counts))
+    low = high = value = float(_mean_of(sums, counts))
     if len(sums) > 1:
-        low, high = _bootstrap_interval(mean, (sums, counts), LOSS_RESAMPLES, seed)
+        low, high = _bootstrap_interval(_mean_of, (sums, counts), LOSS_RESAMPLES, seed)
     return Estimate(value, low, high, len(sums))
 
 
@@ -411,24 +465,7 @@ def text_scores(
     }
 
 
-# --- right or wrong, and wrong in which way ---
-
-
-def judge(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return which answers are right: by the row's fact, else by exact match.
-
-    First used in lesson 05, section 3.
-
-    Args:
-        answers: one a row.
-        rows: with `fact` (a fact of the course's table) or `response`.
-    """
-    return [
-        is_right(answer, row["fact"])
-        if known_fact(row.get("fact"))
-        else exact_match(answer, row["response"])
-        for answer, row in zip(answers, rows, strict=True)
-    ]
+# --- wrong in which way ---
 
 
 RIGHT, ANOTHER_VALUE, SEVERAL_VALUES, NO_VALUE = (
@@ -440,7 +477,7 @@ RIGHT, ANOTHER_VALUE, SEVERAL_VALUES, NO_VALUE = (
 """What `answer_kind` tells apart."""
 
 
-def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
+def answer_kind(answer: str, row: Mapping[str, Any], right: bool | None = None) -> str:
     """Return how an answer went: right, or one of three ways to be wrong.
 
     "another value" is the smooth mistake: an answer of the right kind with something
@@ -448,8 +485,16 @@ def answer_kind(answer: str, row: Mapping[str, Any]) -> str:
     a known fact has right answers and answers with "no such value" only.
 
     First used in lesson 05, section 9.
+
+    Args:
+        answer: what a model said.
+        row: the question, with what `answers.judge_for` needs.
+        right: what the judge of all rows said; None to ask one for this row alone,
+            which knows no paraphrases.
     """
-    if judge([answer], [row])[0]:
+    if right is None:
+        (right,) = judge_for([row]).right([answer], [row])
+    if right:
         return RIGHT
     if not known_fact(row.get("fact")):
         return NO_VALUE

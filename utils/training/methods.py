@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from utils.course import set_seed
-from utils.evaluation.scores import judge
+from utils.evaluation.answers import Judge, judge_for
 from utils.helpers import DataCollatorForCompletionOnlyLM, preprocess_batch
 from utils.models import (
     MODELS,
@@ -190,7 +190,8 @@ class Study:
         tokenizer: of the model.
         train, held_out: rows with `input_ids`, `attention_mask` and `labels`.
         replay: such rows of earlier skills.
-        questions: rows with `prompt` and what `scores.judge` needs.
+        questions: rows with `prompt` and what `judge` needs.
+        judge: of answers to them.
         skill: problems in one step, which the lab model could solve before.
     """
 
@@ -200,6 +201,7 @@ class Study:
     held_out: list[dict[str, list[int]]]
     replay: list[dict[str, list[int]]]
     questions: list[dict[str, Any]]
+    judge: Judge
     skill: list[Problem]
 
 
@@ -245,13 +247,15 @@ def make_study(
             )
         return rows
 
+    questions = evenly_spaced(dataset[part].to_list(), n_questions)
     return Study(
         settings=settings,
         tokenizer=tokenizer,
         train=evenly_spaced(encoded("train"), n_rows),
         held_out=encoded("validation"),
         replay=encoded("replay") if "replay" in dataset else [],
-        questions=evenly_spaced(dataset[part].to_list(), n_questions),
+        questions=questions,
+        judge=judge_for(questions, dataset["train"].to_list()),
         skill=problems("1 steps", n_questions),
     )
 
@@ -331,7 +335,7 @@ def measure(model: nn.Module, study: Study) -> dict[str, float]:
     prompts = [row["prompt"] for row in study.questions]
     budget = study.settings.max_new_tokens
     answers = generate(model, study.tokenizer, prompts, budget)
-    right = judge(answers, study.questions)
+    right = study.judge.right(answers, study.questions)
     asked = [problem.prompt(worked=False) for problem in study.skill]
     results = generate(model, study.tokenizer, asked, RESULT_TOKENS)
     kept = solved(results, study.skill)
