@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pandas
 import pytest
 
 from utils.course import ROOT
@@ -267,39 +266,7 @@ def test_a_folder_is_an_error(tmp_path) -> None:
         load_faqs(tmp_path)
 
 
-# Splitting
-
-
-def frame_of(rows: int) -> pandas.DataFrame:
-    return pandas.DataFrame(
-        {
-            "instruction": [f"Question {i}?" for i in range(rows)],
-            "response": [f"Answer {i}." for i in range(rows)],
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    "rows, held_out", [(2, 1), (5, 1), (20, 4), (70, 14), (90, 14)]
-)
-def test_a_foreign_file_is_split_into_training_and_validation(rows, held_out) -> None:
-    parts = split(Faqs(frame_of(rows)))
-    assert set(parts) == {"train", "validation"}
-    assert len(parts["validation"]) == held_out
-    together = parts["train"]["instruction"][:] + parts["validation"]["instruction"][:]
-    assert sorted(together) == sorted(frame_of(rows)["instruction"])
-
-
-def test_the_split_follows_the_seed() -> None:
-    first, again = split(Faqs(frame_of(50))), split(Faqs(frame_of(50)))
-    other = split(Faqs(frame_of(50)), seed=1)
-    assert first["validation"].to_list() == again["validation"].to_list()
-    assert first["validation"].to_list() != other["validation"].to_list()
-
-
-def test_one_row_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="too few to split"):
-        split(Faqs(frame_of(1)))
+# The course's own file
 
 
 def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
@@ -318,9 +285,9 @@ def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
     assert sum(map(len, parts.values())) == len(faqs)
 
 
-def test_an_unknown_fact_means_a_plain_split_and_a_note(write) -> None:
+def test_an_unknown_fact_means_the_split_of_an_own_file_and_a_note(write) -> None:
     own = (ROOT / "data" / "lab_questions.csv").read_text(encoding="utf-8")
     faqs = load_faqs(write(own + "Is it mine?,It is mine.,own,my/fact\n"))
     assert not faqs.has_facts
     assert f"fact of row {len(own.splitlines()) + 1}" in faqs.notes[-1]
-    assert set(split(faqs)) == {"train", "validation"}
+    assert set(split(faqs)) == {"train", "validation", "test"}

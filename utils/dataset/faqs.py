@@ -33,7 +33,14 @@ from utils.dataset.formats import read_table
 from utils.dataset.groups import group_column, has_free_wordings
 from utils.dataset.leftovers import leftover_notes
 from utils.dataset.sheets import HEADER_SEARCH
-from utils.dataset.table import DataError, Table, normal_name, plain, rows_text
+from utils.dataset.table import (
+    DataError,
+    Table,
+    normal_name,
+    plain,
+    question_key,
+    rows_text,
+)
 
 # Columns that the course uses beside the texts, under these names whatever their case.
 OWN_COLUMNS = ("topic", "fact", "must_say", "must_not_say", "wording")
@@ -559,19 +566,6 @@ def _require_text(name: str, frame: pandas.DataFrame) -> None:
             f"found none beside the {other} {first[other][:60]!r}. "
             f"Fill it in or delete the row.{hint}"
         )
-
-
-def question_key(text: str) -> str:
-    """Return a text as it is compared with others, in any script.
-
-    Case, white space, quotation marks, hyphens between letters and the punctuation at
-    the ends of words do not count; other signs do, for C, C++ and C# differ.
-    """
-    key = unicodedata.normalize("NFKC", text).casefold()
-    key = re.sub(r"[\"“”„«»]", "", key).replace("’", "'").replace("‘", "'")
-    key = re.sub(r"(?<=[^\W\d_])[-‐-―_](?=[^\W\d_])", " ", key)
-    key = re.sub(r"[?!.,;:…。、，；：？！؟،।]+(?=\s|$)", " ", key)
-    return " ".join(key.split()) or text.strip()
 
 
 def _drop_repeated(

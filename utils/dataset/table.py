@@ -67,3 +67,16 @@ def plain(value: Any) -> str:
     text = value if isinstance(value, str) else str(value)
     # Half of a letter beyond 16 bits, as JSON can hold it, cannot be written to a file.
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def question_key(text: str) -> str:
+    """Return a text as it is compared with others, in any script.
+
+    Case, white space, quotation marks, hyphens between letters and the punctuation at
+    the ends of words do not count; other signs do, for C, C++ and C# differ.
+    """
+    key = unicodedata.normalize("NFKC", text).casefold()
+    key = re.sub(r"[\"“”„«»]", "", key).replace("’", "'").replace("‘", "'")
+    key = re.sub(r"(?<=[^\W\d_])[-‐-―_](?=[^\W\d_])", " ", key)
+    key = re.sub(r"[?!.,;:…。、，；：？！؟،।]+(?=\s|$)", " ", key)
+    return " ".join(key.split()) or text.strip()
