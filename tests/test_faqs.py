@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pandas
 import pytest
 
 from utils.course import ROOT
@@ -35,8 +34,8 @@ def pairs(faqs: Faqs) -> list[tuple[str, str]]:
 
 
 def repairs(faqs: Faqs) -> list[str]:
-    """The notes but the last, which says that a foreign file has no test sets."""
-    assert "three test sets" in faqs.notes[-1]
+    """The notes but the last, which says how a foreign file is split."""
+    assert "split into train, validation and test" in faqs.notes[-1]
     return faqs.notes[:-1]
 
 
@@ -47,7 +46,7 @@ def test_a_plain_file_loads_without_repairs(write) -> None:
     faqs = load_faqs(write(PLAIN))
     assert pairs(faqs) == EXPECTED
     assert repairs(faqs) == []
-    assert "no column 'fact'" in faqs.notes[-1]
+    assert "No column says which questions belong together" in faqs.notes[-1]
     assert not faqs.has_facts
     assert list(faqs.frame.index) == [2, 3]
 
@@ -161,7 +160,7 @@ def test_nothing_but_misread_letters_is_restored(write) -> None:
     text = "“It’s” &amp; ﬁne… Ｗｉｄｅ"
     faqs = load_faqs(write(f"instruction,response\nWhat?,{text}\n"))
     assert pairs(faqs) == [("What?", text)]
-    assert not repairs(faqs)
+    assert [note.partition(" such")[0] for note in repairs(faqs)] == ["HTML entities"]
 
 
 def test_true_french_is_not_restored_into_something_else(write) -> None:
@@ -180,18 +179,28 @@ def test_indented_code_keeps_its_indent(write) -> None:
     assert pairs(faqs)[0][1] == code
 
 
-def test_the_word_none_is_an_answer_but_nan_is_not(write) -> None:
-    faqs = load_faqs(write("instruction,response\nWhich fees?,None\n"))
-    assert pairs(faqs)[0][1] == "None"
+@pytest.mark.parametrize(
+    "answer", ["NA", "None", "nan", "null", "0049", "007", "1e5", "TRUE", "-1", "1,5"]
+)
+def test_an_answer_that_programs_take_for_something_else_stays_text(
+    write, answer
+) -> None:
+    faqs = load_faqs(write(f'instruction,response\nWhich?,"{answer}"\n'))
+    assert pairs(faqs) == [("Which?", answer)]
+    looks_empty = answer.lower() in ("na", "none", "nan", "null")
+    noted = any("kept as text" in note and "row 2" in note for note in faqs.notes)
+    assert noted == looks_empty
+
+
+@pytest.mark.parametrize("mark", ["#N/A", "<NA>"])
+def test_what_only_exports_write_is_a_missing_answer(write, mark) -> None:
     with pytest.raises(ValueError, match="row 2.*expected a response"):
-        load_faqs(write("instruction,response\nWhich fees?,nan\n"))
+        load_faqs(write(f"instruction,response\nWhich fees?,{mark}\n"))
 
 
-def test_further_columns_without_header(write) -> None:
-    content = f"{QUESTION},{ANSWER},purpose,x/purpose\n"
-    faqs = load_faqs(write(content))
-    assert pairs(faqs) == EXPECTED[:1]
-    assert any("2 further columns are left out" in note for note in faqs.notes)
+def test_a_question_cannot_be_nan(write) -> None:
+    with pytest.raises(ValueError, match="row 2.*expected an instruction"):
+        load_faqs(write("instruction,response\nnan,It is so.\n"))
 
 
 # Files that fail, with file, row and remedy
@@ -224,7 +233,9 @@ def test_further_columns_without_header(write) -> None:
             r"two columns.*named",
         ),
         (b"PK\x03\x04\x14\x00", r"Excel workbook.*CSV UTF-8"),
-        (b"PAR1....", r"Parquet"),
+        (b"PAR1....", r"Parquet.*cannot be read"),
+        (f"{QUESTION},{ANSWER},purpose,x\n", r"no header, and 4 columns.*names"),
+        (f"use,{QUESTION},{ANSWER}\nuse,Who?,We.\n", r"no header, and 3 columns"),
         (b"instruction,response\nWhat?,\x81\x8d\xff\n", r"mine.csv, line 2.*UTF-8"),
     ],
 )
@@ -255,39 +266,7 @@ def test_a_folder_is_an_error(tmp_path) -> None:
         load_faqs(tmp_path)
 
 
-# Splitting
-
-
-def frame_of(rows: int) -> pandas.DataFrame:
-    return pandas.DataFrame(
-        {
-            "instruction": [f"Question {i}?" for i in range(rows)],
-            "response": [f"Answer {i}." for i in range(rows)],
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    "rows, held_out", [(2, 1), (5, 1), (20, 4), (70, 14), (90, 14)]
-)
-def test_a_foreign_file_is_split_into_training_and_validation(rows, held_out) -> None:
-    parts = split(Faqs(frame_of(rows)))
-    assert set(parts) == {"train", "validation"}
-    assert len(parts["validation"]) == held_out
-    together = parts["train"]["instruction"][:] + parts["validation"]["instruction"][:]
-    assert sorted(together) == sorted(frame_of(rows)["instruction"])
-
-
-def test_the_split_follows_the_seed() -> None:
-    first, again = split(Faqs(frame_of(50))), split(Faqs(frame_of(50)))
-    other = split(Faqs(frame_of(50)), seed=1)
-    assert first["validation"].to_list() == again["validation"].to_list()
-    assert first["validation"].to_list() != other["validation"].to_list()
-
-
-def test_one_row_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="too few to split"):
-        split(Faqs(frame_of(1)))
+# The course's own file
 
 
 def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
@@ -306,9 +285,9 @@ def test_the_courses_file_loads_unchanged_and_splits_by_fact() -> None:
     assert sum(map(len, parts.values())) == len(faqs)
 
 
-def test_an_unknown_fact_means_a_plain_split_and_a_note(write) -> None:
+def test_an_unknown_fact_means_the_split_of_an_own_file_and_a_note(write) -> None:
     own = (ROOT / "data" / "lab_questions.csv").read_text(encoding="utf-8")
     faqs = load_faqs(write(own + "Is it mine?,It is mine.,own,my/fact\n"))
     assert not faqs.has_facts
     assert f"fact of row {len(own.splitlines()) + 1}" in faqs.notes[-1]
-    assert set(split(faqs)) == {"train", "validation"}
+    assert set(split(faqs)) == {"train", "validation", "test"}

@@ -6,6 +6,7 @@ checks what it needs (`preflight`) and lets code decide what it asserts (`claim`
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import importlib.metadata
 import os
@@ -28,6 +29,12 @@ FETCHED_MODELS = Path(sys.prefix) / "course_models"
 AWS_NAMES = ("local", "real")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# A data set always has an owner; a configuration may follow a colon.
+HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+DATA_SUFFIXES = (
+    *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx"),
+    *(".xlsm", ".xls", ".gz", ".zip"),
+)
 KEY_FIGURE = "course_key_figure"
 # tqdm asks for a widget library that the course does without: its bars are text. It
 # asks while it is imported, before any function of the course can run.
@@ -54,14 +61,19 @@ class ClaimError(CourseError):
     """A claim that must hold on the embedded model did not."""
 
 
-def portable_name(path: Path) -> str:
+def portable_name(path: Path | str) -> str:
     """Return `path` relative to the repository, or only its name outside of it.
 
     Outputs of notebooks are committed: an absolute path would differ elsewhere, and so
     would the place of an installation, in the repository or not.
 
     First used in lesson 05, section 11.
+
+    Args:
+        path: of a file or folder; a text is the id of something on the hub, and stays.
     """
+    if isinstance(path, str):
+        return path
     if path.is_relative_to(FETCHED_MODELS):
         return path.relative_to(FETCHED_MODELS).as_posix()
     if path.is_relative_to(ROOT):
@@ -75,13 +87,14 @@ class RunConfig:
 
     Attributes:
         model: one of `MODEL_NAMES`, a hub id, or the absolute path of a model.
-        data: absolute path of the questions and answers.
+        data: absolute path of the questions and answers, or the id of a data set on
+            the hub.
         aws: "local" (offline, costs nothing) or "real".
         build: absolute path of the folder that the notebooks write to.
     """
 
     model: str
-    data: Path
+    data: Path | str
     aws: str
     build: Path
 
@@ -148,10 +161,36 @@ def _model(value: str) -> str:
     return value
 
 
+def is_hub_data(text: str) -> bool:
+    """Return whether a text can be the id of a data set on the hub, and is no file."""
+    return bool(HUB_DATA.fullmatch(text)) and not text.lower().endswith(DATA_SUFFIXES)
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Return whether a folder holds a data set, as saved or as cloned from the hub."""
+    marks = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet")
+    return path.is_dir() and any(next(iter(path.glob(mark)), None) for mark in marks)
+
+
+def _data(value: str) -> Path | str:
+    """Return the absolute path of a file or data set's folder, or a hub id."""
+    path = _existing_path(value)
+    if path is not None and (path.is_file() or is_dataset_folder(path)):
+        return path
+    if path is None and is_hub_data(value):
+        return value
+    raise ConfigError(
+        f"COURSE_DATA is {value!r}, but there is no such file: give the path of a file "
+        "of questions and answers (CSV, JSON Lines, Parquet or Excel) or the id of a "
+        "data set on the Hugging Face hub, or unset the variable."
+    )
+
+
 def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Read the four switches of the course from environment variables.
 
-    A fifth, COURSE_DTYPE, is checked here and read by `wanted_dtype`.
+    Two more, COURSE_DTYPE and COURSE_ENCODING, are checked here and read by
+    `wanted_dtype` and `wanted_encoding`.
 
     A relative COURSE_MODEL or COURSE_DATA is looked for in the working folder, then in
     the repository; a relative COURSE_BUILD always lies in the repository, so that all
@@ -166,15 +205,9 @@ def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
         ConfigError: (a `ValueError`) naming the variable, its value and the remedy.
     """
     model = _model(environ.get("COURSE_MODEL", "").strip() or "lab")
-    data = LAB_DATA if model == "lab" else FAQS_DATA
+    data: Path | str = LAB_DATA if model == "lab" else FAQS_DATA
     if wanted := environ.get("COURSE_DATA", "").strip():
-        found = _existing_path(wanted)
-        if found is None or not found.is_file():
-            raise ConfigError(
-                f"COURSE_DATA is {wanted!r}, but there is no such file: give the path "
-                "of a CSV file of questions and answers, or unset the variable."
-            )
-        data = found
+        data = _data(wanted)
     aws = environ.get("COURSE_AWS", "").strip() or "local"
     if aws not in AWS_NAMES:
         raise ConfigError(
@@ -193,6 +226,7 @@ def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
             "of its own, such as 'build'."
         )
     wanted_dtype(environ)
+    wanted_encoding(environ)
     return RunConfig(model=model, data=data, aws=aws, build=build)
 
 
@@ -212,6 +246,25 @@ def wanted_dtype(environ: Mapping[str, str] = os.environ) -> str | None:
             "'bfloat16' or 'float16'), or unset it to let the machine decide."
         )
     return wanted or None
+
+
+def wanted_encoding(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the encoding that COURSE_ENCODING says the data are in, or None.
+
+    Args:
+        environ: variables to read; the process's own by default.
+
+    Raises:
+        ConfigError: naming the variable, its value and the remedy.
+    """
+    wanted = environ.get("COURSE_ENCODING", "").strip()
+    try:
+        return codecs.lookup(wanted).name if wanted else None
+    except LookupError:
+        raise ConfigError(
+            f"COURSE_ENCODING is {wanted!r}, which Python does not know: give a name "
+            "such as 'cp1251', 'gb18030' or 'mac_roman', or unset the variable."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -283,7 +336,8 @@ def preflight(
     First used in lesson 01, before section 1.
 
     Args:
-        config: the run's configuration; its data file is always checked.
+        config: the run's configuration; its data file is always checked, a data
+            set of the hub when it is loaded.
         files: path → what makes it, such as "run 04_lora_training.ipynb". A relative
             path that starts with "build/" lies in the build folder, any other one in
             the repository.
@@ -295,7 +349,7 @@ def preflight(
     """
     problems: list[str] = []
     found: list[str] = []
-    if not config.data.is_file():
+    if isinstance(config.data, Path) and not config.data.exists():
         problems.append(
             f"{portable_name(config.data)} is missing: restore it with "
             "`git checkout -- data`, or set COURSE_DATA to a file of your own."

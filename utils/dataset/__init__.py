@@ -5,4 +5,8 @@
 - `splits`: which rows train, which choose the epoch, which test, and how many.
 - `replay`: rows of earlier skills, mixed in so that tuning does not cost them.
 - `open_book`: rows with notes to answer from: alone, among others, or in vain.
+- `groups`: which rows belong together, by a column or by likeness.
+- `formats`, `sheets`, `conversations`: the table in a file; Excel; chat messages.
+- `decoding`, `columns`, `table`: encodings; names of columns; what these share.
+- `leftovers`: what spreadsheets, web pages and programs leave in texts.
 """

@@ -23,7 +23,8 @@ PART_NAMES = {
     "wording": "Trained facts, asked in other words",
     "fact": "Facts it has read, never trained to answer",
     "unread": "Facts it has never read",
-    "validation": "Questions held out",
+    "test": "Questions held out",
+    "validation": "Questions that chose the epoch",
 }
 
 STYLE = """

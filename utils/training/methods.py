@@ -232,7 +232,8 @@ def make_study(
     settings = settings if n_parameters <= SMALL else MODELS["lab"]
     settings = replace(settings, epochs=1, batch_size=STUDY_BATCH)
     tokenizer = load_tokenizer(settings)
-    part = "wording" if "wording" in dataset else "validation"
+    parts = ("wording", "test", "validation")
+    part = next(name for name in parts if name in dataset)
 
     def encoded(name: str) -> list[dict[str, list[int]]]:
         columns = dataset[name].select_columns(["prompt", "completion"])[:]
