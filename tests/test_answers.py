@@ -114,20 +114,18 @@ def test_a_threshold_learned_from_paraphrases_holds_on_other_questions(encoder) 
     assert accuracy(HALVES[1], False, encoder, references) >= 0.82
 
 
-@pytest.mark.parametrize("kind", ["wrong value", "negation", "near miss"])
-def test_likeness_alone_would_let_pass_what_the_judge_does_not(kind, encoder) -> None:
+def test_likeness_alone_would_let_pass_what_the_judge_does_not(encoder) -> None:
     """Cosines of wrong answers are those of right ones: why there is more to it."""
-    rows = labelled(HALVES[0]) + labelled(HALVES[1])
+    rows = labelled(HALVES[0])
     vectors = encoder.embed([row["answer"] for row in rows])
-    expected = encoder.embed([row["expected"] for row in rows])
-    cosine = dict(enumerate((vectors * expected).sum(1)))
-    right = np.median([cosine[i] for i, r in enumerate(rows) if r["right"] == "yes"])
-    wrong = [
-        cosine[i]
-        for i, r in enumerate(rows)
-        if r["right"] == "no" and r["kind"] == kind
-    ]
-    assert np.median(wrong) > right - 0.1
+    cosines = (vectors * encoder.embed([row["expected"] for row in rows])).sum(1)
+
+    def median(**wanted: str) -> float:
+        chosen = [all(r[n] == v for n, v in wanted.items()) for r in rows]
+        return float(np.median(cosines[chosen]))
+
+    for kind in ("wrong value", "negation", "near miss"):
+        assert median(right="no", kind=kind) > median(right="yes") - 0.1
 
 
 # --- by rule ---
@@ -353,12 +351,9 @@ def test_a_judge_of_rules_cannot_judge_by_likeness() -> None:
         judge_for([ROW]).right(["Green."], [ROWS[0]])
 
 
-def test_a_large_file_is_learned_from_in_part(encoder) -> None:
-    rows = [
-        {"instruction": f"Who has room {i}?", "response": f"Team {i} has it."}
-        for i in range(320)
-    ]
-    assert "nearest of 300 other answers" in judge_for(rows, encoder=encoder).describe()
+def test_a_large_file_is_learned_from_in_part(encoder, monkeypatch) -> None:
+    monkeypatch.setattr("utils.evaluation.answers.MOST_COMPARED", 11)
+    assert "nearest of 11 other answers" in judge_for(ROWS, encoder=encoder).describe()
 
 
 # --- what belongs together ---
