@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,12 +90,8 @@ def save_rows(file: Path, rows: list[dict], begin: str = "") -> Path:
     return file
 
 
-Run = Callable[..., tuple[list[float], Path]]
-
-
-@pytest.fixture
-def run(folder, tmp_path, monkeypatch) -> Run:
-    """Run the script on rows in this process; get its losses and its folder."""
+def run_script(folder: Path, out: Path, rows: list[dict], *options: str) -> list[float]:
+    """Run the script on rows in this process; return the loss of each step."""
     trainers = []
 
     class Kept(train_lora.Trainer):
@@ -104,22 +99,26 @@ def run(folder, tmp_path, monkeypatch) -> Run:
             super().__init__(*arguments, **options)
             trainers.append(self)
 
-    def run(rows: list[dict], *options: str) -> tuple[list[float], Path]:
-        out = tmp_path / "adapter"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_lora, "Trainer", Kept)
         train_lora.main(
             [
                 *("--model", str(folder), "--output_dir", str(out)),
-                *("--train", str(save_rows(tmp_path / "train.jsonl", rows))),
+                *("--train", str(save_rows(out / "train.jsonl", rows))),
                 *("--rank", "4", "--alpha", "8", "--use_cpu", "true"),
                 *("--per_device_train_batch_size", "2", "--disable_tqdm", "true"),
                 *("--num_train_epochs", "2", "--learning_rate", "0.01"),
-                *(options or ("--system", SYSTEM)),
+                *("--system", SYSTEM, *options),
             ]
         )
-        return losses_of(trainers[-1]), out
+    return losses_of(trainers[-1])
 
-    monkeypatch.setattr(train_lora, "Trainer", Kept)
-    return run
+
+@pytest.fixture(scope="module")
+def plain(folder, tmp_path_factory) -> list[float]:
+    """The script's losses on texts in the frame of the chat template."""
+    out = tmp_path_factory.mktemp("plain")
+    return run_script(folder, out, [chat_frame(*pair) for pair in PAIRS])
 
 
 def losses_of(trainer) -> list[float]:
@@ -168,31 +167,23 @@ def recipe_losses(
 # --- the course's recipe and the script ---
 
 
-@pytest.mark.parametrize(
-    "frame, options",
-    [(chat_frame, ()), (course_frame, ("--stop", END_KEY))],
-    ids=["chat template", "instruction template"],
-)
-def test_script_and_recipe_give_the_same_losses(
-    run, folder, tmp_path, frame, options
-) -> None:
-    rows = [frame(*pair) for pair in PAIRS]
-    losses, _ = run(rows, *options)
-    expected = recipe_losses(folder, tmp_path / "recipe", rows)
-    assert len(losses) == 6
-    assert losses == pytest.approx(expected, rel=1e-4)
-    assert losses[-1] < losses[0]
+def test_script_and_recipe_give_the_same_losses(plain, folder, tmp_path) -> None:
+    expected = recipe_losses(folder, tmp_path, [chat_frame(*pair) for pair in PAIRS])
+    assert len(plain) == 6
+    assert plain == pytest.approx(expected, rel=1e-4)
+    assert plain[-1] < plain[0]
 
 
-def test_they_do_so_with_accumulation_too(run, folder, tmp_path) -> None:
-    """Four rows a step, in two batches: each answer token counts the same."""
-    rows = [chat_frame(*pair) for pair in PAIRS]
-    losses, _ = run(rows, "--gradient_accumulation_steps", "2")
+def test_they_do_so_in_the_courses_own_template(folder, tmp_path) -> None:
+    """Also where a step has four rows in two batches: each token counts the same."""
+    rows = [course_frame(*pair) for pair in PAIRS]
+    more = ("--stop", END_KEY, "--gradient_accumulation_steps", "2")
+    losses = run_script(folder, tmp_path / "script", rows, *more)
     expected = recipe_losses(folder, tmp_path / "recipe", rows, accumulation=2)
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_messages_are_framed_by_the_models_template(run) -> None:
+def test_messages_are_framed_by_the_models_template(plain, folder, tmp_path) -> None:
     messages = [
         {
             "messages": [
@@ -202,9 +193,7 @@ def test_messages_are_framed_by_the_models_template(run) -> None:
         }
         for question, answer in PAIRS
     ]
-    as_texts, _ = run([chat_frame(*pair) for pair in PAIRS])
-    as_messages, _ = run(messages)
-    assert as_messages == as_texts
+    assert run_script(folder, tmp_path, messages) == plain
 
 
 # --- rows ---
@@ -274,13 +263,14 @@ def test_a_text_begins_once(tokenizer) -> None:
 
 
 def test_line_ends_within_a_text_and_a_byte_order_mark_do_no_harm(
-    run, folder, tmp_path, capsys, monkeypatch
+    folder, tmp_path, capsys
 ) -> None:
     rows = [chat_frame(question, f"{answer}\u2028Yes.") for question, answer in PAIRS]
     data = tmp_path / "data"
     save_rows(data / "first.jsonl", rows[:3], begin="\ufeff")
     save_rows(data / "second.jsonl", [*rows[3:], chat_frame("long " * 600, "No.")])
-    run(rows, "--train", str(data), "--max_steps", "1")
+    more = ("--train", str(data), "--max_steps", "1")
+    run_script(folder, tmp_path / "adapter", rows, *more)
     assert "6 rows to train on; 1 are too long" in capsys.readouterr().out
 
 
@@ -288,10 +278,10 @@ def test_line_ends_within_a_text_and_a_byte_order_mark_do_no_harm(
 
 
 def test_the_adapter_is_saved_and_the_first_question_answered(
-    run, folder, capsys
+    folder, tmp_path, capsys
 ) -> None:
-    rows = [chat_frame(*pair) for pair in PAIRS]
-    _, out = run(rows, "--num_train_epochs", "30")
+    rows, out = [chat_frame(*pair) for pair in PAIRS], tmp_path / "adapter"
+    run_script(folder, out, rows, "--num_train_epochs", "30")
     said = capsys.readouterr().out
     assert PAIRS[0][0].strip() in said
     assert f"assistant\n{PAIRS[0][1]}<|im_end|>" in said
@@ -306,10 +296,9 @@ def test_the_adapter_is_saved_and_the_first_question_answered(
     [("--activation_checkpointing", "true"), ("--four_bit", "1")],
     ids=["checkpointing", "4 bits"],
 )
-def test_memory_is_saved_at_the_same_loss(run, options) -> None:
+def test_memory_is_saved_at_the_same_loss(plain, folder, tmp_path, options) -> None:
     rows = [chat_frame(*pair) for pair in PAIRS]
-    plain, _ = run(rows)
-    sparing, _ = run(rows, "--system", SYSTEM, *options)
+    sparing = run_script(folder, tmp_path, rows, *options)
     close = 1e-4 if "--four_bit" not in options else 0.1
     assert sparing == pytest.approx(plain, rel=close)
 
