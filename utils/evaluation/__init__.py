@@ -3,5 +3,6 @@
 - `scores`: losses, text measures, classes and differences, with 95% intervals.
 - `judging`: people who compare two answers without knowing whose they are.
 - `retrieval`: looking an answer up in place of training it.
+- `json_format`: a format task: a message in, JSON by a schema out.
 - `report`: what was measured, for programs and for people.
 """
