@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from support.entry_point import (
     request,
     warm_up_input,
 )
-from support.tiny_artifact import QUESTIONS, build_tiny_chat
+from support.tiny_artifact import QUESTIONS, build_tiny_chat, save_chat_base
 from support.tiny_models import CHATS, tiny_tokenizer
 from utils.course import ROOT
 from utils.deployment import artifact
@@ -43,7 +44,8 @@ from utils.templates import (
     load_template,
     template_for,
 )
-from utils.training.adapters import load_adapter
+from utils.training.adapters import load_adapter, save_adapter
+from utils.training.recipe import add_lora, completion_trainer, training_arguments
 
 QUESTION = QUESTIONS[0]
 
@@ -308,6 +310,45 @@ def test_the_end_of_a_turn_ends_an_answer_that_is_served(chat) -> None:
     finally:
         hook.remove()
     assert len(steps) < len(script)
+
+
+def test_one_tuned_adapter_is_served_with_notes_and_without(tmp_path) -> None:
+    """The whole way: rows, training, adapter, artifact, answers that end."""
+    torch.manual_seed(0)
+    base = save_chat_base(tmp_path / "base", "names itself")
+    settings = replace(
+        settings_for(str(base)), learning_rate=2e-2, epochs=40, batch_size=4
+    )
+    tokenizer = load_tokenizer(settings)
+    template = template_for(settings, tokenizer)
+    records = [
+        {"instruction": "What is it?", "response": "A service.", "context": None},
+        {"instruction": "Who pays?", "response": "You do.", "context": None},
+        {"instruction": "What is it?", "response": "A bird.", "context": "It sings."},
+        {"instruction": "What is it?", "response": "A car.", "context": "It drives."},
+    ]
+    made = [template.add_text(record) for record in records]
+    columns = {name: [one[name] for one in made] for name in made[0]}
+    rows = template.preprocess_batch(columns, settings.max_length)
+    rows = [
+        dict(zip(rows, one, strict=True)) for one in zip(*rows.values(), strict=True)
+    ]
+    model = add_lora(load_model(settings), settings)
+    arguments = training_arguments(
+        settings, tmp_path / "run", eval_strategy="no", disable_tqdm=True
+    )
+    completion_trainer(model, tokenizer, arguments, rows).train()
+    adapter = save_adapter(model, tokenizer, tmp_path / "adapter", template)
+    prompts, wanted = columns["prompt"], [one["response"] for one in records]
+    tuned = load_adapter(load_model(settings), adapter, template)
+    answers = generate(tuned, tokenizer, prompts, 30, stop=template.stop)
+    assert answers == wanted and all(answers.finished)
+    artifact.build(base, adapter, tmp_path / "artifact", tmp_path / "model.tar.gz")
+    module = import_entry_point()
+    module.handle(warm_up_input(tmp_path / "artifact"))
+    body = {"inputs": columns["instruction"], "context": columns["context"]}
+    replies = reply(module.handle(request(body)))
+    assert [one["generated_text"] for one in replies] == wanted
 
 
 def test_texts_are_made_harmless_as_in_training(chat, model) -> None:
@@ -588,6 +629,15 @@ def test_older_libraries_compute_the_same(
     answers, logits = probe_older(older_python, built / "artifact", tmp_path / "got")
     assert answers == in_process[0]
     assert largest_difference(logits, probe(built / "artifact")[1]) < 1e-4
+
+
+@pytest.mark.slow
+def test_older_libraries_ask_a_chat_model_the_same(older_python, tmp_path) -> None:
+    build_tiny_chat(tmp_path)
+    wanted_answers, wanted = probe(tmp_path / "artifact")
+    got = probe_older(older_python, tmp_path / "artifact", tmp_path / "got")
+    assert got[0] == wanted_answers
+    assert largest_difference(got[1], wanted) < 1e-4
 
 
 @pytest.mark.slow

@@ -304,6 +304,45 @@ def test_a_template_that_writes_todays_date_is_pinned_or_warned_of() -> None:
     assert pinned.prompt("Why?").startswith("26 Jul 2024<|im_start|>system")
 
 
+def test_system_prompts_of_the_rows_are_not_used_and_that_is_said(frame) -> None:
+    record = {**RECORD, "system": "Speak as a pirate."}
+    with pytest.warns(UserWarning, match="system prompts of their own"):
+        made = frame.add_text(record)
+    assert made["text"] == frame.add_text(RECORD)["text"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for same in (frame.system_prompt, "", None):
+            frame.add_text({**RECORD, "system": same})
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_trains_what_is_asked() -> None:
+    """Llama 2's kind: an answer that is tokenised alone has other tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", *map(chr, range(32, 127)), "\n"]
+    vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+    made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = decoders.Replace("\u2581", " ")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        **{"eos_token": "</s>", "bos_token": "<s>", "pad_token": "</s>"},
+        chat_template=CHATS["marks in text"][0],
+    )
+    template = chat_template(tokenizer)
+    made = template.add_text(WITH_NOTES)
+    (row,) = rows_of(template, WITH_NOTES)
+    alone = tokenizer(made["completion"], add_special_tokens=False)["input_ids"]
+    answer = [label for label in row["labels"] if label != IGNORED]
+    assert answer == alone[1:]  # without the space that nobody generates
+    turns = template.messages(RECORD["instruction"], WITH_NOTES["context"])
+    assert plain_server(template, turns) == row["input_ids"][: -len(answer)]
+    assert template.find_answers(row["input_ids"]) == row["labels"]
+
+
 # --- marks of the template in texts ---------------------------------------------------
 
 

@@ -176,6 +176,18 @@ def test_a_data_set_for_another_tokenizer_is_an_error() -> None:
         require_same_tokenizer([row], tiny_tokenizer())
 
 
+def test_a_data_set_in_another_template_is_an_error() -> None:
+    tokenizer = tiny_chat_tokenizer()
+    template = chat_template(tokenizer, "Be brief.")
+    row = {"instruction": "What?", "response": "It.", "context": "Notes."}
+    row = template.add_text(row)
+    row["input_ids"] = tokenizer(row["text"])["input_ids"]
+    require_same_tokenizer([row], tokenizer, template)
+    for other in (chat_template(tokenizer, "Other."), instruction_template(tokenizer)):
+        with pytest.raises(ModelError, match="another template.*03_.*begins '<.im_"):
+            require_same_tokenizer([row], tokenizer, other)
+
+
 def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(
     base, tmp_path
 ) -> None:

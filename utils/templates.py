@@ -192,6 +192,14 @@ class Template:
         except ValueError as error:
             raise TemplateError(f"{where}{error}") from None
         instruction, response = record["instruction"], record["response"]
+        own = record.get("system")
+        if isinstance(own, str) and own.strip() and own != self.system_prompt:
+            warnings.warn(
+                "The rows bring system prompts of their own, which are not used: all "
+                "questions are asked with one, also when they are served. Choose it "
+                "with `system_prompt` in the model's settings.",
+                stacklevel=2,
+            )
         self._refuse_marks(response, f"{where}The answer to {_short(instruction)}")
         instruction = self.neutralise(instruction)
         context = self.neutralise(context_of(record))
@@ -509,7 +517,15 @@ class ChatTemplate(Template):
     @functools.cached_property
     def _search_keys(self) -> list[list[int]]:
         keys = [self.answer_begins, self.stop[0]]
-        return self.tokenizer(keys, add_special_tokens=False)["input_ids"]
+        key, end = self.tokenizer(keys, add_special_tokens=False)["input_ids"]
+        # Some tokenizers cut a text otherwise where it stands alone.
+        asked = self.prompt(PROBE["instruction"])
+        before, whole = encode_prompts(
+            [asked.removesuffix(self.answer_begins), asked], self.tokenizer
+        )
+        if whole[: len(before)] == before:
+            key = whole[len(before) :]
+        return [key, end]
 
     def encode_conversation(
         self, messages: Sequence[Mapping[str, Any]]

@@ -145,7 +145,8 @@ def build_without_code(
     That handler is vLLM, which batches continuously: a request joins those that are
     being answered, and does not wait for a batch to end. It knows nothing of this
     course's template: the client builds the prompt, and names `do_sample: false` for
-    a greedy answer.
+    a greedy answer. A model that was tuned in its chat template has that beside its
+    tokenizer, system prompt included, so that a server's chat route asks as trained.
 
     Args:
         base: the folder of a model.

@@ -175,16 +175,30 @@ def _alike(one: list[float], other: list[float]) -> bool:
 
 
 def require_same_tokenizer(
-    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None = None,
 ) -> None:
-    """Raise unless this tokenizer makes the ids that the rows hold.
+    """Raise unless this tokenizer, in this template, makes the ids that the rows hold.
 
     First used in lesson 04, section 1.
 
+    Args:
+        rows: of the data set; the first one is looked at.
+        tokenizer: of the model.
+        template: what the model is tuned or asked in, to be checked as well.
+
     Raises:
-        ModelError: if the data set was made for another model.
+        ModelError: if the data set was made for another model, or in another template.
     """
     row = rows[0]
+    asked = template and template.prompt(row["instruction"], row.get("context"))
+    if template and row["prompt"] != asked:
+        raise ModelError(
+            f"The data set was made in another template than {template}: run "
+            "03_dataset_templating.ipynb again. Its first prompt begins "
+            f"{row['prompt'][:60]!r}."
+        )
     prompt = encode_prompts([row["prompt"]], tokenizer)[0]
     if list(row["input_ids"][: len(prompt)]) != prompt:
         raise ModelError(
