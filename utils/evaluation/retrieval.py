@@ -100,6 +100,14 @@ class Note:
             return [self.answer]
         return [f"{question} {self.answer}" for question in self.questions]
 
+    def texts(self) -> list[str]:
+        """Return the forms in which a model may read the note, each under a question.
+
+        With the question in front, a small model finds the right one of several notes
+        more easily.
+        """
+        return [f"{question} {self.answer}" for question in self.questions]
+
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
     """Write one note for each thing that the training rows answer.
