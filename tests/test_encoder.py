@@ -134,7 +134,7 @@ def test_a_text_just_long_enough_is_read_at_once_and_one_word_more_is_not(
     np.testing.assert_allclose(
         encoder.embed([whole]), as_the_model_card_does([whole]), atol=1e-5
     )
-    assert len(encoder.passages(whole + "word")) == 2
+    assert len(encoder.passages(whole + "word")) == 3  # of half the length each
 
 
 def test_passages_cover_the_text_and_are_read_at_once(encoder) -> None:
