@@ -20,7 +20,8 @@ NEEDS = [
     "See the previous answer.", "ditto", "See question 3.", "It depends.",
     "It is a store for features.", "They are billed by the hour.",
     "This is not supported.", "These cost nothing.", "Both.", "He decides.",
-    "Their limit is 5 GB.", "It's free.", "None of the above.", "Same answer as before.",
+    "Their limit is 5 GB.", "It's free.", "None of the above.",
+    "Same answer as before.",
     "Those are deleted after a week.", "Correct.",
 ]  # fmt: skip
 STANDS = [
@@ -31,10 +32,12 @@ STANDS = [
     "It is best to delete the endpoint first.",
     "Those who have the role of an administrator may delete it.",
     "28 days.", "The limit is 5 GB.", "Item 5 of the list is the price.",
-    "Italy and Spain.", "Theirs is a team of two.", "Thistle is the name of the cluster.",
+    "Italy and Spain.", "Theirs is a team of two.",
+    "Thistle is the name of the cluster.",
     "Neither the endpoint nor the job is billed.", "Never delete the bucket itself.",
     "See the developer guide, chapter 4.", "The value above the line is the mean.",
-    "Put the lid on the box above the sink.", "Both the job and the endpoint write logs.",
+    "Put the lid on the box above the sink.",
+    "Both the job and the endpoint write logs.",
     "Hers was the first model.", "True positives are counted twice.",
     "Always close the valve before you open the tank.",
 ]  # fmt: skip
@@ -86,6 +89,9 @@ def test_contradictions_labelled_by_hand() -> None:
         ("Is it billed?", "Is it not billed?", 0.97, False),
         ("How do I turn JSON into CSV?", "How do I turn CSV into JSON?", 0.99, False),
         ("When was it made?", "Where was it made?", 0.95, False),
+        ("What is Studio used for?", "What does Studio produce?", 0.95, False),
+        ("What can you do with it?", "What do you get from it?", 0.95, False),
+        ("How do I travel to Oslo?", "How do I travel from Oslo?", 0.95, False),
         ("Is C allowed?", "Is C++ allowed?", 0.97, False),
         ("What is a ml.g5.xlarge?", "What is a ml.g6.xlarge?", 0.99, False),
         (

@@ -58,7 +58,8 @@ class Finding:
 
     def __str__(self) -> str:
         """Return the sentence with its rows."""
-        where = f": {rows_text(self.rows)}" if self.rows else ""
+        told = not self.rows or re.search(r"\brows? \d", self.sentence)
+        where = "" if told else f": {rows_text(self.rows)}"
         return f"{self.sentence.rstrip('.')}{where}."
 
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from utils.dataset.table import question_key
 
-SAME_QUESTION = 0.93  # cosine from which one other word may be a synonym
+SAME_QUESTION = 0.9  # cosine from which one word may be replaced by a synonym
 LIKE_ANSWERS = 0.75  # cosine from which two answers do not contradict by their subject
 SHARED_WORDS = 0.5  # of the shorter answer, from which they do not either
 STOP_WORDS = frozenset(
@@ -21,23 +21,25 @@ STOP_WORDS = frozenset(
         "shall should must i you we they it he she my your our their its me us them of "
         "to in on at for from by with and or as that this there please what which how "
         "when where who whom why if so exactly actually really just also many much "
-        "have has had get got am",
+        "have has had am",
     )
 )
-# Words of which one excludes the other; questions that differ in them differ.
-OPPOSITES = (
-    "start stop", "begin end", "minimum maximum", "min max", "least most",
-    "shortest longest",
-    "first last", "add remove", "create delete", "create remove", "enable disable",
-    "enabled disabled", "before after", "open close", "increase decrease", "up down",
-    "input output", "read write", "upload download", "import export", "public private",
-    "low high", "lower upper", "small large", "smallest largest", "buy sell", "in out",
-    "hire fire", "install uninstall", "encrypt decrypt", "push pull", "attach detach",
-    "train test", "fast slow", "cheap expensive", "early late", "earliest latest",
+SYNONYMS = (
+    "delete remove erase", "start begin launch", "stop end terminate", "large big",
+    "buy purchase", "cost price", "make create build", "change modify edit",
+    "fix repair", "choose select pick", "show display", "allowed permitted", "staff employees",
+    "holiday vacation leave", "salary pay wage", "error fault failure", "need require",
+    "use employ", "find locate", "send submit", "obtain receive get", "fast quick",
+    "car vehicle", "laptop computer notebook", "doctor physician", "limit quota",
+    "maximum most largest", "minimum least smallest", "ask request", "close shut",
+    "often frequently", "install set-up", "log-in sign-in", "room place",
+    "firm company",
+    "update upgrade", "assist help", "save store keep", "kind type sort",
 )  # fmt: skip
-OPPOSITE = {frozenset(pair.split()) for pair in OPPOSITES}
-NUMBER_WORDS = dict(
-    (word, str(number))
+# Words that turn a question round, or ask for something else.
+DIRECTIONS = frozenset(("from", "to", "into", "with", "without", "before", "after"))
+NUMBER_WORDS = {
+    word: str(number)
     for number, word in enumerate(
         re.findall(
             r"\w+",
@@ -45,7 +47,13 @@ NUMBER_WORDS = dict(
             "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty",
         )
     )
-)
+} | {
+    **{"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70"},
+    **{"eighty": "80", "ninety": "90", "hundred": "100", "thousand": "1000"},
+    **{"first": "1", "second": "2", "third": "3", "fourth": "4", "fifth": "5"},
+    **{"once": "1", "twice": "2", "thrice": "3"},
+}
+WORD = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:st|nd|rd|th)?(?![\w.])|[\w.+#-]*\w[+#]*")
 ASKS = re.compile(r"\W*(?:\w+\W+){0,2}?(who|when|where|why)\b")
 NEGATIONS = re.compile(
     r"\b(?:no|not|never|none|nobody|nothing|cannot|without|neither|nor)\b|n['’]t\b",
@@ -90,6 +98,8 @@ EXPLETIVE = re.compile(
 
 @cache
 def _stem(word: str) -> str:
+    if word in ("used", "uses", "using"):
+        return "use"
     for ending in ("ies", "ing", "ed", "es", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)].rstrip("e")
@@ -99,7 +109,8 @@ def _stem(word: str) -> str:
 @cache
 def content_words(text: str) -> tuple[str, ...]:
     """Return the words that carry the meaning, in their order, without endings."""
-    words = re.findall(r"[+-]?\d+(?:[.,]\d+)*|[\w.+#-]*\w[+#]*", question_key(text))
+    words = re.findall(WORD, question_key(text))
+    words = [re.sub(r"(?<=\d)(?:st|nd|rd|th)$", "", word) for word in words]
     words = [NUMBER_WORDS.get(word, word) for word in words]
     return tuple(_stem(word) for word in words if word not in STOP_WORDS)
 
@@ -117,7 +128,7 @@ def same_question(one: str, other: str, likeness: float) -> bool:
         one: a question.
         other: another one.
         likeness: their cosine, from -1 to 1. Where it is high, one word may be
-            another one, if that is no name, number or opposite.
+            replaced by a synonym.
     """
     first, second = content_words(one), content_words(other)
     if _numbers(one) != _numbers(other):
@@ -130,28 +141,21 @@ def same_question(one: str, other: str, likeness: float) -> bool:
     ]
     if all(asks) and asks[0][1] != asks[1][1]:
         return False
+    turns = [DIRECTIONS & set(text.casefold().split()) for text in (one, other)]
+    if turns[0] != turns[1]:
+        return False
     only_first, only_second = set(first) - set(second), set(second) - set(first)
     if not only_first and not only_second:
-        directed = re.search(r"\b(?:to|from|into|before|after|than)\b", one.casefold())
-        return first == second or not directed
+        return first == second or not turns[0]
     if likeness < SAME_QUESTION or len(only_first) != 1 or len(only_second) != 1:
         return False
-    words = only_first.pop(), only_second.pop()
-    if frozenset(words) in {frozenset(map(_stem, pair)) for pair in OPPOSITE}:
-        return False
-    return not any(
-        _is_name(word, text) for word, text in zip(words, (one, other), strict=True)
-    )
+    pair = only_first | only_second
+    return any(pair <= synonyms for synonyms in _synonyms())
 
 
-def _is_name(stem: str, text: str) -> bool:
-    """Whether a word is a name: a capital inside the sentence, a digit or a sign."""
-    for place, word in enumerate(text.split()):
-        bare = word.strip("?!.,;:\"'()“”")
-        if _stem(bare.casefold()) == stem:
-            inner = bare[1:] != bare[1:].lower() or re.search(r"[\d_./+#-]", bare)
-            return bool(inner or (place and bare[:1].isupper()))
-    return False
+@cache
+def _synonyms() -> list[set[str]]:
+    return [{_stem(word) for word in words.split()} for words in SYNONYMS]
 
 
 def differing_answers(one: str, other: str, likeness: float) -> bool:
