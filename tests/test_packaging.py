@@ -183,6 +183,9 @@ cat > "$folder/bin/python" <<'END'
 echo "$@" >> calls
 case "$*" in
   *"pip install"*) [ ! -e pip-fails ] || exit 1 ;;
+  *"utils.models fetch"*)
+    echo "PIP_ARGS=$PIP_ARGS" >> calls
+    [ ! -e fetch-fails ] || exit 1 ;;
 esac
 END
 chmod +x "$folder/bin/python"
@@ -199,6 +202,7 @@ def checkout(tmp_path: Path) -> Path:
     python.chmod(0o755)
     for folder in FOLDERS:
         (tmp_path / folder).mkdir()
+    (tmp_path / "utils" / "fetch.py").touch()
     return tmp_path
 
 
@@ -217,14 +221,51 @@ def make(checkout: Path, *arguments: str) -> tuple[int, list[str]]:
     return done.returncode, [line for line in lines if line != "-m pip --version"]
 
 
+FETCH = ["-m utils.models fetch all", "PIP_ARGS=--extra-index-url https://a.test"]
+
+
 def test_make_installs_once(checkout: Path) -> None:
     code, calls = make(checkout, "run", "PIP_ARGS=--extra-index-url https://a.test")
     assert code == 0
     assert calls[0] == "venv"
     assert calls[1].startswith("-m pip install")
     assert "--extra-index-url https://a.test -r requirements.txt" in calls[1]
-    assert calls[2:] == ["-m utils.run"]
+    assert calls[2:] == [*FETCH, "-m utils.run"]
     assert make(checkout, "run") == (0, ["-m utils.run"])
+
+
+@pytest.mark.parametrize("target", ["run", "test", "test-all", "lab", "kernel"])
+def test_every_target_fetches_the_models_once(checkout: Path, target: str) -> None:
+    assert "-m utils.models fetch all" in make(checkout, target)[1]
+    assert "-m utils.models fetch all" not in make(checkout, target)[1]
+
+
+def test_make_fetches_for_an_installation_of_an_older_course(checkout: Path) -> None:
+    make(checkout, "run")
+    (checkout / ".venv" / "fetched").unlink()
+    assert make(checkout, "run") == (0, [*FETCH[:1], "PIP_ARGS=", "-m utils.run"])
+
+
+def test_a_fetch_that_was_interrupted_goes_on_without_installing(
+    checkout: Path,
+) -> None:
+    (checkout / "fetch-fails").touch()
+    code, calls = make(checkout, "run")
+    assert code != 0
+    assert "-m utils.run" not in calls
+    (checkout / "fetch-fails").unlink()
+    code, calls = make(checkout, "run")
+    assert code == 0
+    assert calls == [FETCH[0], "PIP_ARGS=", "-m utils.run"]
+
+
+def test_the_models_are_looked_at_again_when_their_list_changes(
+    checkout: Path,
+) -> None:
+    make(checkout, "run")
+    later = time.time() + 5
+    os.utime(checkout / "utils" / "fetch.py", (later, later))
+    assert make(checkout, "run")[1] == [FETCH[0], "PIP_ARGS=", "-m utils.run"]
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
@@ -258,10 +299,11 @@ def test_make_targets(checkout: Path) -> None:
     assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
     (checkout / "build").mkdir()
     (checkout / "utils" / "__pycache__").mkdir()
+    (checkout / ".venv" / "course_models").mkdir()
     assert make(checkout, "clean") == (0, [])
     assert not (checkout / "build").exists()
     assert not (checkout / "utils" / "__pycache__").exists()
-    assert (checkout / ".venv").exists()
+    assert (checkout / ".venv" / "course_models").exists()
 
 
 def test_make_says_which_python_it_needs(checkout: Path) -> None:

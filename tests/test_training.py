@@ -9,6 +9,7 @@ import multiprocessing
 import random
 import resource
 import time
+import warnings
 from dataclasses import replace
 
 import bitsandbytes
@@ -16,15 +17,27 @@ import mlflow
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
-from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+from support.tiny_models import (
+    tiny_chat_tokenizer,
+    tiny_gpt_neox,
+    tiny_llama,
+    tiny_tokenizer,
+)
 from utils import machine, models
 from utils.files import FileError
 from utils.helpers import add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
+from utils.templates import (
+    TEMPLATE_FILE,
+    TemplateError,
+    chat_template,
+    instruction_template,
+    load_template,
+)
 from utils.training import resuming
 from utils.training.adapters import load_adapter, require_same_tokenizer, save_adapter
 from utils.training.recipe import (
@@ -161,6 +174,18 @@ def test_a_data_set_for_another_tokenizer_is_an_error() -> None:
     require_same_tokenizer([row], tiny_tokenizer(key_tokens=False))
     with pytest.raises(ModelError, match="another model.*03_dataset_templating"):
         require_same_tokenizer([row], tiny_tokenizer())
+
+
+def test_a_data_set_in_another_template_is_an_error() -> None:
+    tokenizer = tiny_chat_tokenizer()
+    template = chat_template(tokenizer, "Be brief.")
+    row = {"instruction": "What?", "response": "It.", "context": "Notes."}
+    row = template.add_text(row)
+    row["input_ids"] = tokenizer(row["text"])["input_ids"]
+    require_same_tokenizer([row], tokenizer, template)
+    for other in (chat_template(tokenizer, "Other."), instruction_template(tokenizer)):
+        with pytest.raises(ModelError, match="another template.*03_.*begins '<.im_"):
+            require_same_tokenizer([row], tokenizer, other)
 
 
 def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(
@@ -557,3 +582,74 @@ def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path) -> None:
 def test_a_folder_without_an_adapter_is_an_error(base, tmp_path) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
         load_adapter(base, tmp_path)
+
+
+# --- an adapter and its template ---
+
+
+def saved_chat(folder, template):
+    torch.manual_seed(0)
+    base = tiny_llama(len(template.tokenizer))
+    model = add_lora(base, replace(SETTINGS, target_modules="all-linear"))
+    return save_adapter(model, template.tokenizer, folder, template)
+
+
+def test_the_template_is_saved_with_the_adapter_and_asked_for(tmp_path) -> None:
+    tokenizer = tiny_chat_tokenizer()
+    template = chat_template(tokenizer, "Be brief.")
+    folder = saved_chat(tmp_path / "adapter", template)
+    assert load_template(folder, tokenizer) == template
+
+    def fresh():
+        torch.manual_seed(0)
+        return tiny_llama(len(tokenizer))
+
+    assert isinstance(load_adapter(fresh(), folder, template), PeftModel)
+    for other in (chat_template(tokenizer, "Other."), instruction_template(tokenizer)):
+        with pytest.raises(TemplateError, match="'chat'.*'Be brief.'.*load_template"):
+            load_adapter(fresh(), folder, other)
+    (folder / TEMPLATE_FILE).write_text("{}")
+    with pytest.raises(TemplateError, match="not of version"):
+        load_adapter(fresh(), folder)
+    (folder / TEMPLATE_FILE).unlink()  # as another program saves one
+    load_adapter(fresh(), folder)
+    with pytest.raises(TemplateError, match="cannot be read"):
+        load_adapter(fresh(), folder, template)
+
+
+def test_without_a_template_only_a_base_model_is_saved(base, tmp_path) -> None:
+    folder = save_adapter(
+        add_lora(base, SETTINGS), tiny_tokenizer(), tmp_path / "adapter"
+    )
+    loaded = load_template(folder, tiny_tokenizer())
+    assert loaded == instruction_template(tiny_tokenizer())
+    torch.manual_seed(0)
+    model = add_lora(tiny_llama(), replace(SETTINGS, target_modules="all-linear"))
+    with pytest.raises(ModelError, match="has a chat template.*template_for"):
+        save_adapter(model, tiny_chat_tokenizer(), tmp_path / "other")
+
+
+def test_a_plain_server_gets_no_template_that_was_not_trained(tmp_path) -> None:
+    template = instruction_template(tiny_chat_tokenizer())
+    folder = saved_chat(tmp_path / "adapter", template)
+    assert not (folder / "chat_template.jinja").exists()
+    assert not AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_training_in_another_frame_than_the_chat_template_warns(tmp_path) -> None:
+    tokenizer = tiny_chat_tokenizer()
+    model = add_lora(tiny_llama(), replace(SETTINGS, target_modules="all-linear"))
+    record = {"instruction": "What?", "response": "It is."}
+
+    def prepare(template):
+        made = {key: [text] for key, text in template.add_text(record).items()}
+        rows = template.preprocess_batch(made, None)
+        rows = [{key: values[0] for key, values in rows.items()}]
+        arguments = training_arguments(SETTINGS, tmp_path, eval_strategy="no")
+        completion_trainer(model, tokenizer, arguments, rows)
+
+    with pytest.warns(UserWarning, match="in another frame"):
+        prepare(instruction_template(tokenizer))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The model has a chat template")
+        prepare(chat_template(tokenizer))

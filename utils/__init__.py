@@ -3,9 +3,11 @@
 What all lessons share:
 
 - `helpers`: the prompt template, and the way from a row to a training batch.
+- `templates`: a model's own chat template or ours; it travels with the adapter.
 - `course`: the switches `COURSE_…`, preflight, claims, the seed.
 - `models`: the table of models, each with LoRA rank and the rest; loading, asking.
 - `encoder`: sentences as vectors, so that texts can be compared by meaning.
+- `fetch`: SmolLM2 and MiniLM, from wheels on the package index.
 - `machine`: processor or card, how threads wait, and which precision is faster.
 - `tasks`: few-shot relations, rules and word problems that the lab model is asked.
 - `ngrams`: next tokens from counts, to compare a model with.

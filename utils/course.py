@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import random
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FAQS_DATA = ROOT / "data" / "amazon_sagemaker_faqs.csv"
 LAB_DATA = ROOT / "data" / "lab_questions.csv"
 MODEL_NAMES = ("lab", "smollm2", "small", "dolly")
+ENCODER_NAMES = ("minilm",)
+# Models that come as wheels belong to the installation: `fetch` puts them here.
+FETCHED_MODELS = Path(sys.prefix) / "course_models"
 AWS_NAMES = ("local", "real")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -60,7 +64,8 @@ class ClaimError(CourseError):
 def portable_name(path: Path | str) -> str:
     """Return `path` relative to the repository, or only its name outside of it.
 
-    Outputs of notebooks are committed: an absolute path would differ elsewhere.
+    Outputs of notebooks are committed: an absolute path would differ elsewhere, and so
+    would the place of an installation, in the repository or not.
 
     First used in lesson 05, section 11.
 
@@ -69,6 +74,8 @@ def portable_name(path: Path | str) -> str:
     """
     if isinstance(path, str):
         return path
+    if path.is_relative_to(FETCHED_MODELS):
+        return path.relative_to(FETCHED_MODELS).as_posix()
     if path.is_relative_to(ROOT):
         return path.relative_to(ROOT).as_posix()
     return path.name
@@ -79,7 +86,7 @@ class RunConfig:
     """What one run of the course works with.
 
     Attributes:
-        model: "lab", "small", "dolly", a hub id, or the absolute path of a model.
+        model: one of `MODEL_NAMES`, a hub id, or the absolute path of a model.
         data: absolute path of the questions and answers, or the id of a data set on
             the hub.
         aws: "local" (offline, costs nothing) or "real".
@@ -128,6 +135,11 @@ def _model(value: str) -> str:
     if value in MODEL_NAMES:
         return value
     known = ", ".join(MODEL_NAMES)
+    if value.lower() in ENCODER_NAMES:
+        raise ConfigError(
+            f"COURSE_MODEL is {value!r}, which is an encoder: it turns texts into "
+            f"vectors, to search by, and answers nothing. Give one of {known}."
+        )
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1
     if is_path or not HUB_ID.fullmatch(value):
         path = _existing_path(value)

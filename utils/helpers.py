@@ -1,12 +1,13 @@
 """The course's prompt template, and the way from a templated row to a training batch.
 
 The template is Dolly's (databrickslabs/dolly, Apache-2.0). Prompts for training and for
-answering are cut from the same string, `PROMPT`.
+answering are cut from the same string, `PROMPT`, or `PROMPT_WITH_CONTEXT` where a row
+brings notes. A model's own chat template takes its place in `utils/templates.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ INTRO_BLURB = (
     "Write a response that appropriately completes the request."
 )
 INSTRUCTION_KEY = "### Instruction:"
+INPUT_KEY = "Input:"
 RESPONSE_KEY = "### Response:"
 RESPONSE_KEY_NL = f"{RESPONSE_KEY}\n"
 END_KEY = "### End"
@@ -31,16 +33,24 @@ PROMPT = (
 INFERENCE_PROMPT = PROMPT[: PROMPT.index(RESPONSE_KEY_NL) + len(RESPONSE_KEY_NL)]
 COMPLETION = PROMPT[len(INFERENCE_PROMPT) :]
 
+# A row with notes, as Dolly's data have them in their column `context`.
+NOTES = f"\n\n{INPUT_KEY}\n{{context}}"
+PROMPT_WITH_CONTEXT = PROMPT.replace("{instruction}", "{instruction}" + NOTES)
+INFERENCE_PROMPT_WITH_CONTEXT = PROMPT_WITH_CONTEXT.removesuffix(COMPLETION)
+
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 def add_text(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record with `prompt`, `completion` and `text` (prompt + completion).
 
+    Notes that a record brings as its `context` stand between instruction and response.
+
     Shown in lesson 03, section 2.
 
     Raises:
-        ValueError: if instruction or response is missing, not text, or blank.
+        ValueError: if instruction or response is missing, not text, or blank, or if
+            there is a context that is no text.
     """
     for field in ("instruction", "response"):
         value = record.get(field)
@@ -50,10 +60,29 @@ def add_text(record: Mapping[str, Any]) -> dict[str, Any]:
                 f"Expected {article} {field} in: {dict(record)}. Found {value!r}: "
                 f"write the {field} as text, or leave the row out."
             )
-    prompt = INFERENCE_PROMPT.format(instruction=record["instruction"])
+    context = context_of(record)
+    form = INFERENCE_PROMPT_WITH_CONTEXT if context else INFERENCE_PROMPT
+    prompt = form.format(instruction=record["instruction"], context=context)
     completion = COMPLETION.format(response=record["response"])
     text = prompt + completion
     return {**record, "prompt": prompt, "completion": completion, "text": text}
+
+
+def context_of(record: Mapping[str, Any]) -> str:
+    """Return the notes that a record brings; "" where it has none.
+
+    Raises:
+        ValueError: if its `context` is something other than text, None or NaN.
+    """
+    context = record.get("context")
+    if isinstance(context, str):
+        return context if context.strip() else ""
+    if context is None or str(context) in ("nan", "<NA>"):  # how pandas fills gaps
+        return ""
+    raise ValueError(
+        f"Expected a context in: {dict(record)}. Found {context!r}: write the notes as "
+        "one text, or leave them out."
+    )
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
@@ -87,7 +116,8 @@ def preprocess_batch(
         tokenizer: of the model that is trained.
         max_length: most tokens in a row; None for no limit.
         too_long: "cut_prompt" takes the excess from the prompt's start; an answer, the
-            response key and the beginning-of-sequence token are never cut.
+            response key and the beginning-of-sequence token are never cut. Notes and
+            chat templates need the `preprocess_batch` of `utils/templates.py`.
 
     Returns:
         `input_ids`, `attention_mask` and `labels` (-100 over the prompt).
@@ -104,6 +134,8 @@ def preprocess_batch(
     prompts = encode_prompts(batch["prompt"], tokenizer)
     completions = tokenizer(list(batch["completion"]), add_special_tokens=False)
     start, least = encode_prompts(["", RESPONSE_KEY_NL], tokenizer)
+    key = least[len(start) :]
+    notes = batch.get("context") or [None] * len(prompts)
     rows: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
     pairs = zip(prompts, completions["input_ids"], strict=True)
     for number, (prompt, completion) in enumerate(pairs):
@@ -111,14 +143,15 @@ def preprocess_batch(
         if excess > 0:
             if too_long == "drop":
                 continue
-            if too_long == "raise" or excess > len(prompt) - len(least):
+            cut = prompt[len(start) + excess :]
+            if too_long == "raise" or cut[-len(key) :] != key or notes[number]:
                 raise ValueError(
                     f"Row {number} of the batch has {len(prompt)} prompt and "
                     f"{len(completion)} completion tokens; max_length is {max_length}. "
                     "Shorten it, raise max_length, or pass too_long='drop'. Its "
                     f"completion begins {batch['completion'][number][:60]!r}."
                 )
-            prompt = start + prompt[len(start) + excess :]
+            prompt = start + cut
         rows["input_ids"].append(prompt + completion)
         rows["attention_mask"].append([1] * (len(prompt) + len(completion)))
         rows["labels"].append([IGNORED] * len(prompt) + completion)
@@ -142,12 +175,15 @@ class DataCollatorForCompletionOnlyLM:
         no_answer: for a row with nothing to learn: raise, drop it, or keep it masked.
         completion_logits_only: emit what makes transformers 5 compute logits only where
             they count (`logits_to_keep`): same loss, less work, one device.
+        find_answers: makes the labels of a row without any from its ids, where rows
+            are in another frame: a template's method of that name.
     """
 
     tokenizer: Any
     pad_to_multiple_of: int | None = None
     no_answer: Literal["raise", "drop", "mask"] = "raise"
     completion_logits_only: bool = False
+    find_answers: Callable[[list[int]], list[int]] | None = None
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `labels`, each (rows, length).
@@ -169,7 +205,9 @@ class DataCollatorForCompletionOnlyLM:
         kept, keys = [], None
         for number, row in enumerate(rows):
             ids, labels = self._without_padding(number, row)
-            if labels is None:
+            if labels is None and self.find_answers:
+                labels = torch.tensor(self.find_answers(ids.tolist()))
+            elif labels is None:
                 keys = keys or _key_ids(self.tokenizer)  # once a batch: it takes time
                 labels = torch.tensor(_find_answers(ids.tolist(), self.tokenizer, keys))
             if self.no_answer != "mask" and not _teaches(labels):

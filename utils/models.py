@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import shutil
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +28,7 @@ from utils.course import (
     run_config,
     wanted_dtype,
 )
+from utils.fetch import WHEELS, fetch, load_wheel, model_folder
 from utils.helpers import END_KEY, encode_prompts
 from utils.machine import (
     LAB_SHAPES,
@@ -33,6 +38,7 @@ from utils.machine import (
     openmp_setting,
     precision_race,
 )
+from utils.templates import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +51,9 @@ GPT_NEOX_LINEAR_LAYERS = (
 )
 
 Quantisation = Literal["none", "8bit", "4bit"]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+LFS_POINTER = b"version https://git-lfs"
 
 # A base is held in 16 bits on a card with so many times the memory that it takes then:
 # the rest is for adapter, optimizer and what the backward pass needs (an estimate).
@@ -73,6 +82,10 @@ class ModelSettings:
         target_modules: the layers that get LoRA matrices; "all-linear" lets peft look.
         lora_r, lora_alpha, lora_dropout: rank, scale and dropout of those matrices.
         learning_rate, epochs, batch_size: of the training run.
+        template: what the model is tuned and asked in: the course's "instruction"
+            template, its own "chat" template, or "auto", which is chat where the
+            tokenizer has one.
+        system_prompt: what a chat begins with; "" for none.
     """
 
     name: str
@@ -91,6 +104,8 @@ class ModelSettings:
     learning_rate: float = 2e-4
     epochs: int = 10
     batch_size: int = 8
+    template: Literal["instruction", "chat", "auto"] = "instruction"
+    system_prompt: str = ""
 
     def _rows(self) -> list[tuple[str, str]]:
         return [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
@@ -103,6 +118,30 @@ class ModelSettings:
     def _repr_markdown_(self) -> str:
         rows = [f"| {name} | {value} |" for name, value in self._rows()]
         return "\n".join(["| setting | value |", "|:--|:--|", *rows])
+
+
+@dataclass(frozen=True, repr=False)
+class EncoderSettings:
+    """A model that turns texts into vectors; nobody fine-tunes it here or asks it.
+
+    Attributes:
+        name: as in `fetch`.
+        source: its folder, once `fetch(name)` has put it there.
+        parameters: how many weights it has.
+        dimensions: numbers of a vector.
+        max_length: most tokens that it reads; the rest of a text is cut off.
+    """
+
+    name: str
+    source: str
+    parameters: int
+    dimensions: int
+    max_length: int
+
+    def __repr__(self) -> str:
+        """Show all settings, without paths of this machine: outputs are committed."""
+        rows = [(f.name, _shown(getattr(self, f.name))) for f in fields(self)]
+        return f"EncoderSettings({', '.join(f'{n}={value}' for n, value in rows)})"
 
 
 MODELS = {
@@ -118,9 +157,21 @@ MODELS = {
         epochs=6,
         batch_size=16,
     ),
+    "smollm2": ModelSettings(
+        name="smollm2",
+        source=str(model_folder("smollm2")),
+        machine="two CPU cores, 4 GB of memory",
+        parameters=134_515_008,
+        max_length=512,
+        max_new_tokens=64,
+        lora_dropout=0.0,
+        learning_rate=1e-3,
+        epochs=3,
+    ),
     "small": ModelSettings(
         name="small",
         source="EleutherAI/pythia-410m",
+        revision="9879c9b5f8bea9051dcb0e68dff21493d67e9d4f",
         machine="a GPU with 8 GB, or patience",
         parameters=405_334_016,
         target_modules=GPT_NEOX_LINEAR_LAYERS,
@@ -129,11 +180,23 @@ MODELS = {
     "dolly": ModelSettings(
         name="dolly",
         source="databricks/dolly-v2-3b",
+        revision="f6c9be08f16fe4d3a719bee0a4a7c7415b5c65df",
         machine="a GPU with 16 GB (ml.g4dn.xlarge, ml.g5.xlarge)",
         parameters=2_775_086_080,
         quantisation="8bit",
         gpu_gigabytes=14,
         target_modules=GPT_NEOX_LINEAR_LAYERS,
+    ),
+}
+
+
+ENCODERS = {
+    "minilm": EncoderSettings(
+        name="minilm",
+        source=str(model_folder("minilm")),
+        parameters=22_713_216,
+        dimensions=384,
+        max_length=256,
     ),
 }
 
@@ -162,13 +225,23 @@ def settings_for(name: str) -> ModelSettings:
     """Return a known model's settings, or general ones for any hub id or folder.
 
     First used in lesson 01, section 1.
+
+    Raises:
+        ModelError: if it is an encoder, which answers nothing.
     """
     if name in MODELS:
         return MODELS[name]
+    if name in ENCODERS:
+        raise ModelError(
+            f"{name} is an encoder: it turns texts into vectors, to search by, and "
+            f"answers nothing. Give one of {', '.join(MODELS)}."
+        )
     return ModelSettings(
         name=Path(name).name if Path(name).is_absolute() else name,
         source=name,
         machine="not known: a GPU if it has more than a few million parameters",
+        template="auto",
+        system_prompt=SYSTEM_PROMPT,
     )
 
 
@@ -290,11 +363,27 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     First used in lesson 01, section 1.
 
     Raises:
-        ModelError: if there is none at `settings.source`.
+        ModelError: if there is none at `settings.source`, or it cannot be fetched.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, settings)
+    folder = Path(settings.source)
+    none = (
+        f"There is no tokenizer at {_shown(settings.source)!r}: copy tokenizer.json "
+        "and tokenizer_config.json of its base there, with "
+        "`AutoTokenizer.from_pretrained(base).save_pretrained(folder)`."
+    )
+    try:
+        tokenizer = _from_pretrained(AutoTokenizer, settings)
+    except ModelError as error:
+        bare = not any((folder / name).exists() for name in TOKENIZER_FILES)
+        if bare and (folder / "config.json").exists():
+            raise ModelError(none) from error
+        raise
+    # Of some kinds of model, transformers makes an empty one from config.json alone.
+    ids = tokenizer("Any text has tokens.")["input_ids"]
+    if not set(ids) - set(tokenizer.all_special_ids):
+        raise ModelError(none)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -318,7 +407,8 @@ def load_model(
         **options: further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: if there is none at `settings.source`, or no memory for it.
+        ModelError: if there is none at `settings.source`, if it cannot be fetched, or
+            if there is no memory for it.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -337,10 +427,11 @@ def load_model(
         )
     options.setdefault("device_map", {"": machine.device})
     try:
-        model = _from_pretrained(
+        model, info = _from_pretrained(
             AutoModelForCausalLM,
             settings,
             dtype=dtype or choose_dtype(machine),
+            output_loading_info=True,
             **options,
         )
     except torch.cuda.OutOfMemoryError:
@@ -349,6 +440,12 @@ def load_model(
             f"{machine.gpu_free_gigabytes:.1f} GB free: restart other notebooks' "
             "kernels, choose a smaller COURSE_MODEL, or a larger instance."
         ) from None
+    if missing := sorted(info["missing_keys"]):
+        # transformers would go on with random numbers there.
+        raise ModelError(
+            f"The model at {_shown(settings.source)!r} is not whole: it has no weights "
+            f"for {missing[0]} and {len(missing) - 1} others. Copy or download it anew."
+        )
     keep_4bit_trainable(model)
     return model.eval()
 
@@ -371,6 +468,7 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
 def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
     from transformers.utils import logging as bars
 
+    _fetch_if_missing(settings.source)
     if settings.revision:
         options["revision"] = settings.revision
     # A folder on this disk loads in a moment; a download takes minutes.
@@ -379,11 +477,18 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
         bars.disable_progress_bar()
     try:
         return kind.from_pretrained(settings.source, **options)
-    except (OSError, ValueError) as error:
+    except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # each library has its own kinds for a damaged file
         source = settings.source
         if Path(source).is_absolute():
             source = portable_name(Path(source))
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fault = _fault_in(Path(settings.source))
+        if fault:
+            raise ModelError(
+                f"The model in {source!r} is not whole: {fault}"
+            ) from error
         raise ModelError(
             f"{kind.__name__} finds nothing to load at {source!r} ({reason}). Check "
             "COURSE_MODEL and the network; a gated model needs HF_TOKEN as well."
@@ -391,6 +496,59 @@ def _from_pretrained(kind: Any, settings: ModelSettings, **options: Any) -> Any:
     finally:
         if hide:
             bars.enable_progress_bar()
+
+
+def _fault_in(folder: Path) -> str:
+    """Say which file of a model's folder is no such file, cut or missing, and the cure.
+
+    Returns:
+        "" where the fault is another one.
+    """
+    from safetensors import safe_open
+
+    if not folder.is_dir():
+        return ""
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        with open(file, "rb") as stream:
+            pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+        if pointer:
+            return (
+                f"{file.name} only points to a file in Git LFS. Run `git lfs pull` in "
+                "the folder's repository, or download the file itself."
+            )
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+            elif file.suffix == ".json":
+                content = json.loads(file.read_text("utf-8"))
+                shards = content.get("weight_map", {}) if "index" in file.name else {}
+                for shard in sorted(set(shards.values())):
+                    if not (folder / shard).is_file():
+                        return f"{shard} is missing. Copy it there as well."
+            elif file.name.startswith("pytorch_model") and file.suffix == ".bin":
+                torch.load(file, "meta", mmap=zipfile.is_zipfile(file))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return (
+                f"{file.name} is damaged or cut off ({reason}). Copy or download it "
+                "again."
+            )
+    return ""
+
+
+def _fetch_if_missing(source: str) -> None:
+    """Fetch a model that comes as a wheel, unless its folder is there and whole."""
+    for name in WHEELS:
+        if Path(source) == model_folder(name):
+            try:
+                fetch(name)
+            except CourseError as error:
+                raise ModelError(
+                    f"{name} is not installed, and could not be fetched now: {error} "
+                    f"By hand: `python -m utils.models fetch {name}`."
+                ) from error
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -407,6 +565,18 @@ def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+class Answers(list[str]):
+    """Answers, and for each whether it came to an end.
+
+    Attributes:
+        finished: False where the budget cut an answer off.
+    """
+
+    def __init__(self, texts: Iterable[str] = (), finished: Iterable[bool] = ()):
+        super().__init__(texts)
+        self.finished = list(finished)
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -414,9 +584,10 @@ def generate(
     max_new_tokens: int = 96,
     batch_size: int = 32,
     seed: int | None = None,
+    stop: Sequence[str] = (END_KEY,),
     **decoding: Any,
-) -> list[str]:
-    """Continue each prompt until the end key, the end of text, or the budget.
+) -> Answers:
+    """Continue each prompt until a stop text, the end of text, or the budget.
 
     Greedy, so the same prompt gets the same answer, unless `decoding` says otherwise.
 
@@ -425,15 +596,17 @@ def generate(
     Args:
         model: a causal language model.
         tokenizer: of the model.
-        prompts: whole prompts, such as `INFERENCE_PROMPT.format(instruction=…)`.
+        prompts: whole prompts, such as `template.prompt(question)`.
         max_new_tokens: most tokens of an answer.
         batch_size: prompts that are continued together.
         seed: makes sampling repeatable; the global random state is left alone.
+        stop: where an answer ends, beside the end of text: `template.stop`.
         **decoding: arguments of transformers' `generate`, such as `do_sample=True`,
             `temperature=0.7`.
 
     Returns:
-        The new text of each, in the order of the prompts, without the end key.
+        The new text of each, in the order of the prompts, without what ended it. The
+        list's `finished` says of each whether it ended, or the budget cut it off.
 
     Raises:
         ModelError: if a prompt and its answer do not fit the model's context.
@@ -443,7 +616,7 @@ def generate(
     prompts = list(prompts)
     encoded = encode_prompts(prompts, tokenizer) if prompts else []
     _require_room(model, encoded, prompts, max_new_tokens)
-    answers = [""] * len(encoded)
+    answers = Answers([""] * len(encoded), [False] * len(encoded))
     was_training = model.training
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
@@ -451,11 +624,10 @@ def generate(
         if seed is not None:
             torch.manual_seed(seed)
         for chosen in batches_by_length(list(map(len, encoded)), batch_size):
-            texts = _continue(
-                model, tokenizer, [encoded[i] for i in chosen], max_new_tokens, decoding
-            )
-            for i, text in zip(chosen, texts, strict=True):
-                answers[i] = text
+            some = [encoded[i] for i in chosen]
+            results = _continue(model, tokenizer, some, max_new_tokens, stop, decoding)
+            for i, (text, finished) in zip(chosen, results, strict=True):
+                answers[i], answers.finished[i] = text, finished
     model.train(was_training)
     return answers
 
@@ -480,8 +652,10 @@ def _continue(
     tokenizer: Any,
     encoded: list[list[int]],
     max_new_tokens: int,
+    stop: Sequence[str],
     decoding: dict[str, Any],
-) -> list[str]:
+) -> list[tuple[str, bool]]:
+    """Continue prompts together; return each text, and whether it came to an end."""
     from transformers import GenerationConfig
 
     length = max(map(len, encoded))
@@ -489,16 +663,18 @@ def _continue(
     pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
     ids = torch.tensor([[pad_id] * (length - len(row)) + row for row in encoded])
     mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in encoded])
-    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
-    stops: dict[str, Any] = {"eos_token_id": [tokenizer.eos_token_id]}
-    if len(end) == 1:
-        stops["eos_token_id"] += end
-    else:
-        stops["stop_strings"] = [END_KEY]
+    ends, stop_texts = {tokenizer.eos_token_id} - {None}, []
+    for text in stop:
+        end = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(end) == 1:
+            ends |= {*end}
+        else:
+            stop_texts.append(text)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_id,
-        **stops,
+        eos_token_id=sorted(ends) or None,
+        stop_strings=stop_texts or None,
         **({"do_sample": False} | decoding),
     )
     with torch.inference_mode(), _without_generation_defaults(model):
@@ -506,10 +682,9 @@ def _continue(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            tokenizer=tokenizer if "stop_strings" in stops else None,
+            tokenizer=tokenizer if stop_texts else None,
         )
-    texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=False)
-    return [_cut(text, tokenizer) for text in texts]
+    return [_cut(row, tokenizer, ends, stop) for row in output[:, length:].tolist()]
 
 
 @contextmanager
@@ -532,11 +707,17 @@ def _is_peft(model: Any) -> bool:
     return hasattr(model, "get_base_model")
 
 
-def _cut(text: str, tokenizer: Any) -> str:
-    for stop in (END_KEY, tokenizer.eos_token, tokenizer.pad_token):
-        if stop:
-            text = text.partition(stop)[0]
-    return text.strip()
+def _cut(
+    ids: list[int], tokenizer: Any, ends: set[int], stop: Sequence[str]
+) -> tuple[str, bool]:
+    """Return the text of new tokens up to where it ends, and whether it does."""
+    last = next((place for place, one in enumerate(ids) if one in ends), None)
+    text = tokenizer.decode(ids[:last], skip_special_tokens=False)
+    finished = last is not None or any(one in text for one in stop)
+    for one in (*stop, tokenizer.eos_token, tokenizer.pad_token):
+        if one:
+            text = text.partition(one)[0]
+    return text.strip(), finished
 
 
 def _quieten_libraries() -> None:
@@ -560,3 +741,44 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fetch the models that come as wheels, or only their wheels."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.models", description=main.__doc__
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetching = commands.add_parser(
+        "fetch", help="put models where the course loads them from"
+    )
+    fetching.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(WHEELS)}, or all"
+    )
+    carrying = commands.add_parser(
+        "wheels", help="put the wheels into a folder, for machines without network"
+    )
+    carrying.add_argument("folder", type=Path, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "wheels":
+            for wheel in WHEELS.values():
+                file = load_wheel(wheel, options.folder)
+                if file.resolve().parent != options.folder.resolve():
+                    shutil.copy(file, options.folder)
+                print(f"{wheel.requirement}: {options.folder / file.name}")
+            return 0
+        names = options.names if set(options.names) - {"all"} else list(WHEELS)
+        for name in names:
+            fetch(name, say=lambda line: print(line, flush=True))
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped: the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -104,6 +104,7 @@ def probe(folder: Path) -> tuple[list[str], list[torch.Tensor]]:
 
 
 # (field, reason, what stands in the body beside {"inputs": "x"} or the body itself)
+TWO = {"inputs": ["x", "y"]}
 LONE = '{"inputs": "\\ud800"}'
 BAD_REQUESTS = [
     ("body", "is empty", b""),
@@ -132,6 +133,14 @@ BAD_REQUESTS = [
     ("inputs[1]", "is empty", {"inputs": ["x", ""]}),
     ("inputs[2]", "has 20001 characters", {"inputs": ["x", "y", "x" * 20_001]}),
     ("inputs[2]", "tokens with the template", {"inputs": ["x", "y", "word " * 2000]}),
+    ("context", "expected a text, found 3", {"context": 3}),
+    ("context", 'expected a text, found ["x"]', {"context": ["x"]}),
+    ("context", "has 20001 characters", {"context": "x" * 20_001}),
+    ("context", "a list of 2 texts, found 3", {"inputs": ["x", "y"], "context": 3}),
+    ("context", 'a list of 2 texts, found ["z"]', TWO | {"context": ["z"]}),
+    ("context", "tokens with the template", {"context": "word " * 2000}),
+    ("context[1]", "expected text, found 3", TWO | {"context": [None, 3]}),
+    ("context[1]", "tokens with the template", TWO | {"context": ["", "word " * 2000]}),
     ("parameters", "expected an object, found [", {"parameters": [1]}),
     ("parameters", "expected an object, found 'hot'", {"parameters": "hot"}),
     ("adapter", "expected one of base, faq, found 'nosuch'", {"adapter": "nosuch"}),

@@ -1,11 +1,17 @@
-"""A tokenizer and a GPT-NeoX, made in a moment: for tests without a trained model."""
+"""Tokenizers, a GPT-NeoX and a Llama, made in a moment: for tests without training."""
 
 from __future__ import annotations
 
 import functools
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from utils.helpers import END_KEY, INSTRUCTION_KEY, PROMPT, RESPONSE_KEY_NL
 
@@ -53,6 +59,112 @@ def tiny_tokenizer(
         bos_token="<s>" if adds_bos else END_OF_TEXT,
         pad_token=pad,
         padding_side="right",
+    )
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Chat templates of the kinds that models bring, in few words: what is special of each,
+# its special tokens (the end of text first), and whether the tokenizer adds <s>.
+CHATS: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    # SmolLM2's: a system turn of its own where a chat brings none.
+    "names itself": (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a "
+        "helpful AI assistant named Tiny<|im_end|>\n' }}{% endif %}" + CHATML,
+        ("<|im_end|>", "<|im_start|>"),
+        False,
+    ),
+    "plain": (CHATML, ("<|im_end|>", "<|im_start|>"), False),
+    # Gemma's: no system turn, trimmed texts, an end of turn that is no end of text.
+    "refuses a system turn": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}{% if (message['role'] == 'user') != "
+        "(loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+        "{% endif %}{% set role = 'model' if message['role'] == 'assistant' else "
+        "'user' %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + "
+        "'<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<start_of_turn>model\n' }}{% endif %}",
+        ("<eos>", "<start_of_turn>", "<end_of_turn>"),
+        True,
+    ),
+    # Zephyr's: its marks are ordinary text, and it does not write the <s> that the
+    # tokenizer adds.
+    "marks in text": (
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + "
+        "message['content'] + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+        ("</s>",),
+        True,
+    ),
+    # Llama 2's: nothing but [/INST] begins an answer.
+    "instructions in brackets": (
+        "{% if messages[0]['role'] == 'system' %}{% set start = '<<SYS>>\n' + "
+        "messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set messages = messages[1:] %}"
+        "{% else %}{% set start = '' %}{% endif %}{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + (start if "
+        "loop.first else '') + message['content'] + ' [/INST]' }}{% else %}"
+        "{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}",
+        ("</s>",),
+        True,
+    ),
+}
+
+
+@functools.cache
+def tiny_chat_tokenizer(kind: str = "names itself") -> PreTrainedTokenizerFast:
+    """A tokenizer with a chat template. Cached: copy it before you change it.
+
+    Args:
+        kind: of template, one of `CHATS`. Padding is the end of text, as SmolLM2's.
+    """
+    source, special, adds_bos = CHATS[kind]
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.train_from_iterator(
+        [*SENTENCES, "system user assistant model Notes: Question: Answer"],
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=[*special, "<s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if adds_bos:
+        model.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        eos_token=special[0],
+        bos_token="<s>" if adds_bos else special[-1],
+        pad_token=special[0],
+        padding_side="right",
+        chat_template=source,
+    )
+
+
+def tiny_llama(vocabulary: int = 400, tied: bool = True) -> LlamaForCausalLM:
+    """An untrained Llama of SmolLM2's kind; the caller seeds torch."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=64,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+            initializer_range=0.2,
+            bos_token_id=1,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
     )
 
 

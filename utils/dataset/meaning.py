@@ -27,7 +27,8 @@ STOP_WORDS = frozenset(
 SYNONYMS = (
     "delete remove erase", "start begin launch", "stop end terminate", "large big",
     "buy purchase", "cost price", "make create build", "change modify edit",
-    "fix repair", "choose select pick", "show display", "allowed permitted", "staff employees",
+    "fix repair", "choose select pick", "show display", "allowed permitted",
+    "staff employees",
     "holiday vacation leave", "salary pay wage", "error fault failure", "need require",
     "use employ", "find locate", "send submit", "obtain receive get", "fast quick",
     "car vehicle", "laptop computer notebook", "doctor physician", "limit quota",

@@ -15,12 +15,15 @@ import shutil
 import sys
 import tarfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.deployment.checks import (
     ADAPTER_FILES,
     ADAPTERS_FOLDER,
+    CHAT_TEMPLATE,
+    TEMPLATE_FILE,
     VLLM_HANDLER,
     ArtifactError,
     Finding,
@@ -28,6 +31,9 @@ from utils.deployment.checks import (
     validate,
 )
 from utils.files import replace_folder, write_file, write_json
+
+if TYPE_CHECKING:
+    from utils.templates import Template
 
 __all__ = [
     "ArtifactError",
@@ -47,7 +53,8 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
+    TEMPLATE_FILE,
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -66,6 +73,7 @@ def build(
     *,
     base_revision: str | None = None,
     adapter_name: str = "adapter",
+    template: Template | None = None,
     entry_point: Path = ENTRY_POINT,
     options: Mapping[str, str | int] | None = None,
 ) -> Path:
@@ -81,6 +89,8 @@ def build(
         archive: the `model.tar.gz` to write.
         base_revision: the hub's version of the base.
         adapter_name: what a request may call the adapter.
+        template: what the model was tuned in, where no course_template.json beside
+            adapter or base says so (`save_adapter` writes one).
         entry_point: packed as model.py.
         options: further lines of serving.properties, which override the usual ones.
 
@@ -88,7 +98,8 @@ def build(
         `archive`.
 
     Raises:
-        ArtifactError: if base or adapter lack a file that serving needs.
+        ArtifactError: if base or adapter lack a file that serving needs, or the
+            adapter was tuned in another template.
     """
 
     def write(unfinished: Path) -> None:
@@ -111,6 +122,8 @@ def build(
             _copy_adapter(adapter, unfinished / ADAPTER_FOLDER)
             properties["option.adapter_checkpoint"] = ADAPTER_FOLDER
             properties["option.adapter_name"] = adapter_name
+        if template is not None:
+            _write_template(template, unfinished)
         _write_properties(unfinished, properties | dict(options or {}))
         shutil.copyfile(entry_point, unfinished / "model.py")
 
@@ -132,7 +145,8 @@ def build_without_code(
     That handler is vLLM, which batches continuously: a request joins those that are
     being answered, and does not wait for a batch to end. It knows nothing of this
     course's template: the client builds the prompt, and names `do_sample: false` for
-    a greedy answer.
+    a greedy answer. A model that was tuned in its chat template has that beside its
+    tokenizer, system prompt included, so that a server's chat route asks as trained.
 
     Args:
         base: the folder of a model.
@@ -163,6 +177,7 @@ def build_without_code(
             _copy_base(base, unfinished)
             for name, adapter in adapters.items():
                 _copy_adapter(adapter, unfinished / ADAPTERS_FOLDER / name)
+            _share_template(adapters.values(), unfinished)
             configs = unfinished.glob(f"{ADAPTERS_FOLDER}/*/adapter_config.json")
             ranks = [json.loads(path.read_text("utf-8"))["r"] for path in configs]
             if not 1 <= max(ranks, default=0) <= max(LORA_RANKS):
@@ -205,11 +220,51 @@ def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
     merged.save_pretrained(target)
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
     _copy(tokenizer, target, TOKENIZER_FILES)
+    _copy(adapter, target, (TEMPLATE_FILE,))
     _fit_for_older_readers(target)
 
 
+def _write_template(template: Template, folder: Path) -> None:
+    """Say what the model was tuned in: beside the adapter, the base, or at the root.
+
+    Raises:
+        ArtifactError: if the adapter says something else.
+    """
+    places = (folder / ADAPTER_FOLDER, folder / BASE_FOLDER, folder)
+    place = next(place for place in places if place.is_dir())
+    path = place / TEMPLATE_FILE
+    saved = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    if saved not in (None, template.describe()):
+        raise ArtifactError(
+            f"The adapter was tuned in another template than {template}: its "
+            f"{TEMPLATE_FILE} names {saved.get('name')!r} with the system prompt "
+            f"{saved.get('system_prompt')!r}. Leave `template` out to serve it so."
+        )
+    template.save(place)
+
+
+def _share_template(adapters: Iterable[Path], folder: Path) -> None:
+    """Put what all adapters were tuned in at the root, where a plain server looks.
+
+    Raises:
+        ArtifactError: if they were tuned in different ones: a server has only one.
+    """
+    adapters = list(adapters)
+    for name in (TEMPLATE_FILE, CHAT_TEMPLATE):
+        paths = [adapter / name for adapter in adapters]
+        contents = {p.read_bytes() if p.is_file() else None for p in paths}
+        if len(contents) > 1:
+            raise ArtifactError(
+                f"The adapters {', '.join(a.name for a in adapters)} differ in {name}, "
+                "and the image's handler knows one template. Serve them in artifacts "
+                "of their own, or tune them in one template."
+            )
+        if None not in contents:
+            _copy(adapters[0], folder, (name,))
+
+
 def _let_answers_end(folder: Path) -> None:
-    """Make the template's end key end an answer, where it is one token.
+    """Make the template's stops end an answer, where they are one token.
 
     With a handler of one's own that is its task; here the configuration says it.
     """
@@ -218,10 +273,14 @@ def _let_answers_end(folder: Path) -> None:
     from utils.helpers import END_KEY
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
+    path, stops = folder / TEMPLATE_FILE, [END_KEY]
+    if path.is_file():
+        stops = json.loads(path.read_text("utf-8"))["stop"]
+    found = [tokenizer(stop, add_special_tokens=False)["input_ids"] for stop in stops]
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    ends = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
+    ends = [tokenizer.eos_token_id, *(ids[0] for ids in found if len(ids) == 1)]
+    ends = list(dict.fromkeys(ends))
     settings["eos_token_id"] = [number for number in ends if number is not None]
     write_json(path, settings)
 

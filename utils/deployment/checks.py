@@ -41,8 +41,16 @@ ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_FILES = (ADAPTER_SETTINGS, "adapter_model.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 TOKENIZER_SETTINGS = "tokenizer_config.json"
+TEMPLATE_FILE = "course_template.json"  # what the adapter was tuned in
+CHAT_TEMPLATE = "chat_template.jinja"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-SAVED_JSON = ("config.json", TOKENIZER_SETTINGS, WEIGHTS_INDEX, ADAPTER_SETTINGS)
+SAVED_JSON = (
+    "config.json",
+    TOKENIZER_SETTINGS,
+    WEIGHTS_INDEX,
+    ADAPTER_SETTINGS,
+    TEMPLATE_FILE,
+)
 FILE_LIMIT = 20 * 2**30  # bytes; larger models are better named by an S3 prefix
 
 
@@ -903,6 +911,45 @@ def check_tokenizer(model: ServedModel) -> Iterator[Finding]:
         )
 
 
+def check_template(model: ServedModel) -> Iterator[Finding]:
+    """Find that questions would be asked in another template than was trained."""
+    from utils.templates import wrong_description
+
+    folders = [folder for folder in (_adapter(model), _packed_base(model)) if folder]
+    chats = [f / CHAT_TEMPLATE for f in folders if (f / CHAT_TEMPLATE).is_file()]
+    places = [folder / TEMPLATE_FILE for folder in (*folders, model.folder)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        if chats:
+            yield error(
+                _relative(places[0], model),
+                "is missing, and the tokenizer has a chat template: the entry point "
+                "would ask in the instruction template",
+                "Save the adapter with save_adapter, or pass `template` to build",
+            )
+        return
+    saved, where = _read_object(path), _relative(path, model)
+    problem = wrong_description(saved)
+    if problem and saved:  # `check_json` speaks of what is no object
+        yield error(where, problem, "Save the adapter again with save_adapter")
+    if problem or not chats:
+        return
+    if saved["name"] == "instruction":
+        yield warning(
+            _relative(chats[0], model),
+            "is there, and the model was tuned in the instruction template: a plain "
+            "server's chat route would ask in the other",
+            "Tune it in its chat template",
+        )
+    elif chats[0].read_text("utf-8") != saved["chat_template"]:
+        yield warning(
+            _relative(chats[0], model),
+            f"is another chat template than {TEMPLATE_FILE} holds: a plain server "
+            "would ask otherwise than was trained",
+            "Save the adapter again with save_adapter",
+        )
+
+
 # --- saved files ---
 
 
@@ -1092,6 +1139,7 @@ MODEL_CHECKS: tuple[Callable[[ServedModel], Iterator[Finding]], ...] = (
     check_json,
     check_saved,
     check_tokenizer,
+    check_template,
     check_fit,
     layout.readable_description,
 )

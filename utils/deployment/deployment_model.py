@@ -7,6 +7,7 @@ Afterwards every call is a request, or a batch of them:
     {"inputs": "a question", "parameters": {"max_new_tokens": 64}}
 
     inputs      text, or a list of texts
+    context     notes to answer from: a text, or a list with one for each of inputs
     parameters  see `PARAMETERS`; without any the answer is greedy
     adapter     the adapter's name, or "base" to leave it out
     stream      true sends the answer piece by piece
@@ -37,16 +38,27 @@ from typing import Any
 import torch
 from djl_python import Input, Output
 
-# The template of training (utils/helpers.py), up to where the answer begins.
-PROMPT_START = (
+# The template of training, up to where the answer begins: what this file beside the
+# adapter says (utils/templates.py writes it), or the one for base models.
+TEMPLATE_FILE = "course_template.json"
+TEMPLATE_VERSION = 1
+INSTRUCTION = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n"
+    "\n\n### Instruction:\n{instruction}"
 )
-PROMPT_END = "\n\n### Response:\n"
-END_KEY = "### End"
+INSTRUCTION_TEMPLATE = {
+    "version": TEMPLATE_VERSION,
+    "name": "instruction",
+    "system_prompt": "",
+    "prompt": INSTRUCTION + "\n\n### Response:\n",
+    "prompt_with_context": INSTRUCTION + "\n\nInput:\n{context}\n\n### Response:\n",
+    "stop": ["### End"],
+    "marks": [],  # none but the tokenizer's special tokens
+}
+PLACE = re.compile(r"\{(instruction|context)\}")
 # What would end the instruction early, if a user wrote it.
-TEMPLATE_KEY = re.compile(r"#{3,}(?=\s*(?:instruction:|response:|end\b))", re.I)
+TEMPLATE_KEY = re.compile(r"#{3,}(?=\s*(?:instruction:|response:|end))", re.I)
 
 MAX_INPUTS = 64  # texts in one request
 MAX_CHARACTERS = 20_000  # of one text
@@ -74,7 +86,7 @@ PARAMETERS: dict[str, tuple[str, float, float]] = {
     "ignore_eos_token": ("boolean", 0, 1),  # answers of fixed length, for measuring
 }
 SAMPLING = ("temperature", "top_p", "top_k")
-FIELDS = ("inputs", "parameters", "adapter", "stream")
+FIELDS = ("inputs", "context", "parameters", "adapter", "stream")
 DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
@@ -154,6 +166,7 @@ class Request:
     """A request that has been checked."""
 
     texts: tuple[str, ...]
+    contexts: tuple[str, ...]  # notes for each; "" for none
     is_list: bool
     decoding: Decoding
     adapter: str
@@ -248,16 +261,46 @@ class Service:
         self.context = context or DEFAULT_CONTEXT
         tokenizer = self.tokenizer
         self.bos = _bos(tokenizer)
-        end = tokenizer(END_KEY, add_special_tokens=False)["input_ids"]
-        self.end_ids = [tokenizer.eos_token_id, *(end if len(end) == 1 else [])]
-        self.end_ids = [number for number in self.end_ids if number is not None]
-        self.end_texts = (END_KEY, tokenizer.eos_token, tokenizer.pad_token)
+        self.template = self._template(adapter, Path(source))
+        stops = {
+            text: tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in self.template["stop"]
+        }
+        self.end_ids = [ids[0] for ids in stops.values() if len(ids) == 1]
+        if tokenizer.eos_token_id is not None:
+            self.end_ids.insert(0, tokenizer.eos_token_id)
+        self.end_texts = (*stops, tokenizer.eos_token, tokenizer.pad_token)
         self.end_texts = tuple(text for text in self.end_texts if text)
-        self.end_key_is_token = len(end) == 1
+        # Stops of several tokens are looked for in the text.
+        self.stop_texts = tuple(text for text, ids in stops.items() if len(ids) > 1)
         pad = tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else (self.end_ids or [0])[0]
         # A model is not made for two threads at a time, and a stream runs in its own.
         self.lock = threading.Lock()
+
+    def _template(self, adapter: Path | None, base: Path) -> dict[str, Any]:
+        """Return the template that the model was tuned in.
+
+        Raises:
+            ValueError: if the file that names it cannot be used.
+        """
+        for folder in filter(None, (adapter, base, self.folder)):
+            path = folder / TEMPLATE_FILE
+            if path.is_file():
+                saved = json.loads(path.read_text("utf-8"))
+                if saved.get("version") != TEMPLATE_VERSION:
+                    raise ValueError(
+                        f"{path.name} is not of version {TEMPLATE_VERSION}: save the "
+                        "adapter again and build the artifact anew"
+                    )
+                return saved
+        if self.tokenizer.chat_template:
+            log.warning(
+                "there is no %s: questions are asked in the instruction template, and "
+                "not in the chat template of the tokenizer",
+                TEMPLATE_FILE,
+            )
+        return INSTRUCTION_TEMPLATE
 
     # --- answering -------------------------------------------------------------------
 
@@ -358,6 +401,7 @@ class Service:
             raise BadRequest("stream", "works for one text, not for a list")
         return Request(
             texts=texts,
+            contexts=_read_contexts(body.get("context"), len(texts), is_list),
             is_list=is_list,
             decoding=self._read_parameters(body.get("parameters")),
             adapter=self._read_adapter(body.get("adapter")),
@@ -423,15 +467,15 @@ class Service:
             BadRequest: if one leaves no room for an answer.
         """
         rows = []
-        for index, text in enumerate(request.texts):
-            prompt = PROMPT_START + self.escape_template(text) + PROMPT_END
-            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            ids = [*self.bos, *ids]
+        together = zip(request.texts, request.contexts, strict=True)
+        for index, (text, context) in enumerate(together):
+            ids = self.prompt_ids(text, context)
             decoding = request.decoding
             room = self.context - len(ids)
             if decoding.max_new_tokens > room:
                 if room < 1 or decoding.chosen_budget:
-                    field = f"inputs[{index}]" if request.is_list else "inputs"
+                    field = "context" if context else "inputs"
+                    field += f"[{index}]" if request.is_list else ""
                     raise BadRequest(
                         field,
                         f"{len(ids)} tokens with the template and max_new_tokens="
@@ -442,16 +486,41 @@ class Service:
             rows.append(Row(text, tuple(ids), decoding, request.adapter))
         return rows
 
-    def escape_template(self, text: str) -> str:
-        """Return the text with template keys and special tokens made ordinary text.
+    def prompt_ids(self, text: str, context: str = "") -> list[int]:
+        """Return the tokens that the model reads: those that it was trained on."""
+        template = self.template
+        texts = {
+            "instruction": self.escape_template(text),
+            "context": self.escape_template(context),
+        }
+        form = template["prompt_with_context" if context.strip() else "prompt"]
+        prompt = PLACE.sub(lambda place: texts[place[1]], form)
+        if template["name"] != "chat":
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return [*self.bos, *ids]
+        turns = [{"role": "user", "content": prompt}]
+        if template["writes_system"]:
+            turns.insert(0, {"role": "system", "content": template["system_prompt"]})
+        prompt = self.tokenizer.apply_chat_template(
+            turns,
+            chat_template=template["chat_template"],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        # A chat template writes the beginning-of-sequence token itself.
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
-        Otherwise a user could end the instruction and write the response's beginning.
-        Text that holds neither is returned as it is.
+    def escape_template(self, text: str) -> str:
+        """Return the text with the template's marks made ordinary text.
+
+        Otherwise a user could end the question and write the answer's beginning.
+        Text that holds none is returned as it is.
         """
-        text = TEMPLATE_KEY.sub("#", text)
-        for token in self.tokenizer.all_special_tokens:
-            if token in text and len(token) > 1:
-                text = text.replace(token, f"{token[0]} {token[1:]}")
+        if self.template["name"] == "instruction":
+            text = TEMPLATE_KEY.sub("#", text)
+        for mark in self.template["marks"] or self.tokenizer.all_special_tokens:
+            if len(mark) > 1:
+                text = text.replace(mark, f"{mark[0]} {mark[1:]}")
         return text
 
     # --- generating ------------------------------------------------------------------
@@ -606,8 +675,8 @@ class _Ending:
         if ids[-1] in self.service.end_ids and not goes_on:
             return True
         stops = row.decoding.stop
-        if not self.service.end_key_is_token and not goes_on:
-            stops = (*stops, END_KEY)
+        if not goes_on:
+            stops = (*stops, *self.service.stop_texts)
         if not stops:
             return False
         text = self.service.tokenizer.decode(ids, skip_special_tokens=False)
@@ -710,6 +779,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _reply(request: Request, answers: Sequence[str]) -> Any:
     replies = [{"generated_text": answer} for answer in answers]
     return replies if request.is_list else replies[0]
+
+
+def _read_contexts(value: Any, count: int, is_list: bool) -> tuple[str, ...]:
+    """Read the notes for each text of a request.
+
+    Raises:
+        BadRequest: if they are neither text nor, for a list of texts, as many texts.
+    """
+    if value is None:
+        return ("",) * count
+    if isinstance(value, str):
+        if value:
+            _check_text("context", value, MAX_CHARACTERS, blank=True)
+        return (value,) * count
+    if not is_list or not isinstance(value, list) or len(value) != count:
+        wanted = f"a text, or a list of {count} texts" if is_list else "a text"
+        raise BadRequest("context", f"expected {wanted}{_found(value)}")
+    for index, text in enumerate(value):
+        if text not in (None, ""):
+            _check_text(f"context[{index}]", text, MAX_CHARACTERS, blank=True)
+    return tuple(text or "" for text in value)
 
 
 def _read_parameter(field: str, name: str, value: Any) -> Any:

@@ -5,5 +5,6 @@
 - `statements`: what a text states and denies: numbers in words, units, negations.
 - `judging`: people who compare two answers without knowing whose they are.
 - `retrieval`: looking an answer up in place of training it.
+- `json_format`: a format task: a message in, JSON by a schema out.
 - `report`: what was measured, for programs and for people.
 """

@@ -38,6 +38,7 @@ from utils.evaluation.statements import (
     occurrences,
     phrase_words,
     stances,
+    units_of,
     words,
 )
 
@@ -379,17 +380,18 @@ def _by_fact(answer: str, row: Mapping[str, Any]) -> Verdict:
 def _by_rule(answer: str, row: Mapping[str, Any]) -> Verdict:
     """Judge by what must be stated, and what must not be."""
     text = words(answer)
+    units = units_of(str(row["response"]))
     wanted = phrases(row.get("must_say"))
     stated, denied = [], []
     for phrase in wanted:
-        for mention in mentions(phrase, text):
+        for mention in mentions(phrase, text, units):
             if mention.stance in (AFFIRMED, PAST):
                 stated.append((phrase, mention))
             elif mention.stance == DENIED:
                 denied.append(phrase)
     spans = [mention for _, mention in stated]
     for phrase in phrases(row.get("must_not_say")):
-        for mention in mentions(phrase, text):
+        for mention in mentions(phrase, text, units):
             # "5 days" inside a right "5 days and 2 hours" is no other value.
             inside = any(_holds(span, mention) for span in spans)
             if mention.stance == AFFIRMED and not inside:
@@ -451,8 +453,7 @@ def _objection(question: str, answer: str, expected: str) -> str:
         if word.is_number and word.key not in allowed:
             (stance,) = stances(text, [(place, place + 1)])
             if stance == AFFIRMED:
-                shown = " ".join(sorted(word.also)) or word.key
-                return f"states another number: {shown}"
+                return f"states another number: {word.text or word.key}"
     for key in sorted(set(news(question, answer)) & set(news(question, expected))):
         if _denies(text, key) != _denies(other, key):
             return f"negates {key!r}, or the expected answer does"

@@ -1,15 +1,46 @@
-"""Documents to look answers up in, and BM25 to find them (the library is bm25s)."""
+"""Documents to look answers up in, and two ways to find them: by words, by meaning.
+
+`Retriever` counts words (BM25; the library is bm25s), `MeaningRetriever` compares the
+vectors of a sentence encoder (MiniLM), and `SumRetriever` adds up what both say. All
+three have the same methods. `notes` writes the documents from a file's training rows.
+"""
 
 from __future__ import annotations
 
 import logging
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from utils.course import CourseError
 from utils.dataset import facts as wordings
 from utils.dataset.facts import known_fact, load_facts
+from utils.evaluation.answers import groups_of
+from utils.evaluation.scores import Proportion, proportion
 from utils.helpers import DEFAULT_SEED
+
+if TYPE_CHECKING:
+    from utils.encoder import Encoder
+
+FAR = 0.4
+"""A document whose cosine with the question is lower answers something else."""
+TRAINED = "trained"
+"""What the column `wording` says of rows to train with, and to write notes from."""
+RANKS_BEFORE = 60
+"""Cormack, Clarke and Buettcher, Reciprocal Rank Fusion, SIGIR 2009."""
+
+Fusion = Literal["scores", "ranks"]
+
+
+class RetrievalError(CourseError, ValueError):
+    """Documents that cannot be searched; the message says what to do."""
+
+
+# --- documents ---
 
 
 def product_pages(seed: int = DEFAULT_SEED) -> dict[str, list[str]]:
@@ -44,7 +75,165 @@ def documentation(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {row["instruction"]: [row["response"]] for row in rows}
 
 
-class Retriever:
+@dataclass(frozen=True)
+class Note:
+    """What a file says on one thing: a document that holds an answer.
+
+    Attributes:
+        group: what it is about, as `answers.groups_of` names it.
+        questions: the trained wordings.
+        answer: what a model is given to read.
+    """
+
+    group: str
+    questions: tuple[str, ...]
+    answer: str
+
+    def keys(self, answer_only: bool = False) -> list[str]:
+        """Return the texts by which the note is found.
+
+        Args:
+            answer_only: without the questions, as a text that was not written as
+                questions and answers would be.
+        """
+        if answer_only:
+            return [self.answer]
+        return [f"{question} {self.answer}" for question in self.questions]
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
+    """Write one note for each thing that the training rows answer.
+
+    Rows are about one thing if their `fact` or `group` is the same or, without such a
+    column, their answer. Where a column `wording` says that a row is not "trained", it
+    is left out: a note that holds a test question would be found by itself.
+
+    Args:
+        rows: with `instruction` and `response`; of a file without the column
+            `wording`, its training part alone.
+
+    Raises:
+        RetrievalError: if no row is left.
+    """
+    kept = [row for row in rows if (row.get("wording") or TRAINED) == TRAINED]
+    if not kept:
+        raise RetrievalError(
+            f"None of {len(rows)} rows can become a note: give the training rows (if "
+            f"they have a column `wording`, it must say {TRAINED!r})."
+        )
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for group, row in zip(groups_of(kept), kept, strict=True):
+        found.setdefault(group, []).append(row)
+    return [
+        Note(
+            group,
+            tuple(dict.fromkeys(str(row["instruction"]) for row in of_group)),
+            str(of_group[0]["response"]),
+        )
+        for group, of_group in found.items()
+    ]
+
+
+# --- search ---
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that was found.
+
+    Attributes:
+        document: its text.
+        score: how well it fits; what it means depends on the retriever.
+        number: its place among the retriever's documents.
+        far: whether it fits so badly that it should not be shown: the best one of the
+            documents, but none that answers.
+    """
+
+    document: str
+    score: float
+    number: int
+    far: bool = False
+
+
+class Search(ABC):
+    """What all retrievers can do.
+
+    Attributes:
+        documents: the texts that are returned.
+    """
+
+    documents: list[str]
+
+    def __init__(
+        self, documents: Sequence[str], keys: Sequence[Sequence[str]] | None = None
+    ) -> None:
+        """Take the documents, and the texts by which each is found.
+
+        Raises:
+            RetrievalError: (a `ValueError`) if there are none, none has a word, or
+                there are not as many keys.
+        """
+        self.documents = list(documents)
+        keys = [[text] for text in self.documents] if keys is None else keys
+        self._keys = [list(of_one) for of_one in keys]
+        if len(self._keys) != len(self.documents):
+            raise RetrievalError(
+                f"{len(self._keys)} keys for {len(self.documents)} documents: give as "
+                "many of each, in the same order."
+            )
+        if not any(any(map(str.isalnum, t)) for of_one in self._keys for t in of_one):
+            raise RetrievalError(
+                "There is no text to search: give documents with words."
+            )
+
+    @abstractmethod
+    def scores(self, questions: Sequence[str]) -> np.ndarray:
+        """Return how well each document fits each question.
+
+        Returns:
+            Array of shape (questions, documents); more is better.
+        """
+
+    def far(self, scores: np.ndarray, questions: Sequence[str]) -> np.ndarray:
+        """Return which documents are too far from which questions to answer them.
+
+        Args:
+            scores: as `scores` returns them for these questions.
+            questions: what was asked.
+
+        Returns:
+            Boolean array of the shape of `scores`.
+        """
+        return scores <= 0
+
+    def search_all(self, questions: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        """Return the k best documents for each question, the best first.
+
+        Documents of equal score keep their order.
+
+        Raises:
+            RetrievalError: if k is less than 1.
+        """
+        if k < 1:
+            raise RetrievalError(f"k is {k}: ask for at least one document.")
+        scores = self.scores(questions)
+        far = self.far(scores, questions)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return [
+            [Hit(self.documents[i], float(row[i]), int(i), bool(off[i])) for i in best]
+            for row, off, best in zip(scores, far, order, strict=True)
+        ]
+
+    def search(self, question: str, k: int = 3) -> list[Hit]:
+        """Return the k best documents for one question, the best first."""
+        return self.search_all([question], k)[0]
+
+    def best(self, questions: Sequence[str]) -> list[str]:
+        """Return the document that is ranked first, for each question."""
+        return [hits[0].document for hits in self.search_all(questions, k=1)]
+
+
+class Retriever(Search):
     """BM25 over documents: words in common with the question count, rare ones more.
 
     Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond,
@@ -53,30 +242,51 @@ class Retriever:
     First used in lesson 05, section 10.
     """
 
-    def __init__(self, documents: Sequence[str]) -> None:
-        """Index the documents.
+    def __init__(
+        self, documents: Sequence[str], keys: Sequence[Sequence[str]] | None = None
+    ) -> None:
+        """Index the documents, or the texts by which each is found.
 
         Raises:
-            ValueError: if there are none, or none has a word.
+            RetrievalError: (a `ValueError`) if there are none, or none has a word.
         """
         import bm25s
 
-        self.documents = list(documents)
-        if not any(any(map(str.isalnum, text)) for text in self.documents):
-            raise ValueError("There is no text to search: give documents with words.")
+        super().__init__(documents, keys)
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
+        # A word counts once for each text that has it: a note in four wordings would
+        # seem four times as sure of what all of them repeat.
+        texts = [" ".join(dict.fromkeys(of_one)) for of_one in self._keys]
         self._index = bm25s.BM25()
-        self._index.index(self._tokens(self.documents), show_progress=False)
+        self._index.index(self._tokens(texts), show_progress=False)
 
     @staticmethod
-    def _tokens(texts: Sequence[str]) -> Any:
+    def _tokens(texts: Sequence[str], ids: bool = True) -> Any:
         import bm25s
 
         # Words of one letter and English stop words count, too: where every document
         # is about the same product, "how" and "who" are what tells them apart.
         return bm25s.tokenize(
-            list(texts), token_pattern=r"(?u)\b\w+\b", stopwords=[], show_progress=False
+            list(texts),
+            token_pattern=r"(?u)\b\w+\b",
+            stopwords=[],
+            return_ids=ids,
+            show_progress=False,
         )
+
+    def scores(self, questions: Sequence[str]) -> np.ndarray:
+        """Return BM25's score of each document for each question, 0 without a word.
+
+        Returns:
+            Array of shape (questions, documents).
+        """
+        none = np.zeros(len(self.documents))
+        return np.array(
+            [
+                self._index.get_scores(tokens) if tokens else none
+                for tokens in self._tokens(questions, ids=False)
+            ]
+        ).reshape(len(questions), len(self.documents))
 
     def best(self, questions: Sequence[str]) -> list[str]:
         """Return the document that BM25 ranks first, for each question."""
@@ -84,3 +294,244 @@ class Retriever:
             self._tokens(questions), k=1, show_progress=False
         )
         return [self.documents[int(row[0])] for row in found]
+
+
+class MeaningRetriever(Search):
+    """Nearest vectors: texts of like meaning are found, whatever their words.
+
+    A document longer than the encoder reads is cut into passages, and counts as much as
+    its best one. Reimers and Gurevych, Sentence-BERT, arXiv 1908.10084.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[str],
+        keys: Sequence[Sequence[str]] | None = None,
+        encoder: Encoder | None = None,
+        least: float = FAR,
+    ) -> None:
+        """Embed the documents, or the texts by which each is found.
+
+        Args:
+            documents: what is returned.
+            keys: for each document the texts by which it is found; None for itself.
+            encoder: None to load the course's.
+            least: a document whose cosine is lower is far.
+
+        Raises:
+            RetrievalError: (a `ValueError`) if there are none, or none has a word.
+            EncoderError: if the encoder is not installed.
+        """
+        from utils.encoder import load_encoder
+
+        super().__init__(documents, keys)
+        self.least = least
+        self._encoder = load_encoder() if encoder is None else encoder
+        passages, owners = [], []
+        for number, of_one in enumerate(self._keys):
+            for text in dict.fromkeys(of_one):
+                for passage in self._encoder.passages(text):
+                    passages.append(passage)
+                    owners.append(number)
+        self._vectors = self._encoder.embed(passages)
+        self._owners = np.array(owners)
+
+    def scores(self, questions: Sequence[str]) -> np.ndarray:
+        """Return the cosine of each question and each document's best passage.
+
+        Returns:
+            Array of shape (questions, documents), between -1 and 1.
+        """
+        cosines = self._encoder.embed(questions) @ self._vectors.T
+        best = np.full((len(questions), len(self.documents)), -1.0)
+        for number, column in zip(self._owners, cosines.T, strict=True):
+            np.maximum(best[:, number], column, out=best[:, number])
+        return best
+
+    def far(self, scores: np.ndarray, questions: Sequence[str]) -> np.ndarray:
+        """Return which cosines are below `least`."""
+        return scores < self.least
+
+
+class SumRetriever(Search):
+    """What several retrievers say, added up.
+
+    Their scores have different scales. So either each one's are standardised for each
+    question (mean 0, standard deviation 1) and weighed, or only the ranks count, as
+    weight / (60 + rank).
+    """
+
+    def __init__(
+        self,
+        retrievers: Sequence[Search],
+        weights: Sequence[float],
+        fusion: Fusion = "scores",
+    ) -> None:
+        """Take retrievers over the same documents.
+
+        Args:
+            retrievers: at least one.
+            weights: what each counts.
+            fusion: "scores" or "ranks".
+
+        Raises:
+            RetrievalError: if the documents differ, the weights are not as many, not
+                positive or all zero, or the fusion is another.
+        """
+        if not retrievers or len(weights) != len(retrievers):
+            raise RetrievalError(
+                f"{len(weights)} weights for {len(retrievers)} retrievers: give one "
+                "for each of at least one."
+            )
+        if any(one.documents != retrievers[0].documents for one in retrievers):
+            raise RetrievalError(
+                "The retrievers have different documents: give all of them the same, "
+                "in the same order."
+            )
+        if min(weights) < 0 or not any(weights):
+            raise RetrievalError(
+                f"The weights are {list(weights)}: none may be negative, and one must "
+                "be above zero."
+            )
+        if fusion not in ("scores", "ranks"):
+            raise RetrievalError(f"fusion is {fusion!r}: choose 'scores' or 'ranks'.")
+        self.documents = retrievers[0].documents
+        self.retrievers, self.weights = list(retrievers), list(weights)
+        self.fusion: Fusion = fusion
+
+    def scores(self, questions: Sequence[str]) -> np.ndarray:
+        """Return the weighted sum for each question and document.
+
+        Returns:
+            Array of shape (questions, documents).
+        """
+        comparable = _standard if self.fusion == "scores" else _of_ranks
+        return sum(
+            weight * comparable(one.scores(questions))
+            for one, weight in zip(self.retrievers, self.weights, strict=True)
+        )
+
+    def far(self, scores: np.ndarray, questions: Sequence[str]) -> np.ndarray:
+        """Return which documents are far for all retrievers that know a distance.
+
+        BM25 knows none: nearly every document shares a word such as "the" with a
+        question. It is asked only if there is no other.
+        """
+        knowing = [r for r in self.retrievers if not isinstance(r, Retriever)]
+        return np.logical_and.reduce(
+            [r.far(r.scores(questions), questions) for r in knowing or self.retrievers]
+        )
+
+
+def _standard(scores: np.ndarray) -> np.ndarray:
+    """Return scores with mean 0 and deviation 1 in each row; all 0 if they are equal."""
+    spread = scores.std(axis=1, keepdims=True)
+    return (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread, spread, 1)
+
+
+def _of_ranks(scores: np.ndarray) -> np.ndarray:
+    """Return 1 / (60 + rank), the best rank being 1; equal scores share the best one."""
+    ranks = 1 + (scores[:, None, :] > scores[:, :, None]).sum(axis=2)
+    return 1 / (RANKS_BEFORE + ranks)
+
+
+def note_search(
+    written: Sequence[Note],
+    encoder: Encoder | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+    fusion: Fusion = "scores",
+    answer_only: bool = False,
+) -> Search:
+    """Make a search over notes, by words, by meaning, or by both.
+
+    Args:
+        written: as `notes` returns them; a hit's `number` is the note's place.
+        encoder: None to load the course's.
+        weights: of BM25 and of MiniLM; with a zero the other one stands alone.
+        fusion: how both are added, see `SumRetriever`.
+        answer_only: search in the answers alone, without the trained questions.
+
+    Raises:
+        RetrievalError: if there are no notes, or both weights are zero.
+    """
+    documents = [note.answer for note in written]
+    keys = [note.keys(answer_only) for note in written]
+    by_words, by_meaning = weights
+    if not by_meaning and by_words:
+        return Retriever(documents, keys)
+    meaning = MeaningRetriever(documents, keys, encoder)
+    if not by_words and by_meaning:
+        return meaning
+    return SumRetriever([Retriever(documents, keys), meaning], weights, fusion)
+
+
+# --- how good a search is ---
+
+
+def right_notes(
+    rows: Sequence[Mapping[str, Any]], written: Sequence[Note]
+) -> list[int]:
+    """Return the place of the note that answers each row.
+
+    Raises:
+        RetrievalError: if there is none, naming the row.
+    """
+    places = {note.group: number for number, note in enumerate(written)}
+    found = []
+    for number, (group, row) in enumerate(zip(groups_of(rows), rows, strict=True)):
+        if group not in places:
+            raise RetrievalError(
+                f"Row {number} ({str(row['instruction'])[:50]!r}) has no note: its "
+                f"{group} was not trained. Ask only what the notes answer."
+            )
+        found.append(places[group])
+    return found
+
+
+def found_at(
+    search: Search, questions: Sequence[str], wanted: Sequence[int], k: int
+) -> list[bool]:
+    """Return for each question whether its document is among the first k.
+
+    Args:
+        search: over the documents.
+        questions: what is asked.
+        wanted: the place of each question's document.
+        k: how many documents are looked at.
+
+    Raises:
+        RetrievalError: if there are not as many of each.
+    """
+    if len(questions) != len(wanted):
+        raise RetrievalError(
+            f"{len(wanted)} documents for {len(questions)} questions: name one each."
+        )
+    hits = search.search_all(questions, k)
+    return [
+        number in {hit.number for hit in found}
+        for number, found in zip(wanted, hits, strict=True)
+    ]
+
+
+def recall_at(
+    search: Search,
+    rows: Sequence[Mapping[str, Any]],
+    written: Sequence[Note],
+    k: int = 1,
+) -> Proportion:
+    """Return the share of questions whose note is among the first k.
+
+    Its interval draws all wordings of a fact together.
+
+    Args:
+        search: over the notes, in their order.
+        rows: questions, each of which a note answers.
+        written: the notes.
+        k: how many notes are looked at.
+
+    Raises:
+        RetrievalError: if a row has no note.
+    """
+    questions = [str(row["instruction"]) for row in rows]
+    found = found_at(search, questions, right_notes(rows, written), k)
+    return proportion(found, groups_of(rows))

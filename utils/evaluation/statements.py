@@ -150,24 +150,20 @@ class Word:
     """One word, number with its unit, or mark of a text.
 
     Attributes:
-        key: what is compared; "" for marks.
-        also: what else it answers to, such as "28" and "day" for "28 days".
+        key: what is compared, such as "2419200 second"; "" for marks.
+        text: how a number with its unit was written, such as "28 day".
         mark: "stop", "ask", "half" (a colon, a dash, a bracket) or "comma"; "" for
             words.
     """
 
     key: str
-    also: frozenset[str] = field(default=frozenset())
+    text: str = field(default="", compare=False)
     mark: str = ""
 
     @property
     def is_number(self) -> bool:
         """Whether it is a number, with or without a unit."""
         return self.key[:1].isdigit() or self.key[:1] in {"-", "+"}
-
-    def fits(self, wanted: Word) -> bool:
-        """Whether this word of a text is the one that a phrase asks for."""
-        return self.key == wanted.key or wanted.key in self.also
 
 
 @lru_cache(maxsize=8192)
@@ -267,7 +263,7 @@ def _number(raw: Sequence[tuple[str, str]], place: int) -> tuple[Decimal, int] |
             value = MULTIPLIERS[word(place)]
             return _and_a_half(value, place + 1, word)
         half = [word(place + i) for i in (2, 3, 4)] == ["and", "a", "half"]
-        single = half or _singular(word(place - 1)) in ONE_OF_IT
+        single = half or not place or _singular(word(place - 1)) in ONE_OF_IT
         return (Decimal(1), place + 1) if single and _unit(raw, place + 1) else None
     if first not in SMALL and first not in TENS:
         return None
@@ -332,8 +328,8 @@ def _with_unit(
     if after == ["and", "a", "half"]:  # an hour and a half
         amount, place = amount + Decimal("0.5"), place + 3
     base, factor = unit
-    also = frozenset({_plain(amount), name, FULL_NAMES.get(name, base)})
-    return place, Word(f"{_plain(amount * Decimal(factor))} {base}", also)
+    text = f"{_plain(amount)} {FULL_NAMES.get(name, base)}"
+    return place, Word(f"{_plain(amount * Decimal(factor))} {base}", text)
 
 
 def _plain(value: Decimal) -> str:
@@ -375,19 +371,26 @@ def phrase_words(phrase: str) -> tuple[Word, ...]:
     return tuple(word for word in words(phrase) if not word.mark)
 
 
-def occurrences(phrase: Sequence[Word], text: Sequence[Word]) -> list[tuple[int, int]]:
+def occurrences(
+    phrase: Sequence[Word],
+    text: Sequence[Word],
+    units: frozenset[str] = frozenset(),
+) -> list[tuple[int, int]]:
     """Return start and end of each place where a text has a phrase, word for word.
 
     "Real-time" and "realtime" are the same; marks may only interrupt a phrase where
-    a bracket or a comma stands.
+    a bracket or a comma stands. A number without a unit, such as "28", is one of
+    another thing in "28 GB", unless "gb" is among `units`.
     """
     if not phrase:
         return []
-    ends = ((start, _end_of(phrase, text, start)) for start in range(len(text)))
+    ends = ((start, _end_of(phrase, text, start, units)) for start in range(len(text)))
     return [(start, end) for start, end in ends if end is not None]
 
 
-def _end_of(phrase: Sequence[Word], text: Sequence[Word], start: int) -> int | None:
+def _end_of(
+    phrase: Sequence[Word], text: Sequence[Word], start: int, units: frozenset[str]
+) -> int | None:
     """Return where a phrase that starts here ends; None if it is not here."""
     place = number = 0
     while number < len(phrase):
@@ -396,7 +399,7 @@ def _end_of(phrase: Sequence[Word], text: Sequence[Word], start: int) -> int | N
             at, place = at + 1, place + 1
         if at >= len(text) or text[at].mark:
             return None
-        if text[at].fits(phrase[number]):
+        if _fits(text[at], phrase[number].key, units):
             number, place = number + 1, place + 1
         elif _glued(phrase[number : number + 2], text[at]):
             number, place = number + 2, place + 1
@@ -405,6 +408,17 @@ def _end_of(phrase: Sequence[Word], text: Sequence[Word], start: int) -> int | N
         else:
             return None
     return start + place
+
+
+def _fits(word: Word, wanted: str, units: frozenset[str]) -> bool:
+    """Whether a word is the wanted one, or a path that goes on from it or holds it."""
+    if word.key == wanted:
+        return True
+    if word.text and wanted == word.text.split()[0]:
+        return word.text.split()[1] in units
+    return word.key.startswith("/") and (
+        word.key.startswith(f"{wanted}/") or wanted in word.key.split("/")
+    )
 
 
 def _glued(parts: Sequence[Word], whole: Word) -> bool:
@@ -554,6 +568,11 @@ def _denied_before(text: Sequence[Word], start: int, end: int) -> bool:
             or (number and between)
         ):
             return False
+        told = not listed and {"that", "which", "who"} & {
+            key(place - i) for i in (1, 2, 3)
+        }
+        if number and told and (this in STRONG or this in NONE):
+            return False  # "a job that has not ended within 5 days is stopped"
         if this in STRONG or (this == "no" and key(place + 1) == "longer"):
             if this == "not" and key(place + 1) in EMPTY_NOT:
                 return False
@@ -569,6 +588,8 @@ def _denied_before(text: Sequence[Word], start: int, end: int) -> bool:
                 return True
             verb = set(between) & AUXILIARY
             if set(between) & PREPOSITIONS and not verb:
+                return False
+            if this == "without" and len(between) > 3:
                 return False
             return not (this == "without" and _strong_before(text, place))
     return False
@@ -612,15 +633,22 @@ class Mention:
     stance: str
 
 
-def mentions(phrase: str, text: Sequence[Word]) -> list[Mention]:
+def mentions(
+    phrase: str, text: Sequence[Word], units: frozenset[str] = frozenset()
+) -> list[Mention]:
     """Return each place where a text has a phrase, with what it says of it.
 
     A phrase with a negation of its own ("not billed", "no charge") is affirmed where
     its remainder is denied, whichever way ("you are never billed"). A bare "yes" or
     "no" counts as an answer alone, not in "no longer".
+
+    Args:
+        phrase: what is looked for.
+        text: as `words` cuts it.
+        units: that a number without a unit may have in the text; see `units_of`.
     """
     wanted = phrase_words(phrase)
-    places = occurrences(wanted, text)
+    places = occurrences(wanted, text, units)
     if len(wanted) == 1 and wanted[0].key in {"yes", "no"}:
         places = [(s, e) for s, e in places if _answers(text, s, e)]
         return [Mention(start, end, AFFIRMED) for start, end in places]
@@ -651,3 +679,8 @@ def _answers(text: Sequence[Word], start: int, end: int) -> bool:
 def numbers(text: str) -> frozenset[str]:
     """Return the numbers of a text, with their units, in one spelling."""
     return frozenset(word.key for word in words(text) if word.is_number)
+
+
+def units_of(text: str) -> frozenset[str]:
+    """Return the units in which a text counts, such as "day" and "gb"."""
+    return frozenset(word.text.split()[1] for word in words(text) if word.text)

@@ -2,6 +2,7 @@
 
 - `recipe`: LoRA's configuration, the Trainer's arguments and learning rate, the
   Trainer itself.
+- `train_lora`: the whole of it in one file that imports nothing of ours, to take home.
 - `resuming`: run it so that a killed run can go on.
 - `tracking`: what is recorded of a run, in MLflow and as a file.
 - `adapters`: save and load what was trained.

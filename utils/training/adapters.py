@@ -13,33 +13,64 @@ from utils.course import portable_name
 from utils.files import replace_folder
 from utils.helpers import encode_prompts
 from utils.models import ModelError
+from utils.templates import (
+    TEMPLATE_FILE,
+    TemplateError,
+    has_chat_template,
+    instruction_template,
+    read_description,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from utils.templates import Template
 
 BASE_SAMPLE = 32  # numbers of the base's embeddings that an adapter's file remembers
 BASE_KEY = "base"
 
 
 def save_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    template: Template | None = None,
 ) -> Path:
     """Write adapter and tokenizer, all or nothing, in place of what was there.
 
+    The template that it was tuned in goes with it, so that whoever serves it asks in
+    the same: in course_template.json and, for plain servers, in the tokenizer.
+
     First used in lesson 04, section 5.
 
+    Args:
+        model: base and adapter.
+        tokenizer: of the model.
+        folder: to write.
+        template: what the model was tuned in; by default the instruction template.
+
     Returns:
-        The folder: adapter_config.json, adapter_model.safetensors and the tokenizer.
+        The folder: adapter_config.json, adapter_model.safetensors, the tokenizer and
+        course_template.json.
 
     Raises:
-        ModelError: if the disk is full or may not be written; what was there stays.
+        ModelError: if no template is given and the tokenizer has one of its own.
+        FileError: if the disk is full or may not be written; what was there stays.
     """
+    if template is None:
+        if has_chat_template(tokenizer):
+            raise ModelError(
+                "The tokenizer has a chat template: say in which the adapter was tuned "
+                "with `template=template_for(settings, tokenizer)`."
+            )
+        template = instruction_template(tokenizer)
 
     def write(target: Path) -> None:
         # No token was added, so the base's embeddings need no copy in the adapter.
         model.save_pretrained(target, save_embedding_layers=False)
         tokenizer.save_pretrained(target)
+        template.save(target)
         (target / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
         file = target / "adapter_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -60,19 +91,30 @@ def save_adapter(
     return replace_folder(folder, write)
 
 
-def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+def load_adapter(
+    base: PreTrainedModel, folder: str | Path, template: Template | None = None
+) -> PeftModel:
     """Put a saved adapter on the base that it was trained on, ready to answer.
 
     First used in lesson 04, section 5.
 
+    Args:
+        base: what it was trained on.
+        folder: as `save_adapter` wrote it.
+        template: what it is going to be asked in; `load_template(folder, tokenizer)`
+            gives the one that it was tuned in.
+
     Raises:
         ModelError: if there is none in the folder, or it belongs to another base: one
             with another name, other shapes, or, under the same name, other weights.
+        TemplateError: if the adapter was tuned in another template than is given, or
+            what names it is damaged.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     folder = Path(folder)
+    _require_template(folder, template)
     weights = folder / "adapter_model.safetensors"
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
@@ -107,6 +149,19 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     )
 
 
+def _require_template(folder: Path, template: Template | None) -> None:
+    if template is None and not (folder / TEMPLATE_FILE).is_file():
+        return  # another program saved it; the artifact's checks say what that means
+    saved = read_description(folder)
+    if template is None or saved == template.describe():
+        return
+    raise TemplateError(
+        f"The adapter in {folder.name} was tuned in the template {saved['name']!r} "
+        f"with the system prompt {saved['system_prompt']!r}, and is going to be asked "
+        f"in {template}: take `load_template(folder, tokenizer)`, or train it anew."
+    )
+
+
 def _base_sample(model: torch.nn.Module) -> list[float]:
     """Take a few numbers of the embeddings, which neither 8 bits nor LoRA change."""
     weights = model.get_input_embeddings().weight.detach().flatten()
@@ -120,16 +175,30 @@ def _alike(one: list[float], other: list[float]) -> bool:
 
 
 def require_same_tokenizer(
-    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None = None,
 ) -> None:
-    """Raise unless this tokenizer makes the ids that the rows hold.
+    """Raise unless this tokenizer, in this template, makes the ids that the rows hold.
 
     First used in lesson 04, section 1.
 
+    Args:
+        rows: of the data set; the first one is looked at.
+        tokenizer: of the model.
+        template: what the model is tuned or asked in, to be checked as well.
+
     Raises:
-        ModelError: if the data set was made for another model.
+        ModelError: if the data set was made for another model, or in another template.
     """
     row = rows[0]
+    asked = template and template.prompt(row["instruction"], row.get("context"))
+    if template and row["prompt"] != asked:
+        raise ModelError(
+            f"The data set was made in another template than {template}: run "
+            "03_dataset_templating.ipynb again. Its first prompt begins "
+            f"{row['prompt'][:60]!r}."
+        )
     prompt = encode_prompts([row["prompt"]], tokenizer)[0]
     if list(row["input_ids"][: len(prompt)]) != prompt:
         raise ModelError(

@@ -15,6 +15,7 @@ from utils.course import CourseError
 from utils.helpers import DEFAULT_SEED, DataCollatorForCompletionOnlyLM
 from utils.machine import Machine
 from utils.models import ModelError, ModelSettings, this_machine
+from utils.templates import warn_of_other_frame
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -171,6 +172,8 @@ def completion_trainer(
     """
     from transformers import PrinterCallback, Trainer
 
+    if len(train_rows):
+        warn_of_other_frame(tokenizer, train_rows[0]["input_ids"])
     trainer = Trainer(
         model=model,
         args=arguments,
