@@ -5,8 +5,10 @@
 - `splits`: which rows train, which choose the epoch, which test, and how many.
 - `replay`: rows of earlier skills, mixed in so that tuning does not cost them.
 - `open_book`: rows with notes to answer from: alone, among others, or in vain.
+- `checks`: what to look at before training: `python -m utils.dataset check FILE`.
 - `groups`: which rows belong together, by a column or by likeness.
 - `formats`, `sheets`, `conversations`: the table in a file; Excel; chat messages.
 - `decoding`, `columns`, `table`: encodings; names of columns; what these share.
-- `leftovers`: what spreadsheets, web pages and programs leave in texts.
+- `leftovers`, `personal`: what exports leave in texts; addresses, numbers, keys.
+- `meaning`, `languages`: the same question, answers that differ; which language.
 """

@@ -167,7 +167,7 @@ def _links_by_likeness(
     questions, answers = list(asked), list(frame["response"])
     vectors, notes = _vectors([*questions, *answers], encoder)
     ask, tell = vectors[: len(frame)], vectors[len(frame) :]
-    classes = _are_classes(answers)
+    classes = is_classes(answers)
     answer_links, stock = ([], []) if classes else _links_by_answer(answers, ask, tell)
     if classes:
         notes.append(
@@ -199,6 +199,21 @@ def _links_by_likeness(
     return [], notes
 
 
+def vectors_of(texts: list[str], encoder: Any) -> Any:
+    """Return unit vectors, one a text; row i of the result belongs to text i."""
+    return _vectors(texts, encoder)[0]
+
+
+def like_rows(vectors: Any, threshold: float) -> list[tuple[int, int]]:
+    """Return the pairs of rows, the smaller first, whose cosine is at least so much."""
+    pairs = []
+    for start in range(0, vectors.shape[0], BLOCK):
+        product = _product(vectors[start : start + BLOCK], vectors)
+        one, other = numpy.nonzero(numpy.triu(product >= threshold, k=start + 1))
+        pairs += list(zip((one + start).tolist(), other.tolist(), strict=True))
+    return pairs
+
+
 def _vectors(texts: list[str], encoder: Any) -> tuple[Any, list[str]]:
     """Return unit vectors, one a text, by meaning or, if there are many, by letters."""
     distinct = list(dict.fromkeys(texts))
@@ -228,8 +243,8 @@ def _product(one: Any, other: Any) -> numpy.ndarray:
     return product if isinstance(product, numpy.ndarray) else product.toarray()
 
 
-def _are_classes(answers: Sequence[str]) -> bool:
-    """Whether the answers are classes, such as "positive" and "negative"."""
+def is_classes(answers: Sequence[str]) -> bool:
+    """Return whether the answers are classes, such as "positive" and "negative"."""
     words = sorted(len(answer.split()) for answer in answers)[len(answers) // 2]
     return words <= CLASS_WORDS and len(answers) > CLASS_ROWS * len(set(answers))
 

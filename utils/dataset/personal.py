@@ -92,7 +92,8 @@ CUE = re.compile(
 CUED = re.compile(r"(?<![\w.+/-])\+?\(?\d[\d ()./-]{5,18}\d(?![\w/-]|\.\d|,\d)")
 WRITTEN = re.compile(
     r"(?<![\w.+/:-])(?:\+\d{1,3}[ .-]?(?:\(0\))?(?:[ .-]?\(?\d{1,5}\)?){2,6}"
-    r"|(?:\+?1[ .-])?(?:\(\d{3}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-.]\d{4})(?![\w-]|\.\d|,\d)"
+    r"|(?:\+?1[ .-])?(?:\(\d{3}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-.]\d{4})"
+    r"(?![\w-]|\.\d|,\d)"
 )
 OTHER_NUMBER = re.compile(
     r"(?i)\b(?:order|ticket|invoice|case|ids?|isbn|part|serial|ref|reference|version"
