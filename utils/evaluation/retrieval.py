@@ -301,7 +301,8 @@ class MeaningRetriever(Search):
     """Nearest vectors: texts of like meaning are found, whatever their words.
 
     A document longer than the encoder reads is cut into passages, and counts as much as
-    its best one (see `Encoder.passages`). Reimers and Gurevych, Sentence-BERT, arXiv 1908.10084.
+    its best one (see `Encoder.passages`). Reimers and Gurevych, Sentence-BERT, arXiv
+    1908.10084.
     """
 
     def __init__(
