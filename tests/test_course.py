@@ -237,3 +237,25 @@ def test_seed_repeats_all_three_generators() -> None:
     assert draw() == first
     set_seed(7)
     assert draw() != first
+
+
+def test_data_may_be_a_data_set_of_the_hub(tmp_path: Path) -> None:
+    config = run_config({"COURSE_DATA": "owner/questions"})
+    assert config.data == "owner/questions"
+    assert "data owner/questions" in str(config)
+    assert not config.embedded
+    assert str(preflight(config)) == "✓ ready"
+    assert run_config({"COURSE_DATA": str(config.data)}) == config
+    with_configuration = run_config({"COURSE_DATA": "openai/gsm8k:main"})
+    assert with_configuration.data == "openai/gsm8k:main"
+
+
+@pytest.mark.parametrize("value", ["data/none.jsonl", "none.xlsx", "a/b/c", "x/y.csv"])
+def test_a_missing_file_is_no_data_set_of_the_hub(value: str) -> None:
+    with pytest.raises(ConfigError, match="no such file.*Parquet or Excel"):
+        run_config({"COURSE_DATA": value})
+
+
+def test_data_may_be_the_folder_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    assert run_config({"COURSE_DATA": str(tmp_path)}).data == tmp_path

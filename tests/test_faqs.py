@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from utils.course import ROOT
+from utils.course import FAQS_DATA, ROOT
 from utils.dataset.faqs import Faqs, load_faqs
 from utils.dataset.splits import split
 
@@ -291,3 +291,14 @@ def test_an_unknown_fact_means_the_split_of_an_own_file_and_a_note(write) -> Non
     assert not faqs.has_facts
     assert f"fact of row {len(own.splitlines()) + 1}" in faqs.notes[-1]
     assert set(split(faqs)) == {"train", "validation", "test"}
+
+
+def test_the_natural_file_loads_without_notes_and_splits_by_fact() -> None:
+    faqs = load_faqs(FAQS_DATA)
+    assert faqs.notes == []
+    parts = split(faqs)
+    assert list(parts) == ["train", "validation", "wording", "fact"]
+    facts = {name: set(part["fact"]) for name, part in parts.items()}
+    assert facts["wording"] == facts["train"]
+    assert not facts["train"] & (facts["validation"] | facts["fact"])
+    assert min(len(part) for part in parts.values()) >= 40
