@@ -292,8 +292,9 @@ class Retriever(Search):
 class MeaningRetriever(Search):
     """Nearest vectors: texts of like meaning are found, whatever their words.
 
-    A document longer than the encoder reads is cut into passages, and counts as much as
-    its best one (see `Encoder.passages`). Reimers and Gurevych, Sentence-BERT, arXiv 1908.10084.
+    A document longer than the encoder reads is cut into passages (`Encoder.passages`),
+    and counts as much as its best one. Reimers and Gurevych, Sentence-BERT,
+    arXiv 1908.10084.
     """
 
     def __init__(
