@@ -16,7 +16,7 @@ from utils.dataset.open_book import (
 from utils.dataset.table import DataError
 
 FACTS = [f"f{number}" for number in range(12)]
-NOTES = {fact: [f"The note of {fact}."] for fact in FACTS}
+NOTES = {fact: f"The note of {fact}." for fact in FACTS}
 ROWS = [
     {"instruction": f"{fact}?", "response": f"It is {fact}.", "fact": fact}
     for fact in FACTS
@@ -27,7 +27,7 @@ RANKED = [FACTS for _ in ROWS]
 
 def form(row) -> str:
     shown = row["context"].split("\n") if row["context"] else []
-    right = f"- {NOTES[row['fact']][0]}" in shown
+    right = f"- {NOTES[row['fact']]}" in shown
     if not shown:
         return "without"
     if not right:
@@ -48,32 +48,35 @@ def test_the_forms_follow_the_shares_and_each_part_of_the_rows_has_all() -> None
 
 
 def test_the_answer_is_the_rows_own_unless_no_note_holds_it() -> None:
-    for row, made in zip(ROWS, with_notes(ROWS, NOTES, RANKED), strict=True):
+    mix = Mix(1, 1, 1, 1)
+    for row, made in zip(ROWS, with_notes(ROWS, NOTES, RANKED, mix), strict=True):
         expected = NO_ANSWER if form(made) == "unanswered" else row["response"]
         assert made["response"] == expected
         assert made["instruction"] == row["instruction"]
 
 
-def test_the_right_note_stands_in_every_place() -> None:
-    made = with_notes(ROWS, NOTES, RANKED, Mix(0, 1, 0, 0))
+def test_shuffled_the_right_note_stands_in_every_place() -> None:
+    made = with_notes(ROWS, NOTES, RANKED, Mix(0, 1, 0, 0), shuffled=True)
     places = Counter(
-        row["context"].split("\n").index(f"- {NOTES[row['fact']][0]}") for row in made
+        row["context"].split("\n").index(f"- {NOTES[row['fact']]}") for row in made
     )
     assert set(places) == {0, 1, 2} and min(places.values()) > len(made) / 6
     assert {len(row["context"].split("\n")) for row in made} == {3}
 
 
 def test_wrong_notes_are_those_that_the_search_ranks_highest() -> None:
-    made = with_notes(ROWS, NOTES, RANKED, Mix(0, 0, 1, 0), hardest=4)
+    made = with_notes(ROWS, NOTES, RANKED, Mix(0, 0, 1, 0), hardest=4, shuffled=True)
     shown = {line for row in made for line in row["context"].split("\n")}
-    assert shown == {f"- {NOTES[fact][0]}" for fact in FACTS[:5]}
+    assert shown == {f"- {NOTES[fact]}" for fact in FACTS[:5]}
     sizes = Counter(len(row["context"].split("\n")) for row in made)
     assert set(sizes) == {1, 2, 3}
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others() -> None:
-    once, again = (with_notes(ROWS, NOTES, RANKED, seed=1) for _ in range(2))
-    assert once == again != with_notes(ROWS, NOTES, RANKED, seed=2)
+    once, again, other = (
+        with_notes(ROWS, NOTES, RANKED, seed=seed, shuffled=True) for seed in (1, 1, 2)
+    )
+    assert once == again != other
 
 
 def test_the_rows_given_stay_as_they_are() -> None:
@@ -108,20 +111,20 @@ def test_shares_that_deal_nothing_are_refused(shares) -> None:
         Mix(*shares)
 
 
-def test_a_note_never_shows_the_question_that_is_asked() -> None:
-    forms = {
-        fact: [f"{fact}? It is so.", f"Which {fact}, say! It is so."] for fact in FACTS
-    }
-    made = with_notes(ROWS, forms, RANKED, Mix(1, 1, 1, 0))
-    assert not [row for row in made if row["instruction"] in row["context"]]
-    # Of other notes, both forms are met.
-    shown = " ".join(row["context"] for row in made)
-    assert "f3? It is so." in shown and "Which f3, say!" in shown
+def test_notes_come_as_the_search_would_show_them() -> None:
+    made = with_notes(ROWS, NOTES, RANKED, Mix(0, 1, 0, 0))
+    for row in made:
+        shown = [f for f in FACTS if f != row["fact"]][:2] + [row["fact"]]
+        expected = [f"- {NOTES[fact]}" for fact in sorted(shown, key=FACTS.index)]
+        assert row["context"].split("\n") == expected
 
 
-def test_a_note_in_the_words_of_the_question_only_is_an_error() -> None:
-    with pytest.raises(DataError, match="Row 0: every form of a note holds"):
-        with_notes(ROWS[:1], {"f0": ["f0? Yes."]}, RANKED[:1], Mix(1, 0, 0, 0))
+def test_the_fact_of_a_row_can_be_named_apart() -> None:
+    about = [f"fact {row['fact']}" for row in ROWS]
+    texts = {f"fact {fact}": note for fact, note in NOTES.items()}
+    ranked = [[f"fact {fact}" for fact in FACTS]] * len(ROWS)
+    made = with_notes(ROWS, texts, ranked, about=about)
+    assert made == with_notes(ROWS, NOTES, RANKED)
 
 
 @pytest.mark.parametrize(

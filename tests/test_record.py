@@ -75,6 +75,7 @@ def test_the_main_road_is_measured_from_end_to_end(
     road: Road, monkeypatch, tmp_path
 ) -> None:
     monkeypatch.setattr(record, "PASSES", (1, 2))
+    monkeypatch.setattr(record, "CHOOSING_PASSES", (1,))
     messages = record.json_format.load_messages()
     some = messages.groupby("part").head(12)
     monkeypatch.setattr(record.json_format, "load_messages", lambda: some)
@@ -89,6 +90,7 @@ def test_the_main_road_is_measured_from_end_to_end(
         "open_book_0",
         "format_0",
         "closed_book_0",
+        "choosing_0",
     ]
     figures = {name: stage["figures"] for name, stage in found.items()}
     for stage in figures.values():
@@ -100,7 +102,7 @@ def test_the_main_road_is_measured_from_end_to_end(
     assert printed["groups"] == 6 and printed["n"] == 12
     # Nothing was learned in so little time, and nothing is right by chance.
     assert figures["open_book_0"]["open book, right: no notes"]["value"] == 0
-    assert {"closed book after 1 passes, right: free wordings"} <= set(
+    assert {"after 1 passes, closed book, right: free wordings"} <= set(
         figures["closed_book_0"]
     )
     assert figures["open_book_0"]["training"]["rows"] == len(road.parts["train"])

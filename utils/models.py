@@ -166,7 +166,7 @@ MODELS = {
         max_new_tokens=64,
         lora_dropout=0.0,
         learning_rate=1e-3,
-        epochs=3,
+        epochs=1,
         template="chat",
         system_prompt=SYSTEM_PROMPT,
     ),

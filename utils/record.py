@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, portable_name, run_config, set_seed
 from utils.dataset.faqs import load_faqs
-from utils.dataset.open_book import context, says_nothing, with_notes
+from utils.dataset.open_book import Mix, context, says_nothing, with_notes
 from utils.dataset.splits import split
 from utils.evaluation import json_format
 from utils.evaluation.answers import Judge, groups_of, judge_for
@@ -75,6 +75,14 @@ SKILLS = ROOT / "data" / "general_questions.csv"
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 SHOWN = 3  # notes of a question that is asked with several
 PASSES = (1, 2, 4, 8)  # of the closed book, each measured
+# To choose among notes in any order, and to say that none answers, is learned slowly.
+CHOOSING = Mix(alone=1, among=3, unanswered=2, without=0)
+CHOOSING_PASSES = (1, 2, 4)
+CHOOSING_FORMS = (
+    "the right note",
+    "three notes, the right one among them, shuffled",
+    "three notes that do not answer",
+)
 ASKED_TRAINED = 110  # trained wordings that are asked again
 PROSE_TOKENS = 256  # most of a paragraph
 
@@ -164,14 +172,16 @@ class Road:
         hits = self.search.search_all(questions, k=len(self.notes))
         return [[hit.number for hit in found] for found in hits]
 
-    def with_notes(self, rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
+    def with_notes(
+        self, rows: Sequence[Row], seed: int, mix: Mix | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
         """Return training rows with notes, which hold nothing of any other part."""
         about = groups_of(rows)
         trained = set(about)
-        texts = {one.group: one.texts() for one in self.notes if one.group in trained}
+        texts = {one.group: one.answer for one in self.notes if one.group in trained}
         names = [one.group for one in self.notes]
         ranked = [[names[place] for place in order] for order in self.ranked(rows)]
-        return with_notes(rows, texts, ranked, seed=seed, about=about)
+        return with_notes(rows, texts, ranked, mix, seed=seed, about=about, **options)
 
     def fine_tune(
         self, name: str, rows: Sequence[Row], seed: int, **changes: Any
@@ -279,7 +289,7 @@ def open_book_prompts(road: Road, rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the prompts for facts that were never trained, under all conditions."""
     wanted, ranked = right_notes(rows, road.notes), road.ranked(rows)
     generator = random.Random(0)
-    texts = [note.texts()[0] for note in road.notes]
+    texts = [note.answer for note in road.notes]
 
     def ask(row: Row, places: Sequence[int]) -> str:
         shown = context([texts[place] for place in places])
@@ -382,8 +392,11 @@ def closed_book_figures(road: Road, model: PreTrainedModel) -> Figures:
     figures: Figures = {}
     for name, rows in (("trained wordings", trained), ("free wordings", free)):
         prompts = [road.template.prompt(row["instruction"]) for row in rows]
-        for what, score in shares(road, road.ask(model, prompts), rows).items():
+        found = shares(road, road.ask(model, prompts), rows)
+        del found["refused"]  # without notes there is nothing to say that of
+        for what, score in found.items():
             figures[f"{what}: {name}"] = figure(score, groups_of(rows))
+        road.say(f"    closed book, {name}: right {found['right'].value:.2f}")
     return figures
 
 
@@ -412,38 +425,67 @@ def open_book_stage(road: Road, seed: int) -> Figures:
     return opened | closed | general | {"training": took}
 
 
-def closed_book_stage(road: Road, seed: int) -> Figures:
-    """Tune on bare questions, and ask after so many passes."""
+def curve(
+    road: Road,
+    name: str,
+    rows: Sequence[Row],
+    seed: int,
+    passes: Sequence[int],
+    measure: Callable[[PreTrainedModel], Figures],
+) -> Figures:
+    """Train for many passes at one rate, and measure after some of them.
+
+    A run that was stopped goes on from its last pass, with what was measured before.
+    """
     from transformers import TrainerCallback
 
-    figures: Figures = {}
+    kept = road.folder / f"{name}_passes.json"
+    figures: Figures = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
 
     class Ask(TrainerCallback):
         def on_epoch_end(self, args, state, control, model=None, **_) -> None:
-            passes = round(state.epoch)
-            if passes not in PASSES:
-                return
-            found = closed_book_figures(road, model)
-            for what, one in found.items():
-                figures[f"closed book after {passes} passes, {what}"] = one
-            kept = road.folder / f"closed_book_{seed}_passes.json"
-            write_json(kept, figures)
-            road.say(f"    {passes} passes: {found['right: free wordings']}")
+            done = round(state.epoch)
+            if done in passes:
+                road.say(f"    after {done} passes:")
+                found = measure(model)
+                figures.update(
+                    {f"after {done} passes, {n}": f for n, f in found.items()}
+                )
+                write_json(kept, figures)
 
-    kept = road.folder / f"closed_book_{seed}_passes.json"
-    if kept.exists():
-        figures.update(json.loads(kept.read_text("utf-8")))
     _, took = road.fine_tune(
-        f"closed_book_{seed}",
-        road.parts["train"],
+        name,
+        rows,
         seed,
-        num_train_epochs=max(PASSES),
+        num_train_epochs=max(passes),
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=0.02,
         callbacks=[Ask()],
     )
     kept.unlink(missing_ok=True)
     return figures | {"training": took}
+
+
+def closed_book_stage(road: Road, seed: int) -> Figures:
+    """Tune on bare questions, and ask after so many passes."""
+
+    def measure(model: PreTrainedModel) -> Figures:
+        found = closed_book_figures(road, model)
+        return {f"closed book, {name}": one for name, one in found.items()}
+
+    rows = road.parts["train"]
+    return curve(road, f"closed_book_{seed}", rows, seed, PASSES, measure)
+
+
+def choosing_stage(road: Road, seed: int) -> Figures:
+    """Tune to choose among notes in any order, and to say that none answers."""
+
+    def measure(model: PreTrainedModel) -> Figures:
+        found = open_book_figures(road, model, CHOOSING_FORMS)
+        return {f"open book, {name}": one for name, one in found.items()}
+
+    rows = road.with_notes(road.parts["train"], seed, CHOOSING, shuffled=True)
+    return curve(road, f"choosing_{seed}", rows, seed, CHOOSING_PASSES, measure)
 
 
 def format_stage(road: Road, seed: int | None) -> Figures:
@@ -485,7 +527,9 @@ def stages(road: Road) -> dict[str, Callable[[], Figures]]:
     for seed in road.seeds:
         made[f"open_book_{seed}"] = functools.partial(open_book_stage, road, seed)
         made[f"format_{seed}"] = functools.partial(format_stage, road, seed)
-        made[f"closed_book_{seed}"] = functools.partial(closed_book_stage, road, seed)
+    first = road.seeds[0]
+    made[f"closed_book_{first}"] = functools.partial(closed_book_stage, road, first)
+    made[f"choosing_{first}"] = functools.partial(choosing_stage, road, first)
     return made
 
 

@@ -32,9 +32,9 @@ class Mix:
         without: with no notes.
     """
 
-    alone: float = 3
-    among: float = 3
-    unanswered: float = 2
+    alone: float = 4
+    among: float = 2
+    unanswered: float = 0
     without: float = 1
 
     def __post_init__(self) -> None:
@@ -65,12 +65,13 @@ def says_nothing(answer: str) -> bool:
 
 def with_notes(
     rows: Sequence[Mapping[str, Any]],
-    notes: Mapping[str, Sequence[str]],
+    notes: Mapping[str, str],
     ranked: Sequence[Sequence[str]],
     mix: Mix | None = None,
     size: int = 3,
     hardest: int = 8,
     seed: int = 0,
+    shuffled: bool = False,
     about: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows with notes to answer from, each in one form of the mix.
@@ -80,15 +81,16 @@ def with_notes(
 
     Args:
         rows: with `instruction` and `response`.
-        notes: fact → its note in one or several forms, for all facts that may be
-            shown. A form that holds the row's own question is not taken: whoever asks
-            does not ask in the note's words.
+        notes: fact → its note, for all facts that may be shown.
         ranked: for each row, facts from the likeliest to the least likely, as a search
             for its question finds them.
         mix: how often a row is met in each form.
         size: notes of a row that is met among others.
-        hardest: wrong notes are drawn from so many that the search ranks highest.
+        hardest: the wrong notes are among so many that the search ranks highest.
         seed: of the dealing and drawing.
+        shuffled: notes of a row are drawn from the `hardest` and come in any order. By
+            default they are what the search would show: the likeliest ones, in its
+            order, so that the first note is the right one most of the time.
         about: the fact of each row, by the name it has in `notes` and `ranked`; by
             default the row's column `fact`.
 
@@ -97,8 +99,8 @@ def with_notes(
         notes do not answer it is `NO_ANSWER`.
 
     Raises:
-        DataError: naming the row whose fact has no note, or none without its own
-            question, or for which the search gave too few others.
+        DataError: naming the row whose fact has no note, or for which the search gave
+            too few others.
     """
     if len(rows) != len(ranked):
         raise ValueError(f"{len(ranked)} rankings for {len(rows)} rows: give one each.")
@@ -125,32 +127,18 @@ def with_notes(
                     f"Row {number} needs {others} notes that do not answer it and the "
                     f"search gave {len(wrong)}: rank more facts for it."
                 )
-            shown = generator.sample(wrong, others)
+            shown = generator.sample(wrong, others) if shuffled else wrong[:others]
             if form == "among":
                 shown.append(right)
             else:
                 response = NO_ANSWER
-            generator.shuffle(shown)
-        texts = [_form(notes[one], row, number, generator) for one in shown]
+            if shuffled:
+                generator.shuffle(shown)
+            else:
+                shown.sort(key=list(order).index)
+        texts = [notes[one] for one in shown]
         made.append({**row, "response": response, "context": context(texts)})
     return made
-
-
-def _form(
-    forms: Sequence[str],
-    row: Mapping[str, Any],
-    number: int,
-    generator: random.Random,
-) -> str:
-    """Choose a form of a note that does not hold the row's question."""
-    fitting = [form for form in forms if row["instruction"] not in form]
-    if not fitting:
-        raise DataError(
-            f"Row {number}: every form of a note holds its question "
-            f"{row['instruction']!r}: give the note under another question as well, "
-            "or as the answer alone."
-        )
-    return generator.choice(fitting)
 
 
 def _dealt(shares: Mapping[str, float], generator: random.Random) -> Iterator[str]:

@@ -109,14 +109,6 @@ class Note:
         """
         return self.answer if answer_only else " ".join((*self.questions, self.answer))
 
-    def texts(self) -> list[str]:
-        """Return the forms in which a model may read the note, each under a question.
-
-        With the question in front, a small model finds the right one of several notes
-        more easily.
-        """
-        return [f"{question} {self.answer}" for question in self.questions]
-
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
     """Write one note for each thing that the training rows answer.
@@ -300,9 +292,9 @@ class Retriever(Search):
 class MeaningRetriever(Search):
     """Nearest vectors: texts of like meaning are found, whatever their words.
 
-    A document longer than the encoder reads is cut into passages, and counts as much as
-    its best one (see `Encoder.passages`). Reimers and Gurevych, Sentence-BERT, arXiv
-    1908.10084.
+    A document longer than the encoder reads is cut into passages (`Encoder.passages`),
+    and counts as much as its best one. Reimers and Gurevych, Sentence-BERT,
+    arXiv 1908.10084.
     """
 
     def __init__(
