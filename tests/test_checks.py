@@ -15,6 +15,7 @@ from utils.dataset.checks import check
 from utils.dataset.faqs import Faqs, load_faqs
 from utils.encoder import load_encoder
 from utils.models import load_tokenizer, settings_for
+from utils.templates import template_for
 
 SOUND = [
     ("Where do I park?", "Park in the yard behind building C."),
@@ -119,10 +120,11 @@ def test_the_same_question_on_other_notes_is_no_contradiction(encoder) -> None:
 
 
 def test_rows_over_the_limit_are_named_with_it(report_on) -> None:
-    tokenizer = load_tokenizer(settings_for("lab"))
+    settings = settings_for("lab")
+    template = template_for(settings, load_tokenizer(settings))
     report = report_on(
         ("Why?", "Because the house is old. " * 100),
-        tokenizer=tokenizer,
+        template=template,
         max_length=256,
     )
     (finding,) = report.of("answers too long")
