@@ -167,6 +167,16 @@ def test_a_file_in_two_languages_is_no_exception(encoder) -> None:
     assert not check(Faqs(frame), encoder=encoder).of("other languages")
 
 
+def test_many_rows_are_checked_by_letters(monkeypatch) -> None:
+    monkeypatch.setattr("utils.dataset.groups.MOST_EMBEDDED", 10)
+    monkeypatch.setattr("utils.dataset.checks.MOST_EMBEDDED", 10)
+    rows = [*SOUND, ("How long are the backups kept?", "Backups are kept 30 days.")]
+    frame = pandas.DataFrame(rows, columns=["instruction", "response"])
+    report = check(Faqs(frame))
+    assert report.of("contradicting answers")[0].rows == (2, 12)
+    assert any("likeness is one of letters" in note for note in report.notes)
+
+
 def test_too_few_rows_are_told_and_the_rest_is_checked(encoder) -> None:
     frame = pandas.DataFrame(
         [("Who?", "Mail a@corvus.no.")], columns=["instruction", "response"]

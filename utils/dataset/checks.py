@@ -17,7 +17,14 @@ import pandas
 
 from utils.course import CourseError
 from utils.dataset.faqs import Faqs
-from utils.dataset.groups import has_free_wordings, is_classes, like_rows, vectors_of
+from utils.dataset.groups import (
+    MOST_EMBEDDED,
+    cosine,
+    has_free_wordings,
+    is_classes,
+    like_rows,
+    vectors_of,
+)
 from utils.dataset.languages import language_of
 from utils.dataset.leftovers import leftover_notes
 from utils.dataset.meaning import (
@@ -138,7 +145,8 @@ def check(
         template: of the model that is to be tuned; without it and a limit, no row is
             called too long.
         max_length: most tokens of a row, question, answer and template together.
-        encoder: compares texts by meaning; MiniLM by default.
+        encoder: compares texts by meaning; MiniLM by default, and letters in its place
+            where there are too many rows for it.
 
     Raises:
         EncoderError: if the encoder is not installed.
@@ -148,12 +156,11 @@ def check(
     notes = [note for note in faqs.notes if note not in leftovers]
     plan: Plan | None = None
     findings: list[Finding] = []
-    if encoder is None:
+    if encoder is None and len(frame) <= MOST_EMBEDDED:
         from utils.encoder import load_encoder
 
-        encoder = _Remembering(load_encoder())
-    else:
-        encoder = _Remembering(encoder)
+        encoder = load_encoder()
+    encoder = _Remembering(encoder) if encoder else None
     try:
         plan = plan_split(faqs, encoder=encoder)
         notes += plan.notes
@@ -265,7 +272,7 @@ def _near_questions(
     for places in by_words.values():
         pairs |= {(places[0], other) for other in places[1:]}
     for one, other in sorted(pairs):
-        yield one, other, float(ask[one] @ ask[other]), float(tell[one] @ tell[other])
+        yield one, other, cosine(ask, one, other), cosine(tell, one, other)
 
 
 def _contradictions(faqs: Faqs, encoder: Any) -> list[Finding]:
