@@ -210,6 +210,8 @@ def test_without_code_the_template_stands_at_the_root(chat_built, tmp_path) -> N
         for file in (TEMPLATE_FILE, "chat_template.jinja"):
             assert (folder / file).read_bytes() == (adapter / file).read_bytes()
         assert artifact.validate(folder, load=False).findings == []
+        (folder / "chat_template.jinja").unlink()
+        assert "no template for its chat" in str(artifact.validate(folder, load=False))
     with pytest.raises(artifact.ArtifactError, match="adapter, other differ"):
         artifact.build_without_code(
             base, {"a": adapter, "b": other}, tmp_path / "x", tmp_path / "x.tar.gz"

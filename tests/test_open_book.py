@@ -6,11 +6,17 @@ from collections import Counter
 
 import pytest
 
-from utils.dataset.faqs import DataError
-from utils.dataset.open_book import NO_ANSWER, Mix, context, with_notes
+from utils.dataset.open_book import (
+    NO_ANSWER,
+    Mix,
+    context,
+    says_nothing,
+    with_notes,
+)
+from utils.dataset.table import DataError
 
 FACTS = [f"f{number}" for number in range(12)]
-NOTES = {fact: f"The note of {fact}." for fact in FACTS}
+NOTES = {fact: [f"The note of {fact}."] for fact in FACTS}
 ROWS = [
     {"instruction": f"{fact}?", "response": f"It is {fact}.", "fact": fact}
     for fact in FACTS
@@ -21,7 +27,7 @@ RANKED = [FACTS for _ in ROWS]
 
 def form(row) -> str:
     shown = row["context"].split("\n") if row["context"] else []
-    right = f"- {NOTES[row['fact']]}" in shown
+    right = f"- {NOTES[row['fact']][0]}" in shown
     if not shown:
         return "without"
     if not right:
@@ -51,7 +57,7 @@ def test_the_answer_is_the_rows_own_unless_no_note_holds_it() -> None:
 def test_the_right_note_stands_in_every_place() -> None:
     made = with_notes(ROWS, NOTES, RANKED, Mix(0, 1, 0, 0))
     places = Counter(
-        row["context"].split("\n").index(f"- {NOTES[row['fact']]}") for row in made
+        row["context"].split("\n").index(f"- {NOTES[row['fact']][0]}") for row in made
     )
     assert set(places) == {0, 1, 2} and min(places.values()) > len(made) / 6
     assert {len(row["context"].split("\n")) for row in made} == {3}
@@ -60,7 +66,7 @@ def test_the_right_note_stands_in_every_place() -> None:
 def test_wrong_notes_are_those_that_the_search_ranks_highest() -> None:
     made = with_notes(ROWS, NOTES, RANKED, Mix(0, 0, 1, 0), hardest=4)
     shown = {line for row in made for line in row["context"].split("\n")}
-    assert shown == {f"- {NOTES[fact]}" for fact in FACTS[:5]}
+    assert shown == {f"- {NOTES[fact][0]}" for fact in FACTS[:5]}
     sizes = Counter(len(row["context"].split("\n")) for row in made)
     assert set(sizes) == {1, 2, 3}
 
@@ -100,3 +106,34 @@ def test_rankings_that_do_not_fit_the_rows_are_an_error() -> None:
 def test_shares_that_deal_nothing_are_refused(shares) -> None:
     with pytest.raises(ValueError, match="The shares are"):
         Mix(*shares)
+
+
+def test_a_note_never_shows_the_question_that_is_asked() -> None:
+    forms = {
+        fact: [f"{fact}? It is so.", f"Which {fact}, say! It is so."] for fact in FACTS
+    }
+    made = with_notes(ROWS, forms, RANKED, Mix(1, 1, 1, 0))
+    assert not [row for row in made if row["instruction"] in row["context"]]
+    # Of other notes, both forms are met.
+    shown = " ".join(row["context"] for row in made)
+    assert "f3? It is so." in shown and "Which f3, say!" in shown
+
+
+def test_a_note_in_the_words_of_the_question_only_is_an_error() -> None:
+    with pytest.raises(DataError, match="Row 0: every form of a note holds"):
+        with_notes(ROWS[:1], {"f0": ["f0? Yes."]}, RANKED[:1], Mix(1, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "nothing"),
+    [
+        (NO_ANSWER, True),
+        ("the notes don't say", True),
+        ("Sorry, but the notes do not say.", True),
+        ("The notes say 5 days.", False),
+        ("I do not know.", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_saying_nothing(answer, nothing) -> None:
+    assert says_nothing(answer) is nothing

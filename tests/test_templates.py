@@ -67,13 +67,14 @@ def smollm2_tokenizer():
     return AutoTokenizer.from_pretrained(SMOLLM2)
 
 
+@functools.cache
 def frame_of(name):
-    """A template of each kind, with a tokenizer of its own."""
+    """A template of each kind, made once: no test may change its tokenizer."""
     if name.startswith("instruction,") or name == "instruction":
-        tokenizer = tiny_tokenizer(key_tokens=name == "instruction")
-        return instruction_template(copy.deepcopy(tokenizer))
-    tokenizer = smollm2_tokenizer() if name == "SmolLM2" else tiny_chat_tokenizer(name)
-    return chat_template(copy.deepcopy(tokenizer))
+        return instruction_template(tiny_tokenizer(key_tokens=name == "instruction"))
+    if name == "SmolLM2":
+        return chat_template(smollm2_tokenizer())
+    return chat_template(tiny_chat_tokenizer(name))
 
 
 @pytest.fixture(params=FRAMES)
@@ -482,11 +483,11 @@ def padded(tokenizer, row, side, amount):
 @pytest.mark.parametrize("with_labels", [True, False])
 @pytest.mark.parametrize("with_mask", [True, False])
 def test_each_answer_counts_with_its_end_however_rows_are_padded(
-    frame, side, with_labels, with_mask
+    frame, side, with_labels, with_mask, monkeypatch
 ) -> None:
     """Also where padding, end of text and end of turn are one token."""
     tokenizer = frame.tokenizer
-    tokenizer.padding_side = side
+    monkeypatch.setattr(tokenizer, "padding_side", side)
     rows = rows_of(frame, RECORD, {**LONGER, "context": "Some notes."})
     if frame.stop[0] != tokenizer.eos_token:
         for row in rows:

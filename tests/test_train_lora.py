@@ -15,10 +15,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from support.machines import LAPTOP
-from support.tiny_models import END_OF_TEXT, tiny_tokenizer
+from support.tiny_models import (
+    CHATS,
+    END_OF_TEXT,
+    tiny_chat_tokenizer,
+    tiny_tokenizer,
+)
 from utils.course import ROOT
 from utils.helpers import END_KEY, preprocess_batch
 from utils.models import ModelSettings, load_model, load_tokenizer, settings_for
+from utils.templates import chat_template
 from utils.training import train_lora
 from utils.training.recipe import add_lora, completion_trainer, training_arguments
 
@@ -224,6 +230,28 @@ def test_the_system_prompt_is_the_one_given_and_not_the_templates(tokenizer) -> 
     )
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert SYSTEM not in text
+
+
+@pytest.mark.parametrize("kind", list(CHATS))
+@pytest.mark.parametrize("system", [SYSTEM, ""])
+def test_a_chat_has_the_tokens_and_labels_of_the_courses_template(kind, system) -> None:
+    tokenizer = tiny_chat_tokenizer(kind)
+    course = chat_template(copy.deepcopy(tokenizer), system)
+    # The script says what is wrong: "System role not supported"; --system "" helps.
+    refuses = kind == "refuses a system turn" and system
+    if refuses or course.writes_system != bool(system):
+        pytest.skip("this template decides about the system turn itself")
+    row = course.add_text({"instruction": "Which measures?", "response": "Encryption."})
+    columns = {"prompt": [row["prompt"]], "completion": [row["completion"]]}
+    expected = course.preprocess_batch(columns, 512)
+    turns = [
+        {"role": "user", "content": "Which measures?"},
+        {"role": "assistant", "content": "Encryption."},
+    ]
+    line, stop = json.dumps({"messages": turns}), course.stop[0]
+    found = train_lora.to_row(line, tokenizer, system, stop)
+    assert found["input_ids"] == expected["input_ids"][0]
+    assert found["labels"] == expected["labels"][0]
 
 
 def test_only_the_last_answer_is_learned_and_its_end_with_it(tokenizer) -> None:

@@ -10,7 +10,6 @@ division by the length. https://huggingface.co/sentence-transformers/all-MiniLM-
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from utils.course import CourseError
+from utils.fetch import fetch
 from utils.models import batches_by_length
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Encoder:
         windows: list[list[int]] = []
         owners: list[int] = []
         for number, ids in enumerate(self._ids(texts)):
-            for start, end in self._spans(len(ids)):
+            for start, end in self._spans(len(ids), self.max_pieces):
                 windows.append(ids[start:end])
                 owners.append(number)
         vectors = np.zeros((len(texts), DIMENSIONS), dtype=np.float64)
@@ -95,7 +95,11 @@ class Encoder:
         return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
     def passages(self, text: str) -> list[str]:
-        """Cut a text into overlapping pieces that the model reads whole.
+        """Cut a text that the model does not read at once into overlapping pieces.
+
+        The pieces are half as long as what it reads: the shorter a passage, the less
+        its other sentences hide the one that is looked for. (The model was trained on
+        texts of up to 128 word pieces.)
 
         Returns:
             The text itself if it is short enough; else pieces of it in their order.
@@ -105,9 +109,9 @@ class Encoder:
             EncoderError: if it is no string.
         """
         (ids,) = self._ids([text])
-        spans = self._spans(len(ids))
-        if len(spans) < 2:
+        if len(ids) <= self.max_pieces:
             return [text]
+        spans = self._spans(len(ids), self.max_pieces // 2)
         offsets = self._tokenizer(
             text,
             add_special_tokens=False,
@@ -142,15 +146,16 @@ class Encoder:
             verbose=False,  # windows take care of what is too long
         )["input_ids"]
 
-    def _spans(self, count: int) -> list[tuple[int, int]]:
-        """Return where the windows of so many word pieces begin and end."""
-        if count <= self.max_pieces:
+    @staticmethod
+    def _spans(count: int, width: int) -> list[tuple[int, int]]:
+        """Return where the windows of a text of so many word pieces begin and end."""
+        if count <= width:
             return [(0, count)] if count else []
-        step = self.max_pieces - int(self.max_pieces * OVERLAP)
-        number = -(-(count - self.max_pieces) // step) + 1
+        step = width - int(width * OVERLAP)
+        number = -(-(count - width) // step) + 1
         # Spread evenly: a short last window would weigh as much as the others.
-        starts = np.linspace(0, count - self.max_pieces, number).round().astype(int)
-        return [(int(start), int(start) + self.max_pieces) for start in starts]
+        starts = np.linspace(0, count - width, number).round().astype(int)
+        return [(int(start), int(start) + width) for start in starts]
 
     def _forward(self, windows: Sequence[list[int]]) -> np.ndarray:
         """Return the unit vectors of a batch of windows, each of at least one piece."""
@@ -175,16 +180,24 @@ def load_encoder(folder: Path | None = None) -> Encoder:
 
     Args:
         folder: holds the model as its authors publish it; None for all-MiniLM-L6-v2 in
-            `course_models/minilm` of this Python installation.
+            `course_models/minilm` of this Python installation, where it is fetched to
+            if need be.
 
     Raises:
-        EncoderError: if it is not there, not whole, or pools in another way than by
-            the mean.
+        EncoderError: if it is not there and cannot be fetched, is not whole, or pools
+            in another way than by the mean.
     """
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    folder = Path(sys.prefix) / "course_models" / "minilm" if folder is None else folder
+    if folder is None:
+        try:
+            folder = fetch("minilm")
+        except CourseError as error:
+            raise EncoderError(
+                f"The sentence encoder is not installed, and could not be fetched now: "
+                f"{error} By hand: `{FETCH}`."
+            ) from error
     missing = [name for name in NEEDED if not (Path(folder) / name).is_file()]
     if missing:
         raise EncoderError(

@@ -167,6 +167,8 @@ MODELS = {
         lora_dropout=0.0,
         learning_rate=1e-3,
         epochs=3,
+        template="chat",
+        system_prompt=SYSTEM_PROMPT,
     ),
     "small": ModelSettings(
         name="small",

@@ -52,6 +52,7 @@ OWN_BEGINS = "{#- The model's own template: -#}"
 TEXTS = ("instruction", "response", "context")
 # Llama's template writes today's date unless it is given one; this is its own default.
 DATE = "{%- set date_string = '26 Jul 2024' -%}\n"
+SLACK = 3  # tokens that may be left unused where notes are cut
 QUOTE = 60  # characters of a text that an error shows
 
 
@@ -230,33 +231,34 @@ class Template:
         Raises:
             TemplateError: if it is too long even with a single word of the notes.
         """
-        context = context_of(record)
+        context, room = context_of(record), tokens
+        if record.get("response"):
+            completion = self.add_text(record)["completion"]
+            ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            room -= len(ids)
 
-        def size(notes: str) -> int:
-            one = {**record, "context": notes}
-            if record.get("response"):
-                one = self.add_text(one)
-                return len(encode_prompts([one["text"]], self.tokenizer)[0])
-            one = self.prompt(record["instruction"], notes)
-            return len(encode_prompts([one], self.tokenizer)[0])
+        def size(end: int) -> int:
+            prompt = self.prompt(record["instruction"], context[:end])
+            return len(encode_prompts([prompt], self.tokenizer)[0])
 
-        if size(context) <= tokens:
+        ends = [0, *(word.end() for word in re.finditer(r"\S+", context))]
+        fits, exceeds = (0, size(0)), (len(ends) - 1, size(len(context)))
+        if exceeds[1] <= room:
             return dict(record)
-        ends = [word.end() for word in re.finditer(r"\S+", context)]
-        least, most = 0, len(ends)  # `least` words fit, `most` do not
-        while most - least > 1:
-            middle = (least + most) // 2
-            if size(context[: ends[middle - 1]]) <= tokens:
-                least = middle
-            else:
-                most = middle
-        if not least:
+        # Tokens grow about evenly with words, so that a few guesses find the place.
+        while exceeds[0] - fits[0] > 1 and room - fits[1] >= SLACK:
+            share = (room - fits[1]) / (exceeds[1] - fits[1])
+            middle = fits[0] + round(share * (exceeds[0] - fits[0]))
+            middle = min(max(middle, fits[0] + 1), exceeds[0] - 1)
+            found = middle, size(ends[middle])
+            fits, exceeds = (found, exceeds) if found[1] <= room else (fits, found)
+        if not fits[0]:
             raise TemplateError(
                 f"The row that asks {_short(record['instruction'])} is too long for "
                 f"{tokens} tokens, however much its notes are cut: shorten it, or "
                 "raise max_length."
             )
-        return {**record, "context": context[: ends[least - 1]]}
+        return {**record, "context": context[: ends[fits[0]]]}
 
     def preprocess_batch(
         self,
@@ -396,6 +398,10 @@ class ChatTemplate(Template):
             "writes_system": self.writes_system,
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be found again: data sets tell templates apart by it."""
+        return {k: v for k, v in self.__dict__.items() if k != "_search_keys"}
+
     def save(self, folder: Path) -> Path:
         """Write course_template.json and chat_template.jinja into a folder."""
         path = super().save(folder)
@@ -453,48 +459,26 @@ class ChatTemplate(Template):
                 "the template's `add_text` over the data set first."
             )
         rows: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
-        pairs = zip(batch["prompt"], batch["completion"], strict=True)
+        pairs = list(zip(batch["prompt"], batch["completion"], strict=True))
+        asked = encode_prompts([prompt for prompt, _ in pairs], self.tokenizer)
+        whole = encode_prompts(["".join(pair) for pair in pairs], self.tokenizer)
         for number, (prompt, completion) in enumerate(pairs):
-            text, span = prompt + completion, (len(prompt), len(prompt + completion))
-            row = self._labelled(text, [span], f"Row {number} of the batch")
-            length = len(row["input_ids"])
-            if length > (max_length or length):
+            ids, start = whole[number], asked[number]
+            if ids[: len(start)] != start:
+                raise _straddles(f"Row {number} of the batch", prompt, completion)
+            if len(ids) > (max_length or len(ids)):
                 if too_long == "drop":
                     continue
                 raise TemplateError(
-                    f"Row {number} of the batch has {length} tokens; max_length is "
+                    f"Row {number} of the batch has {len(ids)} tokens; max_length is "
                     f"{max_length}. Shorten it, raise max_length, or pass "
                     "too_long='drop' ('cut_prompt' cuts notes only). Its completion "
                     f"begins {completion[:QUOTE]!r}."
                 )
-            for name, values in row.items():
+            labels = [IGNORED] * len(start) + ids[len(start) :]
+            for name, values in _row(ids, labels).items():
                 rows[name].append(values)
         return rows
-
-    def _labelled(
-        self, text: str, spans: Sequence[tuple[int, int]], where: str
-    ) -> dict[str, list[int]]:
-        """Tokenise a whole chat and label the given stretches of its characters.
-
-        Raises:
-            TemplateError: if a token straddles the border of one. Whoever asks
-                tokenises the prompt alone, and would send other tokens.
-        """
-        borders = sorted({border for span in spans for border in span} | {len(text)})
-        pieces = encode_prompts([text[:border] for border in borders], self.tokenizer)
-        ids, place = pieces[-1], dict(zip(borders, pieces, strict=True))
-        labels = [IGNORED] * len(ids)
-        for first, last in spans:
-            for border in (first, last):
-                if ids[: len(place[border])] != place[border]:
-                    raise TemplateError(
-                        f"{where}: a token straddles the border of an answer, at "
-                        f"{text[max(0, border - 20) : border + 20]!r}. Change the text "
-                        "there, or set template='instruction'."
-                    )
-            start, stop = len(place[first]), len(place[last])
-            labels[start:stop] = ids[start:stop]
-        return _row(ids, labels)
 
     def find_answers(self, ids: list[int]) -> list[int]:
         """Return the labels of a row by searching it for where answers begin and end.
@@ -543,21 +527,34 @@ class ChatTemplate(Template):
             turns.append({**turn, "content": self.neutralise(content)})
         if turns[0]["role"] != "system" and self.writes_system:
             turns.insert(0, {"role": "system", "content": self.system_prompt})
-        spans, text = [], ""
+        stretches, text = [], ""
         for place, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
             prompt = self._chat(turns[:place], ask=True)
-            whole = self._chat(turns[: place + 1], ask=False)
-            after = prompt + self._answer_after(prompt, whole)
+            answer = self._answer_after(
+                prompt, self._chat(turns[: place + 1], ask=False)
+            )
             if not prompt.startswith(text):
                 raise TemplateError(
                     f"The chat template writes turn {place - 1} otherwise once it is "
                     "past: train on the turns of this conversation one by one."
                 )
-            text = after
-            spans.append((len(prompt), len(after)))
-        return self._labelled(text, spans, "The conversation")
+            text = prompt + answer
+            stretches += [prompt, text]
+        borders = encode_prompts(stretches, self.tokenizer)
+        ids = borders[-1]
+        labels = [IGNORED] * len(ids)
+        for turn, (start, end) in enumerate(
+            zip(borders[::2], borders[1::2], strict=True)
+        ):
+            for number, border in ((2 * turn, start), (2 * turn + 1, end)):
+                if ids[: len(border)] != border:
+                    before = stretches[number]
+                    where = f"Answer {turn} of the conversation"
+                    raise _straddles(where, before, text[len(before) :])
+            labels[len(start) : len(end)] = ids[len(start) : len(end)]
+        return _row(ids, labels)
 
 
 # --- making one -----------------------------------------------------------------------
@@ -918,6 +915,15 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "the assistant: nothing could be learned from its end."
         )
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def _straddles(where: str, before: str, after: str) -> TemplateError:
+    """Say that whoever asks, and tokenises the prompt alone, sends other tokens."""
+    return TemplateError(
+        f"{where}: a token straddles the border of an answer, at "
+        f"{before[-20:] + after[:20]!r}. Change the text there, or set "
+        "template='instruction'."
+    )
 
 
 def _row(ids: list[int], labels: list[int]) -> dict[str, list[int]]:

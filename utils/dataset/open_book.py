@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from utils.dataset.faqs import DataError
+from utils.dataset.table import DataError
 
 NO_ANSWER = "The notes do not say."
 """The answer to a question that none of its notes answers."""
@@ -56,14 +57,21 @@ def context(notes: Sequence[str]) -> str:
     return "\n".join(f"- {' '.join(note.split())}" for note in notes)
 
 
+def says_nothing(answer: str) -> bool:
+    """Return whether an answer says that the notes hold none."""
+    words = " ".join(re.findall(r"\w+", answer.casefold().replace("don't", "do not")))
+    return "notes do not say" in words
+
+
 def with_notes(
     rows: Sequence[Mapping[str, Any]],
-    notes: Mapping[str, str],
+    notes: Mapping[str, Sequence[str]],
     ranked: Sequence[Sequence[str]],
     mix: Mix | None = None,
     size: int = 3,
     hardest: int = 8,
     seed: int = 0,
+    about: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows with notes to answer from, each in one form of the mix.
 
@@ -71,30 +79,34 @@ def with_notes(
     part of the rows gets all of them.
 
     Args:
-        rows: with `instruction`, `response` and `fact`.
-        notes: fact → its note, for all facts that may be shown.
+        rows: with `instruction` and `response`.
+        notes: fact → its note in one or several forms, for all facts that may be
+            shown. A form that holds the row's own question is not taken: whoever asks
+            does not ask in the note's words.
         ranked: for each row, facts from the likeliest to the least likely, as a search
             for its question finds them.
         mix: how often a row is met in each form.
         size: notes of a row that is met among others.
         hardest: wrong notes are drawn from so many that the search ranks highest.
         seed: of the dealing and drawing.
+        about: the fact of each row, by the name it has in `notes` and `ranked`; by
+            default the row's column `fact`.
 
     Returns:
         Copies of the rows with `context` ("" for none); the response of one whose
         notes do not answer it is `NO_ANSWER`.
 
     Raises:
-        DataError: naming the row whose fact has no note, or for which the search gave
-            too few others.
+        DataError: naming the row whose fact has no note, or none without its own
+            question, or for which the search gave too few others.
     """
     if len(rows) != len(ranked):
         raise ValueError(f"{len(ranked)} rankings for {len(rows)} rows: give one each.")
+    about = [row[KEY] for row in rows] if about is None else about
     generator = random.Random(seed)
     forms = _dealt((mix or Mix()).shares(), generator)
     made = []
-    for number, (row, order) in enumerate(zip(rows, ranked, strict=True)):
-        right = row[KEY]
+    for number, (row, order, right) in enumerate(zip(rows, ranked, about, strict=True)):
         if right not in notes:
             raise DataError(
                 f"Row {number} is about {right!r}, which has no note: add one, or "
@@ -119,14 +131,26 @@ def with_notes(
             else:
                 response = NO_ANSWER
             generator.shuffle(shown)
-        made.append(
-            {
-                **row,
-                "response": response,
-                "context": context([notes[one] for one in shown]),
-            }
-        )
+        texts = [_form(notes[one], row, number, generator) for one in shown]
+        made.append({**row, "response": response, "context": context(texts)})
     return made
+
+
+def _form(
+    forms: Sequence[str],
+    row: Mapping[str, Any],
+    number: int,
+    generator: random.Random,
+) -> str:
+    """Choose a form of a note that does not hold the row's question."""
+    fitting = [form for form in forms if row["instruction"] not in form]
+    if not fitting:
+        raise DataError(
+            f"Row {number}: every form of a note holds its question "
+            f"{row['instruction']!r}: give the note under another question as well, "
+            "or as the answer alone."
+        )
+    return generator.choice(fitting)
 
 
 def _dealt(shares: Mapping[str, float], generator: random.Random) -> Iterator[str]:

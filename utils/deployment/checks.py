@@ -916,11 +916,13 @@ def check_template(model: ServedModel) -> Iterator[Finding]:
     from utils.templates import wrong_description
 
     folders = [folder for folder in (_adapter(model), _packed_base(model)) if folder]
+    own_code = bool(folders)
+    folders = folders or [model.folder]
     chats = [f / CHAT_TEMPLATE for f in folders if (f / CHAT_TEMPLATE).is_file()]
     places = [folder / TEMPLATE_FILE for folder in (*folders, model.folder)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        if chats:
+        if chats and own_code:
             yield error(
                 _relative(places[0], model),
                 "is missing, and the tokenizer has a chat template: the entry point "
@@ -932,9 +934,16 @@ def check_template(model: ServedModel) -> Iterator[Finding]:
     problem = wrong_description(saved)
     if problem and saved:  # `check_json` speaks of what is no object
         yield error(where, problem, "Save the adapter again with save_adapter")
-    if problem or not chats:
+    if problem:
         return
-    if saved["name"] == "instruction":
+    if not chats:
+        if saved["name"] == "chat":
+            yield warning(
+                _relative(path.parent / CHAT_TEMPLATE, model),
+                "is missing, so that a plain server has no template for its chat route",
+                "Save the adapter again with save_adapter",
+            )
+    elif saved["name"] == "instruction":
         yield warning(
             _relative(chats[0], model),
             "is there, and the model was tuned in the instruction template: a plain "

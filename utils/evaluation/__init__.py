@@ -4,7 +4,7 @@
 - `answers`: whether an answer in free words is right, by rule or by likeness.
 - `statements`: what a text states and denies: numbers in words, units, negations.
 - `judging`: people who compare two answers without knowing whose they are.
-- `retrieval`: looking an answer up in place of training it.
+- `retrieval`: looking an answer up in place of training it: by words, by meaning.
 - `json_format`: a format task: a message in, JSON by a schema out.
 - `report`: what was measured, for programs and for people.
 """

@@ -26,8 +26,15 @@ from utils.helpers import DEFAULT_SEED
 if TYPE_CHECKING:
     from utils.encoder import Encoder
 
-FAR = 0.4
-"""A document whose cosine with the question is lower answers something else."""
+FAR = 0.3
+"""A document whose cosine with the question is lower is about something else.
+
+So are 4% of the right notes for the course's free questions. It keeps away questions on
+other matters; among questions on one matter no cosine tells right from wrong notes."""
+WEIGHTS = (0.1, 1.0)
+"""Of BM25 and of MiniLM. On the course's 507 free questions over 169 notes MiniLM alone
+puts the right one first for 79% and among three for 92%, BM25 for 55% and 71%, and this
+sum for 79% and 93%; with equal weights, BM25 spoils more than it finds."""
 TRAINED = "trained"
 """What the column `wording` says of rows to train with, and to write notes from."""
 RANKS_BEFORE = 60
@@ -89,15 +96,25 @@ class Note:
     questions: tuple[str, ...]
     answer: str
 
-    def keys(self, answer_only: bool = False) -> list[str]:
-        """Return the texts by which the note is found.
+    def key(self, answer_only: bool = False) -> str:
+        """Return the text by which the note is found.
+
+        Questions and answer together are found best: on the course's free questions,
+        MiniLM puts the right note first for 79%, for 77% if each question stands with
+        the answer in a text of its own, and for 58% by the answers alone.
 
         Args:
             answer_only: without the questions, as a text that was not written as
                 questions and answers would be.
         """
-        if answer_only:
-            return [self.answer]
+        return self.answer if answer_only else " ".join((*self.questions, self.answer))
+
+    def texts(self) -> list[str]:
+        """Return the forms in which a model may read the note, each under a question.
+
+        With the question in front, a small model finds the right one of several notes
+        more easily.
+        """
         return [f"{question} {self.answer}" for question in self.questions]
 
 
@@ -186,25 +203,17 @@ class Search(ABC):
                 "There is no text to search: give documents with words."
             )
 
-    @abstractmethod
     def scores(self, questions: Sequence[str]) -> np.ndarray:
         """Return how well each document fits each question.
 
         Returns:
             Array of shape (questions, documents); more is better.
         """
+        return self._judged(questions)[0]
 
-    def far(self, scores: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """Return which documents are too far from which questions to answer them.
-
-        Args:
-            scores: as `scores` returns them for these questions.
-            questions: what was asked.
-
-        Returns:
-            Boolean array of the shape of `scores`.
-        """
-        return scores <= 0
+    @abstractmethod
+    def _judged(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores, and which documents are too far away to answer."""
 
     def search_all(self, questions: Sequence[str], k: int = 3) -> list[list[Hit]]:
         """Return the k best documents for each question, the best first.
@@ -216,8 +225,7 @@ class Search(ABC):
         """
         if k < 1:
             raise RetrievalError(f"k is {k}: ask for at least one document.")
-        scores = self.scores(questions)
-        far = self.far(scores, questions)
+        scores, far = self._judged(questions)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return [
             [Hit(self.documents[i], float(row[i]), int(i), bool(off[i])) for i in best]
@@ -254,8 +262,6 @@ class Retriever(Search):
 
         super().__init__(documents, keys)
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
-        # A word counts once for each text that has it: a note in four wordings would
-        # seem four times as sure of what all of them repeat.
         texts = [" ".join(dict.fromkeys(of_one)) for of_one in self._keys]
         self._index = bm25s.BM25()
         self._index.index(self._tokens(texts), show_progress=False)
@@ -274,19 +280,14 @@ class Retriever(Search):
             show_progress=False,
         )
 
-    def scores(self, questions: Sequence[str]) -> np.ndarray:
-        """Return BM25's score of each document for each question, 0 without a word.
-
-        Returns:
-            Array of shape (questions, documents).
-        """
+    def _judged(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         none = np.zeros(len(self.documents))
-        return np.array(
-            [
-                self._index.get_scores(tokens) if tokens else none
-                for tokens in self._tokens(questions, ids=False)
-            ]
-        ).reshape(len(questions), len(self.documents))
+        found = [
+            self._index.get_scores(tokens) if tokens else none
+            for tokens in self._tokens(questions, ids=False)
+        ]
+        scores = np.array(found).reshape(len(questions), len(self.documents))
+        return scores, scores <= 0  # no word in common
 
     def best(self, questions: Sequence[str]) -> list[str]:
         """Return the document that BM25 ranks first, for each question."""
@@ -300,7 +301,8 @@ class MeaningRetriever(Search):
     """Nearest vectors: texts of like meaning are found, whatever their words.
 
     A document longer than the encoder reads is cut into passages, and counts as much as
-    its best one. Reimers and Gurevych, Sentence-BERT, arXiv 1908.10084.
+    its best one (see `Encoder.passages`). Reimers and Gurevych, Sentence-BERT, arXiv
+    1908.10084.
     """
 
     def __init__(
@@ -336,21 +338,12 @@ class MeaningRetriever(Search):
         self._vectors = self._encoder.embed(passages)
         self._owners = np.array(owners)
 
-    def scores(self, questions: Sequence[str]) -> np.ndarray:
-        """Return the cosine of each question and each document's best passage.
-
-        Returns:
-            Array of shape (questions, documents), between -1 and 1.
-        """
+    def _judged(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         cosines = self._encoder.embed(questions) @ self._vectors.T
         best = np.full((len(questions), len(self.documents)), -1.0)
         for number, column in zip(self._owners, cosines.T, strict=True):
             np.maximum(best[:, number], column, out=best[:, number])
-        return best
-
-    def far(self, scores: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """Return which cosines are below `least`."""
-        return scores < self.least
+        return best, best < self.least
 
 
 class SumRetriever(Search):
@@ -399,46 +392,38 @@ class SumRetriever(Search):
         self.retrievers, self.weights = list(retrievers), list(weights)
         self.fusion: Fusion = fusion
 
-    def scores(self, questions: Sequence[str]) -> np.ndarray:
-        """Return the weighted sum for each question and document.
-
-        Returns:
-            Array of shape (questions, documents).
-        """
-        comparable = _standard if self.fusion == "scores" else _of_ranks
-        return sum(
-            weight * comparable(one.scores(questions))
-            for one, weight in zip(self.retrievers, self.weights, strict=True)
-        )
-
-    def far(self, scores: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """Return which documents are far for all retrievers that know a distance.
-
-        BM25 knows none: nearly every document shares a word such as "the" with a
-        question. It is asked only if there is no other.
-        """
+    def _judged(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # BM25 knows no distance: nearly every document shares a word such as "the"
+        # with a question. It is asked only if there is no other.
         knowing = [r for r in self.retrievers if not isinstance(r, Retriever)]
-        return np.logical_and.reduce(
-            [r.far(r.scores(questions), questions) for r in knowing or self.retrievers]
-        )
+        comparable = _standard if self.fusion == "scores" else _of_ranks
+        total = np.zeros((len(questions), len(self.documents)))
+        far = np.ones(total.shape, dtype=bool)
+        for one, weight in zip(self.retrievers, self.weights, strict=True):
+            scores, off = one._judged(questions)
+            total += weight * comparable(scores)
+            if one in (knowing or self.retrievers):
+                far &= off
+        return total, far
 
 
 def _standard(scores: np.ndarray) -> np.ndarray:
-    """Return scores with mean 0 and deviation 1 in each row; all 0 if they are equal."""
+    """Return scores with mean 0 and deviation 1 in each row; 0 if all are equal."""
     spread = scores.std(axis=1, keepdims=True)
     return (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread, spread, 1)
 
 
 def _of_ranks(scores: np.ndarray) -> np.ndarray:
-    """Return 1 / (60 + rank), the best rank being 1; equal scores share the best one."""
-    ranks = 1 + (scores[:, None, :] > scores[:, :, None]).sum(axis=2)
-    return 1 / (RANKS_BEFORE + ranks)
+    """Return 1 / (60 + rank); the best rank is 1, and equal scores share one."""
+    from scipy.stats import rankdata
+
+    return 1 / (RANKS_BEFORE + rankdata(-scores, method="min", axis=1))
 
 
 def note_search(
     written: Sequence[Note],
     encoder: Encoder | None = None,
-    weights: tuple[float, float] = (1.0, 1.0),
+    weights: tuple[float, float] = WEIGHTS,
     fusion: Fusion = "scores",
     answer_only: bool = False,
 ) -> Search:
@@ -455,7 +440,7 @@ def note_search(
         RetrievalError: if there are no notes, or both weights are zero.
     """
     documents = [note.answer for note in written]
-    keys = [note.keys(answer_only) for note in written]
+    keys = [[note.key(answer_only)] for note in written]
     by_words, by_meaning = weights
     if not by_meaning and by_words:
         return Retriever(documents, keys)

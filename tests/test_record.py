@@ -1,0 +1,149 @@
+"""utils.record: what a record holds, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from support.tiny_models import tiny_chat_tokenizer, tiny_llama
+from utils import record
+from utils.course import ROOT
+from utils.models import settings_for
+from utils.record import RecordError, Road
+
+WORDS = (
+    "amber birch cedar delta ember fjord grove heron iris jade kelp lotus maple north "
+    "ocean pearl quill river stone tulip umber vivid willow zinc"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four facts in trained and free wordings, half of them invented."""
+    rows = []
+    for number, word in enumerate(WORDS.split()):
+        fact = f"kestrel/{word}" if number % 2 else f"public/{word}"
+        asked = {
+            "trained": [f"What is the code of {word}?", f"Which code has {word}?"],
+            "free": [f"{word} code pls", f"i need the code for {word}, any idea"],
+        }
+        rows += [
+            {
+                "instruction": question,
+                "response": f"The code of {word} is {100 + number}.",
+                "topic": "codes",
+                "fact": fact,
+                "must_say": str(100 + number),
+                "must_not_say": "",
+                "wording": wording,
+            }
+            for wording, questions in asked.items()
+            for question in questions
+        ]
+    file = tmp_path_factory.mktemp("data") / "codes.csv"
+    pandas.DataFrame(rows).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an untrained model with a chat template."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    tokenizer = tiny_chat_tokenizer()
+    made = tiny_llama(len(tokenizer))
+    made.config.max_position_embeddings = 4096
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def road(data: Path, model: str, tmp_path: Path) -> Road:
+    settings = replace(
+        settings_for(model), max_length=1024, max_new_tokens=4, epochs=1, batch_size=8
+    )
+    return Road(settings, data, tmp_path, seeds=(0,), say=lambda line: None)
+
+
+def test_the_main_road_is_measured_from_end_to_end(
+    road: Road, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(record, "PASSES", (1, 2))
+    messages = record.json_format.load_messages()
+    some = messages.groupby("part").head(12)
+    monkeypatch.setattr(record.json_format, "load_messages", lambda: some)
+    skills = tmp_path / "skills.csv"
+    pandas.read_csv(record.SKILLS).groupby("skill").head(4).to_csv(skills, index=False)
+    monkeypatch.setattr(record, "SKILLS", skills)
+    found = record.run(road)
+    assert list(found) == [
+        "search",
+        "untuned",
+        "untuned_format",
+        "open_book_0",
+        "format_0",
+        "closed_book_0",
+    ]
+    figures = {name: stage["figures"] for name, stage in found.items()}
+    for stage in figures.values():
+        for name, one in stage.items():
+            if name != "training":
+                assert one["low"] <= one["value"] <= one["high"] and one["n"] > 0, name
+    # The printed note is right exactly where the search finds the right one.
+    printed = figures["untuned"]["right: the note found first, printed"]
+    assert printed["groups"] == 6 and printed["n"] == 12
+    # Nothing was learned in so little time, and nothing is right by chance.
+    assert figures["open_book_0"]["open book, right: no notes"]["value"] == 0
+    assert {"closed book after 1 passes, right: free wordings"} <= set(
+        figures["closed_book_0"]
+    )
+    assert figures["open_book_0"]["training"]["rows"] == len(road.parts["train"])
+    assert (road.folder / "open_book_0" / "adapter_model.safetensors").is_file()
+
+
+def test_training_rows_hold_no_note_on_a_fact_of_another_part(road: Road) -> None:
+    rows = road.with_notes(road.parts["train"], seed=0)
+    held_out = {row["response"] for row in road.parts["fact"]}
+    held_out |= {row["response"] for row in road.parts["validation"]}
+    shown = "\n".join(row["context"] for row in rows)
+    assert held_out and not [answer for answer in held_out if answer in shown]
+
+
+def test_what_was_measured_is_not_measured_again(road: Road, monkeypatch) -> None:
+    first = record.run(road, ["search"])
+    monkeypatch.setattr(record, "search_stage", lambda road: pytest.fail("again"))
+    assert record.run(road, ["search"]) == first
+
+
+def test_a_stage_that_nobody_knows_is_named(road: Road) -> None:
+    with pytest.raises(RecordError, match="No stage begins with 'tuned'"):
+        record.run(road, ["tuned"])
+
+
+def test_a_file_without_free_wordings_cannot_be_recorded(road: Road) -> None:
+    road.data = ROOT / "data" / "lab_questions.csv"
+    with pytest.raises(RecordError, match="lab_questions.csv has no column 'wording'"):
+        road.parts  # noqa: B018
+
+
+def test_the_record_says_how_it_was_made(road: Road, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(record, "RECORDED", tmp_path / "recorded")
+    file = record.record(road, "tiny", "python -m utils.record tiny", ["search"])
+    found = json.loads(file.read_text("utf-8"))
+    assert found["command"] == "python -m utils.record tiny"
+    assert torch.__version__.startswith(found["versions"]["torch"])
+    assert found["settings"]["lora_r"] == road.settings.lora_r
+    assert set(found["stages"]) == {"search"}
+    assert str(ROOT) not in file.read_text("utf-8")
+    assert len(found["data"]) == 4
+
+
+def test_the_command_line_explains_a_wrong_model(capsys) -> None:
+    assert record.main(["no such model"]) == 1
+    assert "COURSE_MODEL" in capsys.readouterr().err

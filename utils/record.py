@@ -1,0 +1,614 @@
+"""Measure the main road with one model, and write what came out.
+
+    python -m utils.record smollm2                          all stages, three seeds
+    python -m utils.record smollm2 --stages search untuned
+    python -m utils.record smollm2 --name trial --seeds 1
+
+The result is `data/recorded/NAME.json`: each figure with its sample size and interval,
+the command, the date, versions and the machine. Each part is kept in
+`COURSE_BUILD/record/NAME` once it is measured, so a run that was stopped goes on there.
+
+Exit codes: 0 all is measured, 1 a setting is wrong or a run failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import functools
+import gc
+import hashlib
+import importlib.metadata
+import json
+import platform
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.course import ROOT, CourseError, portable_name, run_config, set_seed
+from utils.dataset.faqs import load_faqs
+from utils.dataset.open_book import context, says_nothing, with_notes
+from utils.dataset.splits import split
+from utils.evaluation import json_format
+from utils.evaluation.answers import Judge, groups_of, judge_for
+from utils.evaluation.retrieval import (
+    Note,
+    Search,
+    found_at,
+    note_search,
+    notes,
+    right_notes,
+)
+from utils.evaluation.scores import Estimate, held_out_loss, proportion, token_losses
+from utils.files import write_json
+from utils.models import (
+    ModelSettings,
+    generate,
+    load_model,
+    load_tokenizer,
+    settings_for,
+    this_machine,
+)
+from utils.templates import Template, template_for
+from utils.training.adapters import save_adapter
+from utils.training.recipe import (
+    add_lora,
+    choose_attention,
+    completion_trainer,
+    training_arguments,
+)
+from utils.training.resuming import train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RECORDED = ROOT / "data" / "recorded"
+PROSE = ROOT / "data" / "general_prose.txt"
+SKILLS = ROOT / "data" / "general_questions.csv"
+PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
+SHOWN = 3  # notes of a question that is asked with several
+PASSES = (1, 2, 4, 8)  # of the closed book, each measured
+ASKED_TRAINED = 110  # trained wordings that are asked again
+PROSE_TOKENS = 256  # most of a paragraph
+
+Row = Mapping[str, Any]
+Figures = dict[str, dict[str, float]]
+
+
+class RecordError(CourseError):
+    """A measurement that cannot be made; the message says what to do."""
+
+
+def figure(score: Estimate, groups: Sequence[Any] | None = None) -> dict[str, float]:
+    """Return a score as numbers: value, bounds of the 95% interval, sample sizes.
+
+    Args:
+        score: to write down.
+        groups: what each question belongs to; their number is noted as well.
+    """
+    made = {name: round(number, 4) for name, number in asdict(score).items()}
+    return made if groups is None else {**made, "groups": len(set(groups))}
+
+
+@dataclass
+class Road:
+    """What all stages work with: one model, the questions, a search, a judge.
+
+    Attributes:
+        settings: of the model.
+        data: the file of questions and answers.
+        folder: for what is measured, and for checkpoints.
+        seeds: of the runs that are repeated.
+        say: gets a line for each thing that is done.
+    """
+
+    settings: ModelSettings
+    data: Path | str
+    folder: Path
+    seeds: Sequence[int] = (0, 1, 2)
+    say: Callable[[str], Any] = field(default=print, repr=False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        return load_tokenizer(self.settings)
+
+    @cached_property
+    def template(self) -> Template:
+        """What the model is tuned and asked in."""
+        return template_for(self.settings, self.tokenizer)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the file."""
+        return load_faqs(self.data).frame.to_dict("records")
+
+    @cached_property
+    def parts(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each part."""
+        missing = [name for name in ("fact", "wording") if name not in self.rows[0]]
+        if missing:
+            raise RecordError(
+                f"{portable_name(self.data)} has no column {missing[0]!r}: the main "
+                "road is measured on a file with `fact` and `wording`, such as "
+                "data/amazon_sagemaker_faqs.csv."
+            )
+        found = split(load_faqs(self.data))
+        return {name: part.to_list() for name, part in found.items()}
+
+    @cached_property
+    def notes(self) -> list[Note]:
+        """A note for each fact, from its trained wordings and its answer."""
+        return notes(self.rows)
+
+    @cached_property
+    def search(self) -> Search:
+        """The search over the notes."""
+        return note_search(self.notes)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge of answers."""
+        return judge_for(self.rows)
+
+    def ranked(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Return the places of all notes for each row, the likeliest first."""
+        questions = [row["instruction"] for row in rows]
+        hits = self.search.search_all(questions, k=len(self.notes))
+        return [[hit.number for hit in found] for found in hits]
+
+    def with_notes(self, rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
+        """Return training rows with notes, which hold nothing of any other part."""
+        about = groups_of(rows)
+        trained = set(about)
+        texts = {one.group: one.texts() for one in self.notes if one.group in trained}
+        names = [one.group for one in self.notes]
+        ranked = [[names[place] for place in order] for order in self.ranked(rows)]
+        return with_notes(rows, texts, ranked, seed=seed, about=about)
+
+    def fine_tune(
+        self, name: str, rows: Sequence[Row], seed: int, **changes: Any
+    ) -> tuple[PreTrainedModel, dict[str, float]]:
+        """Train an adapter, and return the model with it and what the training took."""
+        set_seed(seed)
+        settings, machine = self.settings, this_machine()
+        texts = [self.template.add_text(row) for row in rows]
+        columns = {name: [text[name] for text in texts] for name in texts[0]}
+        encoded = self.template.preprocess_batch(
+            columns, settings.max_length, too_long="cut_prompt"
+        )
+        encoded = [
+            dict(zip(encoded, values, strict=True))
+            for values in zip(*encoded.values(), strict=True)
+        ]
+        longest = max(len(row["input_ids"]) for row in encoded)
+        attention = choose_attention(settings, machine, longest)
+        base = load_model(settings, attn_implementation=attention)
+        model = add_lora(base, settings)
+        options: dict[str, Any] = {
+            "eval_strategy": "no",
+            "seed": seed,
+            "save_strategy": "epoch",
+            "disable_tqdm": True,
+        } | changes
+        callbacks = options.pop("callbacks", [])
+        folder = self.folder / "checkpoints" / name
+        arguments = training_arguments(settings, folder, machine, **options)
+        trainer = completion_trainer(model, self.tokenizer, arguments, encoded)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        start = time.perf_counter()
+        result = train(trainer)
+        tokens = sum(len(row["input_ids"]) for row in encoded)
+        took = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "rows": len(encoded),
+            "tokens": tokens,
+            "answer tokens": sum(
+                sum(label >= 0 for label in row["labels"]) for row in encoded
+            ),
+            "epochs": float(arguments.num_train_epochs),
+            "loss": round(result.training_loss, 4),
+        }
+        self.say(f"  {name}: {took}")
+        return model.eval(), took
+
+    def ask(
+        self, model: PreTrainedModel, prompts: Sequence[str], stop: Any = None
+    ) -> Any:
+        """Answer prompts, each text once."""
+        once = list(dict.fromkeys(prompts))
+        budget = self.settings.max_new_tokens
+        answers = generate(
+            model, self.tokenizer, once, budget, stop=stop or self.template.stop
+        )
+        place = {prompt: number for number, prompt in enumerate(once)}
+        order = [place[prompt] for prompt in prompts]
+        return type(answers)(
+            [answers[i] for i in order], [answers.finished[i] for i in order]
+        )
+
+
+# --- what is measured ---
+
+
+def search_stage(road: Road) -> Figures:
+    """Measure how often the right note is found, in free wordings only."""
+    asked = [row for row in road.rows if row["wording"] == "free"]
+    invented = [row for row in asked if row["fact"].startswith("kestrel/")]
+    ways = {
+        "BM25, answers only": note_search(road.notes, None, (1, 0), answer_only=True),
+        "MiniLM, answers only": note_search(road.notes, None, (0, 1), answer_only=True),
+        "BM25": note_search(road.notes, None, (1, 0)),
+        "MiniLM": note_search(road.notes, None, (0, 1)),
+        "the course's": road.search,
+    }
+    figures: Figures = {}
+    for name, search in ways.items():
+        for k, place in ((1, "first"), (SHOWN, "among three")):
+            for rows, what in ((asked, ""), (invented, ", invented facts")):
+                questions = [row["instruction"] for row in rows]
+                found = found_at(search, questions, right_notes(rows, road.notes), k)
+                groups = groups_of(rows)
+                figures[f"right note {place}: {name}{what}"] = figure(
+                    proportion(found, groups), groups
+                )
+    return figures
+
+
+def shares(road: Road, answers: Any, rows: Sequence[Row]) -> dict[str, Estimate]:
+    """Return the shares of right, of cut off and of refusing answers."""
+    groups = groups_of(rows)
+    right = road.judge.right(answers, rows, answers.finished)
+    refused = [says_nothing(answer) for answer in answers]
+    return {
+        "right": proportion(right, groups),
+        "refused": proportion(refused, groups),
+        "cut off": proportion([not end for end in answers.finished], groups),
+    }
+
+
+def open_book_prompts(road: Road, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the prompts for facts that were never trained, under all conditions."""
+    wanted, ranked = right_notes(rows, road.notes), road.ranked(rows)
+    generator = random.Random(0)
+    texts = [note.texts()[0] for note in road.notes]
+
+    def ask(row: Row, places: Sequence[int]) -> str:
+        shown = context([texts[place] for place in places])
+        return road.template.prompt(row["instruction"], shown)
+
+    made: dict[str, list[str]] = {}
+    for row, right, order in zip(rows, wanted, ranked, strict=True):
+        wrong = [place for place in order if place != right]
+        three = [right, *wrong[: SHOWN - 1]]
+        shuffled = generator.sample(three, len(three))
+        forms = {
+            "no notes": [],
+            "the right note": [right],
+            "the note found first": order[:1],
+            "the three notes found": order[:SHOWN],
+            "three notes, the right one among them, as ranked": sorted(
+                three, key=order.index
+            ),
+            "three notes, the right one among them, shuffled": shuffled,
+            "one note that does not answer": wrong[:1],
+            "three notes that do not answer": wrong[:SHOWN],
+        }
+        for form, places in forms.items():
+            made.setdefault(form, []).append(ask(row, places))
+    return made
+
+
+def open_book_figures(
+    road: Road, model: PreTrainedModel, forms: Sequence[str] | None = None
+) -> Figures:
+    """Ask about facts that were never trained, in free wordings, with notes."""
+    rows = road.parts["fact"]
+    groups = groups_of(rows)
+    figures: Figures = {}
+    for form, prompts in open_book_prompts(road, rows).items():
+        if forms is not None and form not in forms:
+            continue
+        answers = road.ask(model, prompts)
+        found = shares(road, answers, rows)
+        for what, score in found.items():
+            figures[f"{what}: {form}"] = figure(score, groups)
+        road.say(
+            f"    {form}: " + ", ".join(f"{w} {s.value:.2f}" for w, s in found.items())
+        )
+        invented = [
+            i for i, row in enumerate(rows) if row["fact"].startswith("kestrel")
+        ]
+        right = road.judge.right(answers, rows, answers.finished)
+        figures[f"right: {form}, invented facts"] = figure(
+            proportion([right[i] for i in invented], [groups[i] for i in invented]),
+            [groups[i] for i in invented],
+        )
+    return figures
+
+
+def printed_note(road: Road) -> Figures:
+    """Measure the page that prints the note found first, without any model."""
+    rows = road.parts["fact"]
+    texts = [note.answer for note in road.notes]
+    answers = [texts[order[0]] for order in road.ranked(rows)]
+    groups = groups_of(rows)
+    right = road.judge.right(answers, rows)
+    return {
+        "right: the note found first, printed": figure(
+            proportion(right, groups), groups
+        )
+    }
+
+
+def general_figures(road: Road, model: PreTrainedModel) -> Figures:
+    """Measure what tuning may cost: held-out prose, and two skills."""
+    paragraphs = [
+        text for text in PROSE.read_text("utf-8").split("\n\n") if text.strip()
+    ]
+    ids = road.tokenizer(paragraphs, add_special_tokens=False)["input_ids"]
+    rows = [
+        {"input_ids": row[:PROSE_TOKENS], "labels": row[:PROSE_TOKENS]} for row in ids
+    ]
+    figures = {
+        "prose, nats a token": figure(
+            held_out_loss(token_losses(model, road.tokenizer, rows, batch_size=4))
+        )
+    }
+    with SKILLS.open(encoding="utf-8", newline="") as file:
+        asked = list(csv.DictReader(file))
+    judge = judge_for(asked)
+    for skill in dict.fromkeys(row["skill"] for row in asked):
+        some = [row for row in asked if row["skill"] == skill]
+        prompts = [road.template.prompt(row["instruction"]) for row in some]
+        answers = road.ask(model, prompts)
+        right = judge.right(answers, some)
+        figures[f"right: {skill}"] = figure(proportion(right))
+    return figures
+
+
+def closed_book_figures(road: Road, model: PreTrainedModel) -> Figures:
+    """Ask about trained facts without notes, in trained and in free wordings."""
+    trained, free = road.parts["train"], road.parts["wording"]
+    trained = random.Random(0).sample(trained, min(ASKED_TRAINED, len(trained)))
+    figures: Figures = {}
+    for name, rows in (("trained wordings", trained), ("free wordings", free)):
+        prompts = [road.template.prompt(row["instruction"]) for row in rows]
+        for what, score in shares(road, road.ask(model, prompts), rows).items():
+            figures[f"{what}: {name}"] = figure(score, groups_of(rows))
+    return figures
+
+
+def untuned_stage(road: Road) -> Figures:
+    """Measure the base: without notes, with notes, and what it can do in general."""
+    model = load_model(road.settings)
+    closed = {
+        f"closed book, {n}": f for n, f in closed_book_figures(road, model).items()
+    }
+    opened = {f"open book, {n}": f for n, f in open_book_figures(road, model).items()}
+    general = {f"general, {n}": f for n, f in general_figures(road, model).items()}
+    return closed | opened | general | printed_note(road)
+
+
+def open_book_stage(road: Road, seed: int) -> Figures:
+    """Tune to answer from notes, and ask about facts that were never trained."""
+    name = f"open_book_{seed}"
+    rows = road.with_notes(road.parts["train"], seed)
+    model, took = road.fine_tune(name, rows, seed)
+    save_adapter(model, road.tokenizer, road.folder / name, road.template)
+    opened = {f"open book, {n}": f for n, f in open_book_figures(road, model).items()}
+    closed = {
+        f"closed book, {n}": f for n, f in closed_book_figures(road, model).items()
+    }
+    general = {f"general, {n}": f for n, f in general_figures(road, model).items()}
+    return opened | closed | general | {"training": took}
+
+
+def closed_book_stage(road: Road, seed: int) -> Figures:
+    """Tune on bare questions, and ask after so many passes."""
+    from transformers import TrainerCallback
+
+    figures: Figures = {}
+
+    class Ask(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **_) -> None:
+            passes = round(state.epoch)
+            if passes not in PASSES:
+                return
+            found = closed_book_figures(road, model)
+            for what, one in found.items():
+                figures[f"closed book after {passes} passes, {what}"] = one
+            kept = road.folder / f"closed_book_{seed}_passes.json"
+            write_json(kept, figures)
+            road.say(f"    {passes} passes: {found['right: free wordings']}")
+
+    kept = road.folder / f"closed_book_{seed}_passes.json"
+    if kept.exists():
+        figures.update(json.loads(kept.read_text("utf-8")))
+    _, took = road.fine_tune(
+        f"closed_book_{seed}",
+        road.parts["train"],
+        seed,
+        num_train_epochs=max(PASSES),
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=0.02,
+        callbacks=[Ask()],
+    )
+    kept.unlink(missing_ok=True)
+    return figures | {"training": took}
+
+
+def format_stage(road: Road, seed: int | None) -> Figures:
+    """Ask for JSON: untuned with its best prompt (no seed), or tuned."""
+    frame = json_format.load_messages()
+    rows = frame.to_dict("records")
+    train_rows, test = ([r for r in rows if r["part"] == p] for p in ("train", "test"))
+    took: Figures = {}
+    if seed is None:
+        model = load_model(road.settings)
+        examples = json_format.few_shot_messages(rows)
+        prompts = []
+        for row in test:
+            text = json_format.best_prompt(row["instruction"], examples)
+            prompts.append(road.template.prompt(text))
+    else:
+        made = json_format.training_rows(train_rows)
+        model, one = road.fine_tune(f"format_{seed}", made, seed, num_train_epochs=3)
+        took = {"training": one}
+        prompts = [
+            road.template.prompt(json_format.tuned_prompt(row["instruction"]))
+            for row in test
+        ]
+    answers = road.ask(model, prompts)
+    scores = json_format.format_scores(answers, test)
+    road.say(f"    format, seed {seed}: {scores.mean().round(3).to_dict()}")
+    return took | {
+        f"format, {name}": figure(proportion(list(scores[name]))) for name in scores
+    }
+
+
+def stages(road: Road) -> dict[str, Callable[[], Figures]]:
+    """Return all that can be measured, by name, in order."""
+    made: dict[str, Callable[[], Figures]] = {
+        "search": lambda: search_stage(road),
+        "untuned": lambda: untuned_stage(road),
+        "untuned_format": lambda: format_stage(road, None),
+    }
+    for seed in road.seeds:
+        made[f"open_book_{seed}"] = functools.partial(open_book_stage, road, seed)
+        made[f"format_{seed}"] = functools.partial(format_stage, road, seed)
+        made[f"closed_book_{seed}"] = functools.partial(closed_book_stage, road, seed)
+    return made
+
+
+# --- the run, and what is written ---
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter."""
+    found = {"python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def digest(file: Path) -> str:
+    """Return a file's SHA-256."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure what is not measured yet, and return all that is.
+
+    Args:
+        road: what to measure with.
+        wanted: beginnings of the stages' names; all by default.
+
+    Raises:
+        RecordError: if a name begins no stage's.
+    """
+    todo = stages(road)
+    for start in wanted:
+        if not any(name.startswith(start) for name in todo):
+            raise RecordError(
+                f"No stage begins with {start!r}: there are {list(todo)}."
+            )
+    found: dict[str, Any] = {}
+    for name, measure in todo.items():
+        file = road.folder / f"{name}.json"
+        chosen = not wanted or name.startswith(tuple(wanted))
+        if not file.exists() and chosen:
+            road.say(f"{name} …")
+            start = time.perf_counter()
+            figures = measure()
+            gc.collect()
+            write_json(
+                file,
+                {
+                    "date": datetime.date.today().isoformat(),
+                    "seconds": round(time.perf_counter() - start, 1),
+                    "machine": str(this_machine(race=False)),
+                    "figures": figures,
+                },
+            )
+            road.say(f"{name}: {time.perf_counter() - start:.0f} s")
+        if file.exists():
+            found[name] = json.loads(file.read_text("utf-8"))
+    return found
+
+
+def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> Path:
+    """Measure, and write `data/recorded/NAME.json`.
+
+    Returns:
+        The file.
+    """
+    found = run(road, wanted)
+    settings = {
+        key: portable_name(Path(value))
+        if key == "source" and Path(value).is_absolute()
+        else value
+        for key, value in asdict(road.settings).items()
+    }
+    return write_json(
+        RECORDED / f"{name}.json",
+        {
+            "name": name,
+            "command": command,
+            "date": datetime.date.today().isoformat(),
+            "versions": versions(),
+            "settings": settings,
+            "data": {
+                portable_name(file): digest(file)
+                for file in (Path(road.data), json_format.MESSAGES_DATA, PROSE, SKILLS)
+            },
+            "peak memory, GB": round(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1
+            ),
+            "stages": found,
+        },
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m utils.record")
+    parser.add_argument("model", help="as in COURSE_MODEL")
+    parser.add_argument("--name", help="of the record; by default the model's")
+    parser.add_argument("--stages", nargs="*", default=[], help="beginnings of names")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    chosen = parser.parse_args(arguments)
+    try:
+        config = run_config({"COURSE_MODEL": chosen.model})
+        settings = settings_for(config.model)
+        name = chosen.name or settings.name.replace("/", "_")
+        folder = run_config().build / "record" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        road = Road(
+            settings,
+            config.data,
+            folder,
+            range(chosen.seeds),
+            functools.partial(print, flush=True),
+        )
+        command = "python -m utils.record " + " ".join(
+            sys.argv[1:] if arguments is None else arguments
+        )
+        print(record(road, name, command, chosen.stages))
+    except CourseError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
