@@ -15,6 +15,7 @@ from utils.dataset.checks import check
 from utils.dataset.faqs import Faqs, load_faqs
 from utils.encoder import load_encoder
 from utils.models import load_tokenizer, settings_for
+from utils.templates import template_for
 
 SOUND = [
     ("Where do I park?", "Park in the yard behind building C."),
@@ -119,10 +120,11 @@ def test_the_same_question_on_other_notes_is_no_contradiction(encoder) -> None:
 
 
 def test_rows_over_the_limit_are_named_with_it(report_on) -> None:
-    tokenizer = load_tokenizer(settings_for("lab"))
+    settings = settings_for("lab")
+    template = template_for(settings, load_tokenizer(settings))
     report = report_on(
         ("Why?", "Because the house is old. " * 100),
-        tokenizer=tokenizer,
+        template=template,
         max_length=256,
     )
     (finding,) = report.of("answers too long")
@@ -163,6 +165,16 @@ def test_a_file_in_two_languages_is_no_exception(encoder) -> None:
     ]
     frame = pandas.DataFrame(SOUND + german, columns=["instruction", "response"])
     assert not check(Faqs(frame), encoder=encoder).of("other languages")
+
+
+def test_many_rows_are_checked_by_letters(monkeypatch) -> None:
+    monkeypatch.setattr("utils.dataset.groups.MOST_EMBEDDED", 10)
+    monkeypatch.setattr("utils.dataset.checks.MOST_EMBEDDED", 10)
+    rows = [*SOUND, ("How long are the backups kept?", "Backups are kept 30 days.")]
+    frame = pandas.DataFrame(rows, columns=["instruction", "response"])
+    report = check(Faqs(frame))
+    assert report.of("contradicting answers")[0].rows == (2, 12)
+    assert any("likeness is one of letters" in note for note in report.notes)
 
 
 def test_too_few_rows_are_told_and_the_rest_is_checked(encoder) -> None:

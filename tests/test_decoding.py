@@ -119,3 +119,13 @@ def test_the_environment_names_the_encoding(write, monkeypatch) -> None:
 def test_a_wrong_encoding_names_the_line(write) -> None:
     with pytest.raises(DataError, match="line 2.*are not utf-8"):
         load_faqs(write("russian", "cp1251"), encoding="utf-8")
+
+
+def test_one_broken_byte_in_utf_8_names_its_line(tmp_path) -> None:
+    raw = bytearray(b"question,answer\n")
+    for question, answer in TEXTS["chinese"] * 10:
+        raw += f"{question},{answer}\n".encode()
+    raw[150] = 0xFF
+    (tmp_path / "mine.csv").write_bytes(raw)
+    with pytest.raises(DataError, match="line .*the rest of the file is. Mend"):
+        load_faqs(tmp_path / "mine.csv")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from utils.course import CourseError, run_config
-from utils.dataset.checks import check, check_lengths_with
+from utils.dataset.checks import check, template_of
 from utils.dataset.faqs import load_faqs
 
 UNUSABLE = 2
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model = run_config({"COURSE_MODEL": options.model} if options.model else _own())
         faqs = load_faqs(options.file, options.encoding)
-        tokenizer, limit, problem = check_lengths_with(model.model)
-        report = check(faqs, tokenizer, limit)
+        template, limit, problem = template_of(model.model)
+        report = check(faqs, template, limit)
     except (CourseError, FileNotFoundError, LookupError) as error:
         print(error, file=sys.stderr)
         return UNUSABLE

@@ -17,7 +17,14 @@ import pandas
 
 from utils.course import CourseError
 from utils.dataset.faqs import Faqs
-from utils.dataset.groups import has_free_wordings, is_classes, like_rows, vectors_of
+from utils.dataset.groups import (
+    MOST_EMBEDDED,
+    cosine,
+    has_free_wordings,
+    is_classes,
+    like_rows,
+    vectors_of,
+)
 from utils.dataset.languages import language_of
 from utils.dataset.leftovers import leftover_notes
 from utils.dataset.meaning import (
@@ -29,8 +36,9 @@ from utils.dataset.meaning import (
 from utils.dataset.personal import emails, keys, phone_numbers
 from utils.dataset.splits import Plan, plan_split
 from utils.dataset.table import DataError, rows_text
-from utils.helpers import add_text
+from utils.templates import Template, template_for
 
+END_TOKENS = 3  # of the template behind an answer, about
 LEAST_SCORE = 0.8  # of a language that is not the file's, from 0 to 1
 BILINGUAL = 0.25  # of the texts, from which a second language is no exception
 NEAR_QUESTIONS = 0.85  # cosine from which two questions are compared word by word
@@ -126,7 +134,7 @@ def _escaped(text: str) -> str:
 
 def check(
     faqs: Faqs,
-    tokenizer: Any = None,
+    template: Template | None = None,
     max_length: int | None = None,
     encoder: Any = None,
 ) -> Report:
@@ -134,10 +142,11 @@ def check(
 
     Args:
         faqs: what `load_faqs` returns.
-        tokenizer: of the model that is to be tuned; without it and a limit, no row is
+        template: of the model that is to be tuned; without it and a limit, no row is
             called too long.
         max_length: most tokens of a row, question, answer and template together.
-        encoder: compares texts by meaning; MiniLM by default.
+        encoder: compares texts by meaning; MiniLM by default, and letters in its place
+            where there are too many rows for it.
 
     Raises:
         EncoderError: if the encoder is not installed.
@@ -147,12 +156,11 @@ def check(
     notes = [note for note in faqs.notes if note not in leftovers]
     plan: Plan | None = None
     findings: list[Finding] = []
-    if encoder is None:
+    if encoder is None and len(frame) <= MOST_EMBEDDED:
         from utils.encoder import load_encoder
 
-        encoder = _Remembering(load_encoder())
-    else:
-        encoder = _Remembering(encoder)
+        encoder = load_encoder()
+    encoder = _Remembering(encoder) if encoder else None
     try:
         plan = plan_split(faqs, encoder=encoder)
         notes += plan.notes
@@ -163,7 +171,7 @@ def check(
     findings += _leaks(frame, plan, encoder)
     findings += _marks(frame)
     findings += _needs_question(frame)
-    findings += _lengths(frame, tokenizer, max_length)
+    findings += _lengths(frame, template, max_length)
     findings += _languages(frame)
     findings += [Finding("leftovers", note) for note in leftovers]
     parts = Counter(plan.parts) if plan else Counter()
@@ -264,7 +272,7 @@ def _near_questions(
     for places in by_words.values():
         pairs |= {(places[0], other) for other in places[1:]}
     for one, other in sorted(pairs):
-        yield one, other, float(ask[one] @ ask[other]), float(tell[one] @ tell[other])
+        yield one, other, cosine(ask, one, other), cosine(tell, one, other)
 
 
 def _contradictions(faqs: Faqs, encoder: Any) -> list[Finding]:
@@ -345,7 +353,7 @@ def _needs_question(frame: pandas.DataFrame) -> list[Finding]:
 
 
 def _lengths(
-    frame: pandas.DataFrame, tokenizer: Any, max_length: int | None
+    frame: pandas.DataFrame, template: Template | None, max_length: int | None
 ) -> list[Finding]:
     findings = []
     if not is_classes(list(frame["response"])):
@@ -364,11 +372,17 @@ def _lengths(
                     tuple(frame.index[short]),
                 )
             )
-    if tokenizer is None or max_length is None:
+    if template is None or max_length is None:
         return findings
-    columns = [c for c in ("instruction", "response", "context") if c in frame.columns]
-    texts = [add_text(row)["text"] for row in frame[columns].to_dict("records")]
-    lengths = numpy.array([len(ids) for ids in tokenizer(texts)["input_ids"]])
+    notes = frame["context"] if "context" in frame.columns else [None] * len(frame)
+    pairs = zip(frame["instruction"], notes, strict=True)
+    prompts = [template.prompt(question, context) for question, context in pairs]
+    tokenizer = template.tokenizer
+    counts = [
+        [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        for texts in (prompts, list(frame["response"]))
+    ]
+    lengths = numpy.array(counts).sum(axis=0) + END_TOKENS
     long = lengths > max_length
     if long.any():
         findings.append(
@@ -417,8 +431,8 @@ def _languages(frame: pandas.DataFrame) -> list[Finding]:
     ]
 
 
-def check_lengths_with(model: str) -> tuple[Any, int | None, str]:
-    """Return tokenizer and limit of a model, or a sentence why there are none.
+def template_of(model: str) -> tuple[Template | None, int | None, str]:
+    """Return template and limit of a model, or a sentence why there are none.
 
     Args:
         model: a name, hub id or folder, as COURSE_MODEL takes it.
@@ -427,7 +441,8 @@ def check_lengths_with(model: str) -> tuple[Any, int | None, str]:
 
     try:
         settings = settings_for(model)
-        return load_tokenizer(settings), settings.max_length, ""
+        template = template_for(settings, load_tokenizer(settings))
     except (CourseError, OSError) as error:
         reason = str(error).splitlines()[0]
         return None, None, f"The length of rows was not checked: {reason}"
+    return template, settings.max_length, ""

@@ -40,6 +40,7 @@ MISPLACED = re.compile(
 TYPOGRAPHY = set("’‘“”–—…•·«»„€£°§©®™ \u00a0¿¡")
 LIKELY_ENCODINGS = ("mac_roman", "cp850", "cp437")
 SAMPLE_BYTES = 20_000
+MOST_BROKEN = 0.05  # of the letters beyond ASCII, in a file that is UTF-8 but for them
 
 
 def decode(
@@ -102,6 +103,16 @@ def _strictly(name: str, raw: bytes, encoding: str) -> str:
 def _western(name: str, raw: bytes, first: UnicodeDecodeError) -> str:
     """Read as Windows-1252; raise if that gives no words."""
     line = raw[: first.start].count(b"\n") + 1
+    almost = raw.decode("utf-8", errors="replace")
+    beyond = sum(not character.isascii() for character in almost)
+    if almost.count("\ufffd") <= MOST_BROKEN * beyond and is_letter_salad(
+        raw.decode("cp1252", errors="replace")
+    ):
+        raise DataError(
+            f"{name}, line {line}: the bytes {raw[first.start : first.end]!r} are not "
+            "UTF-8, but the rest of the file is. Mend this line, or save the file as "
+            "UTF-8 in the program it comes from."
+        )
     try:
         text = raw.decode("cp1252")
     except UnicodeDecodeError as error:

@@ -119,7 +119,23 @@ def _read_text(name: str, text: str, notes: list[str]) -> tuple[str, Table]:
     start = text.lstrip("\ufeff \t\r\n")
     if start.startswith(("[", "{")) and (found := _read_json(name, text)):
         return found
+    _require_no_json_below(name, text)
     return "CSV", Table(name, _read_cells(name, text, notes), named=False)
+
+
+def _require_no_json_below(name: str, text: str) -> None:
+    """Raise if all lines but the first ones are JSON: they were meant to be as well."""
+    lines = list(_first_lines(text))
+    objects = [
+        bool(re.match(r"\s*\{\s*\"[^\"]*\"\s*:.*\}\s*$", line)) for line in lines
+    ]
+    if objects and sum(objects) > len(objects) / 2 and not all(objects):
+        wrong = lines[objects.index(False)]
+        row = re.split(r"\r\n|\r|\n", text).index(wrong) + 1
+        raise DataError(
+            f"{name}, row {row}: most lines are JSON, and this one is not: "
+            f"{wrong.strip()[:60]!r}. Delete it, or write it as an object."
+        )
 
 
 def _require_data(name: str, text: str) -> None:
@@ -235,6 +251,14 @@ def _explain_json(name: str, text: str, error: json.JSONDecodeError) -> str:
         return (
             f"{where}. These are printed Python dictionaries, with single quotes: "
             "write them with `json.dumps` instead."
+        )
+    if (
+        re.match(r",\s*\{", text[error.pos :])
+        and text[: error.pos].rstrip()[-1:] == "}"
+    ):
+        return (
+            f"{where}. A comma stands between two rows, which JSON Lines does not "
+            "have: delete these commas, or put all rows between [ and ]."
         )
     if "control character" in error.msg:
         return (

@@ -204,6 +204,11 @@ def vectors_of(texts: list[str], encoder: Any) -> Any:
     return _vectors(texts, encoder)[0]
 
 
+def cosine(vectors: Any, one: int, other: int) -> float:
+    """Return the cosine of two rows of unit vectors."""
+    return float(_product(vectors[one : one + 1], vectors[other : other + 1])[0, 0])
+
+
 def like_rows(vectors: Any, threshold: float) -> list[tuple[int, int]]:
     """Return the pairs of rows, the smaller first, whose cosine is at least so much."""
     pairs = []
