@@ -39,7 +39,13 @@ from utils.templates import (
     load_template,
 )
 from utils.training import resuming
-from utils.training.adapters import load_adapter, require_same_tokenizer, save_adapter
+from utils.training.adapters import (
+    BASE_SAMPLE,
+    base_sample,
+    load_adapter,
+    require_same_tokenizer,
+    save_adapter,
+)
 from utils.training.recipe import (
     TrainingError,
     add_lora,
@@ -577,6 +583,14 @@ def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path) -> None:
     other.save_pretrained(place)
     with pytest.raises(ModelError, match="does not belong to .*Run 04_lora_training"):
         load_adapter(load_model(settings_for(str(place))), folder)
+
+
+def test_the_base_of_a_large_vocabulary_can_be_remembered() -> None:
+    """Over 2^24 numbers, places counted in 32 bits end beyond the matrix."""
+    model = torch.nn.Module()
+    embeddings = torch.nn.Embedding(49_152, 576, _weight=torch.zeros(49_152, 576))
+    model.get_input_embeddings = lambda: embeddings
+    assert len(base_sample(model)) == BASE_SAMPLE
 
 
 def test_a_folder_without_an_adapter_is_an_error(base, tmp_path) -> None:

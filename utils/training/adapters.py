@@ -83,7 +83,7 @@ def save_adapter(
         weights = target / "adapter_model.safetensors"
         # One entry only: several would be written in any order, and the same adapter
         # would not always be the same file.
-        remembered = {BASE_KEY: json.dumps(_base_sample(model))}
+        remembered = {BASE_KEY: json.dumps(base_sample(model))}
         save_file(load_file(weights), weights, metadata=remembered)
 
     from safetensors.torch import load_file, save_file
@@ -131,7 +131,7 @@ def load_adapter(
     here = here if Path(base.name_or_path).is_absolute() else base.name_or_path
     if trained_on and here and trained_on != here:
         reason = f"it was trained on {trained_on}"
-    elif remembered and not _alike(remembered, _base_sample(base)):
+    elif remembered and not _alike(remembered, base_sample(base)):
         reason = "it was trained on other weights of that name"
     else:
         try:
@@ -162,10 +162,12 @@ def _require_template(folder: Path, template: Template | None) -> None:
     )
 
 
-def _base_sample(model: torch.nn.Module) -> list[float]:
+def base_sample(model: torch.nn.Module) -> list[float]:
     """Take a few numbers of the embeddings, which neither 8 bits nor LoRA change."""
     weights = model.get_input_embeddings().weight.detach().flatten()
-    places = torch.linspace(0, len(weights) - 1, BASE_SAMPLE).long()
+    last = len(weights) - 1
+    # In 32 bits the last place of a large matrix (over 2^24) is rounded up.
+    places = torch.linspace(0, last, BASE_SAMPLE).long().clamp(max=last)
     return weights[places.to(weights.device)].float().tolist()
 
 
