@@ -149,3 +149,38 @@ def test_the_record_says_how_it_was_made(road: Road, monkeypatch, tmp_path) -> N
 def test_the_command_line_explains_a_wrong_model(capsys) -> None:
     assert record.main(["no such model"]) == 1
     assert "COURSE_MODEL" in capsys.readouterr().err
+
+
+# --- the records that are committed ---
+
+RECORDS = sorted(record.RECORDED.glob("*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
+def test_a_committed_record_belongs_to_the_data_at_hand(file: Path) -> None:
+    found = json.loads(file.read_text("utf-8"))
+    assert found["command"].startswith("python -m utils.record ")
+    for name, digest in found["data"].items():
+        assert record.digest(ROOT / name) == digest, f"{name} has changed: record anew"
+    for stage in found["stages"].values():
+        assert stage["date"] and stage["machine"] and stage["figures"]
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
+def test_the_readme_shows_the_record(file: Path) -> None:
+    found = json.loads(file.read_text("utf-8"))
+    assert record.table(found) in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_table_shows_the_mean_over_seeds_and_an_interval_of_one_run() -> None:
+    name = "open book, right: the right note"
+    one = {"value": 0.25, "low": 0.2, "high": 0.4, "n": 126}
+    tuned = [{**one, "value": value} for value in (0.9, 1.0)]
+    stages = {
+        "untuned": {"figures": {name: one, record.PRINTED: one}},
+        "open_book_0": {"figures": {name: tuned[0]}},
+        "open_book_1": {"figures": {name: tuned[1]}},
+    }
+    lines = record.table({"stages": stages}).split("\n")
+    assert lines[2].endswith("| 126 | 25% (20 to 40) | 95% (90 to 100) |")
+    assert lines[4].endswith("printed | 126 | 25% (20 to 40) | |")
