@@ -620,6 +620,77 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
     )
 
 
+# --- what a record says, for people ---
+
+# What it is → the figure, and the stages in which it is measured untuned and tuned.
+NOTES_TUNED, FORMAT_TUNED = ("untuned", "open_book"), ("untuned_format", "format")
+TABLE = {
+    "with the note that answers": ("open book, right: the right note", NOTES_TUNED),
+    "with the note found first": (
+        "open book, right: the note found first",
+        NOTES_TUNED,
+    ),
+    "with the three notes found": (
+        "open book, right: the three notes found",
+        NOTES_TUNED,
+    ),
+    "with three notes in any order, one of which answers": (
+        "open book, right: three notes, the right one among them, shuffled",
+        NOTES_TUNED,
+    ),
+    "without notes": ("open book, right: no notes", NOTES_TUNED),
+    "trained facts, without notes": (
+        "closed book, right: free wordings",
+        NOTES_TUNED,
+    ),
+    "messages to JSON: valid": ("format, valid", FORMAT_TUNED),
+    "messages to JSON: all fields right": ("format, exact", FORMAT_TUNED),
+    "general knowledge": ("general, right: knowledge", NOTES_TUNED),
+    "positive or negative": ("general, right: sentiment", NOTES_TUNED),
+}
+PRINTED = "right: the note found first, printed"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return the main figures of a record as a Markdown table.
+
+    Tuned figures are the mean over seeds, with the lowest and the highest; a figure of
+    one run has its 95% interval.
+
+    Args:
+        found: as `data/recorded/NAME.json` holds it.
+    """
+    stages = {name: stage["figures"] for name, stage in found["stages"].items()}
+    lines = ["| asked | questions | untuned | tuned |", "|:--|--:|--:|--:|"]
+    for label, (name, kinds) in TABLE.items():
+        cells, count = [], 0
+        for kind in kinds:
+            some = [
+                figures[name]
+                for stage, figures in stages.items()
+                if name in figures and kind in (stage, stage.rpartition("_")[0])
+            ]
+            cells.append(_shown(some))
+            count = some[0]["n"] if some else count
+        lines.append(f"| {label} | {count} | {' | '.join(cells)} |")
+    if printed := stages.get("untuned", {}).get(PRINTED):
+        shown = _shown([printed])
+        label = "no model: the note found first is printed"
+        lines.insert(4, f"| {label} | {printed['n']} | {shown} | |")
+    return "\n".join(lines)
+
+
+def _shown(runs: Sequence[Mapping[str, float]]) -> str:
+    if not runs:
+        return ""
+    values = [run["value"] for run in runs]
+    low, high = min(values), max(values)
+    if len(runs) == 1:
+        low, high = runs[0]["low"], runs[0]["high"]
+    mean = sum(values) / len(values)
+    return f"{mean:.0%} ({100 * low:.0f} to {100 * high:.0f})"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m utils.record")
