@@ -216,17 +216,21 @@ class Road:
             trainer.add_callback(callback)
         start = time.perf_counter()
         result = train(trainer)
-        tokens = sum(len(row["input_ids"]) for row in encoded)
+        labels = [row["labels"] for row in encoded]
         took = {
             "seconds": round(time.perf_counter() - start, 1),
             "rows": len(encoded),
-            "tokens": tokens,
-            "answer tokens": sum(
-                sum(label >= 0 for label in row["labels"]) for row in encoded
-            ),
+            "tokens": sum(map(len, labels)),
+            "answer tokens": sum(label >= 0 for row in labels for label in row),
             "epochs": float(arguments.num_train_epochs),
             "loss": round(result.training_loss, 4),
         }
+        # A run that was stopped after its training only loads what it has learned.
+        kept = self.folder / f"{name}_training.json"
+        if kept.exists():
+            took = json.loads(kept.read_text("utf-8"))
+        else:
+            write_json(kept, took)
         self.say(f"  {name}: {took}")
         return model.eval(), took
 
