@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 
+from support import resumable
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import (
@@ -329,6 +330,85 @@ def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path) -> None:
     assert taken == list(range(first, 4 * STEPS_AN_EPOCH + 1))
     if kind == "same":
         assert steps_taken(tiny_trainer(tmp_path)) == []  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    "changes, settings, told",
+    [
+        ({"learning_rate": 1e-3}, {}, r"the learning rate \(0.005 before, 0.001 now\)"),
+        ({"num_train_epochs": 6}, {}, r"the number of epochs \(4 before, 6 now\)"),
+        ({"seed": 7}, {}, r"seed \(42 before, 7 now\)"),
+        ({}, {"lora_r": 8}, r"LoRA's rank \(4 before, 8 now\)\. "),
+        ({}, {"target_modules": ("dense",)}, "the layers with LoRA"),
+    ],
+)
+def test_other_settings_start_afresh_and_are_named(
+    changes, settings, told, tmp_path
+) -> None:
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    trainer = tiny_trainer(tmp_path, replace(resumable.SETTINGS, **settings), **changes)
+    with pytest.warns(UserWarning, match=f"checkpoint-3 belongs.*{told}.*afresh"):
+        taken = steps_taken(trainer)
+    assert taken[0] == 1
+    # A finished run has nothing to go on with, and its own checkpoints are kept.
+    trainer = tiny_trainer(tmp_path, replace(resumable.SETTINGS, **settings), **changes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*belongs to another run")
+        assert steps_taken(trainer) == []
+
+
+@pytest.mark.parametrize("kind", ["answers", "order", "held-out"])
+def test_other_rows_start_afresh_and_are_named(kind, tmp_path) -> None:
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    trainer = tiny_trainer(tmp_path)
+    told = "the training rows"
+    if kind == "order":
+        trainer.train_dataset = trainer.train_dataset[::-1]
+    elif kind == "answers":
+        trainer.train_dataset[-1]["labels"][-1] = 5
+    else:
+        trainer.eval_dataset, told = trainer.eval_dataset[:1], "the held-out rows"
+    with pytest.warns(UserWarning, match=f"what differs is {told}. It is deleted"):
+        assert steps_taken(trainer)[0] == 1
+
+
+def test_another_base_starts_afresh_and_is_named(tmp_path) -> None:
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    trainer = tiny_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight.mul_(2)
+    with pytest.warns(UserWarning, match="the base or its starting weights. It is"):
+        assert steps_taken(trainer)[0] == 1
+
+
+def test_more_epochs_than_a_finished_run_are_a_new_run_and_said(tmp_path) -> None:
+    train(tiny_trainer(tmp_path, num_train_epochs=2))
+    with pytest.warns(UserWarning, match=r"the number of epochs \(2 before, 4 now\)"):
+        assert steps_taken(tiny_trainer(tmp_path))[0] == 1
+
+
+def test_checkpoints_of_other_programs_are_left_alone(tmp_path) -> None:
+    theirs = [tmp_path / "checkpoint-500", tmp_path / "checkpoint-best"]
+    for folder in theirs:
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_text("theirs")
+    (tmp_path / "checkpoint-notes.txt").write_text("theirs")
+    for resume in (True, False, True):
+        with pytest.warns(UserWarning, match="checkpoint-500, checkpoint-best, which"):
+            train(tiny_trainer(tmp_path), resume)
+    assert all((one / "adapter_model.safetensors").is_file() for one in theirs)
+    assert (tmp_path / "checkpoint-notes.txt").is_file()
+    ours = {one.name for one in tmp_path.iterdir()} - {one.name for one in theirs}
+    assert len(ours) == 3  # two checkpoints, as the arguments say, and the notes
+
+
+def test_a_checkpoint_of_another_program_is_not_overwritten(tmp_path) -> None:
+    theirs = tmp_path / f"checkpoint-{STEPS_AN_EPOCH}"
+    theirs.mkdir()
+    (theirs / "adapter_model.safetensors").write_text("theirs")
+    with pytest.raises(TrainingError, match="checkpoint-3 was not written.*move it"):
+        train(tiny_trainer(tmp_path))
+    assert (theirs / "adapter_model.safetensors").read_text() == "theirs"
 
 
 @pytest.fixture
