@@ -29,6 +29,7 @@ from support.tiny_models import (
     tiny_tokenizer,
 )
 from utils import machine, models
+from utils.course import FAQS_DATA, LAB_DATA, RunConfig, preflight
 from utils.files import FileError
 from utils.helpers import add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
@@ -39,8 +40,14 @@ from utils.templates import (
     instruction_template,
     load_template,
 )
-from utils.training import resuming
-from utils.training.adapters import load_adapter, require_same_tokenizer, save_adapter
+from utils.training import adapters, resuming
+from utils.training.adapters import (
+    adapter_file,
+    adapter_for,
+    load_adapter,
+    require_same_tokenizer,
+    save_adapter,
+)
 from utils.training.recipe import (
     TrainingError,
     add_lora,
@@ -662,6 +669,60 @@ def test_an_adapter_of_another_base_is_refused(kind, base, tmp_path) -> None:
 def test_a_folder_without_an_adapter_is_an_error(base, tmp_path) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
         load_adapter(base, tmp_path)
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A shipped adapter of smollm2, and a function that makes a run's configuration."""
+    folder = tmp_path / "data" / "smollm2_adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(adapters, "SHIPPED", {"smollm2": folder})
+
+    def config(model="smollm2", data=FAQS_DATA):
+        return RunConfig(model, data, "local", tmp_path / "build")
+
+    return folder, config
+
+
+def own_adapter(config, base):
+    folder = config.build / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"base_model_name_or_path": base})
+    (folder / "adapter_config.json").write_text(content)
+    return folder
+
+
+def test_the_shipped_adapter_is_taken_where_there_is_no_own_one(shipped) -> None:
+    folder, config = shipped
+    found, note = adapter_for(config(), MODELS["smollm2"])
+    assert found == folder and adapter_file(config(), MODELS["smollm2"]) == folder
+    assert "is not there, so the one that the course ships" in note
+    assert "not on your file" not in note
+    _, note = adapter_for(config(data=LAB_DATA), MODELS["smollm2"])
+    assert "not on your file" in note
+    assert str(preflight(config(), files={folder: "run 04"})).endswith("adapter")
+
+
+def test_an_own_adapter_comes_first(shipped) -> None:
+    folder, config = shipped
+    own = own_adapter(config(), "smollm2")
+    assert adapter_for(config(), MODELS["smollm2"]) == (own, "")
+    assert adapter_file(config(), MODELS["smollm2"]).as_posix() == "build/adapter"
+    own_adapter(config(), "data/lab_model")
+    found, note = adapter_for(config(), MODELS["smollm2"])
+    assert found == folder and "belongs to another model" in note
+    assert adapter_for(config("lab"), MODELS["lab"]) == (own, "")
+
+
+def test_without_any_adapter_lesson_04_is_named(shipped) -> None:
+    folder, config = shipped
+    with pytest.raises(ModelError, match="no adapter for lab.*run 04_lora_training"):
+        adapter_for(config("lab"), MODELS["lab"])
+    assert adapter_file(config("lab"), MODELS["lab"]).as_posix() == "build/adapter"
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match="no adapter for smollm2"):
+        adapter_for(config(), MODELS["smollm2"])
 
 
 # --- an adapter and its template ---
