@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -295,6 +296,85 @@ def test_words_are_compared_without_case_punctuation_and_articles() -> None:
     assert words("The IAM roles, and a VPC.") == ["iam", "roles", "and", "vpc"]
     assert exact_match("IAM roles!", "the iam roles")
     assert not exact_match("IAM roles", "roles IAM")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("-5", "5"), ("2.5", "25"), ("2.5 GB", "2 GB"), ("C++", "C"), ("C#", "C")),
+        *((".NET", "net"), ("5%", "5"), ("$5", "5"), ("-$5", "$5"), ("<5", ">5")),
+        *(("10+", "10"), ("10:30", "1030"), ("1/2", "12"), ("3-5", "35")),
+        *(("A", "The"), ("+", "-"), ("at \u22125 degrees", "at 5 degrees")),
+        *(("\u91cd\u91cf6", "\u91cd\u91cf7"), ("\u043d\u0435\u0442", "\u0434\u0430")),
+    ],
+)
+def test_what_changes_a_meaning_is_no_punctuation(one, other) -> None:
+    assert not exact_match(one, other)
+    assert token_f1(one, other) < 1
+    assert text_scores([one], [other])["ROUGE-L"][0] < 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("It's 5.", "It\u2019s 5"), ("caf\u00e9", "cafe\u0301"), ("1,000", "1000")),
+        *(
+            ("(-5)", "\u22125"),
+            ("\u201cyes\u201d", "Yes!"),
+            ("in\u2010house", "in-house"),
+        ),
+        *(
+            ("word\u2014word", "word word"),
+            ("2,5", "2.5"),
+            (".5", "0.5"),
+            ("5 %", "5%"),
+        ),
+        (
+            "\u6700\u5927\u306f6MB\u3067\u3059\u3002",
+            "\u6700\u5927\u306f6MB\u3067\u3059",
+        ),
+        (
+            "\u0647\u0644\u061f \u0646\u0639\u0645\u060c",
+            "\u0647\u0644 \u0646\u0639\u0645",
+        ),
+        ("\u092f\u0939 \u0939\u0948\u0964", "\u092f\u0939 \u0939\u0948"),
+        (
+            "\u041f\u0440\u0438\u0432\u0435\u0442!",
+            "\u043f\u0440\u0438\u0432\u0435\u0442",
+        ),
+    ],
+)
+def test_spellings_of_one_text_are_equal(one, other) -> None:
+    assert exact_match(one, other)
+    assert token_f1(one, other) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440!",
+        "\u6a21\u578b\u5728\u8bad\u7ec3\u3002",
+        "\u6700\u5927\u30da\u30a4\u30ed\u30fc\u30c9",
+        "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e",
+        "\u0645\u0631\u062d\u0628\u0627 \u0628\u0643",
+        "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+        "\ud55c\uad6d\uc5b4 \ubb38\uc7a5",
+    ],
+)
+def test_a_copy_scores_one_in_any_script(text) -> None:
+    scores = text_scores([text], [unicodedata.normalize("NFD", text)])
+    assert all(score == [pytest.approx(1)] for score in scores.values()), scores
+
+
+def test_one_character_of_a_script_without_spaces_is_one_word() -> None:
+    one, other = "\u6700\u5927\u306f6\u3067\u3059", "\u6700\u5927\u306f7\u3067\u3059"
+    scores = text_scores([one], [other])
+    assert scores["exact match"] == [0]
+    for name in ("token F1", "ROUGE-L", "BLEU"):
+        assert 0.2 < scores[name][0] < 1
+    assert words("\u0e17\u0e35\u0e48") == [
+        "\u0e17\u0e35\u0e48"
+    ]  # one letter with its vowel and tone
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 
+from support import resumable
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import (
@@ -28,6 +29,7 @@ from support.tiny_models import (
     tiny_tokenizer,
 )
 from utils import machine, models
+from utils.course import FAQS_DATA, LAB_DATA, RunConfig, preflight
 from utils.files import FileError
 from utils.helpers import add_text
 from utils.models import MODELS, ModelError, load_model, settings_for
@@ -38,9 +40,11 @@ from utils.templates import (
     instruction_template,
     load_template,
 )
-from utils.training import resuming
+from utils.training import adapters, resuming
 from utils.training.adapters import (
     BASE_SAMPLE,
+    adapter_file,
+    adapter_for,
     base_sample,
     load_adapter,
     require_same_tokenizer,
@@ -337,6 +341,85 @@ def test_only_a_run_of_the_same_kind_is_resumed(kind, tmp_path) -> None:
         assert steps_taken(tiny_trainer(tmp_path)) == []  # nothing is left to do
 
 
+@pytest.mark.parametrize(
+    "changes, settings, told",
+    [
+        ({"learning_rate": 1e-3}, {}, r"the learning rate \(0.005 before, 0.001 now\)"),
+        ({"num_train_epochs": 6}, {}, r"the number of epochs \(4 before, 6 now\)"),
+        ({"seed": 7}, {}, r"seed \(42 before, 7 now\)"),
+        ({}, {"lora_r": 8}, r"LoRA's rank \(4 before, 8 now\)\. "),
+        ({}, {"target_modules": ("dense",)}, "the layers with LoRA"),
+    ],
+)
+def test_other_settings_start_afresh_and_are_named(
+    changes, settings, told, tmp_path
+) -> None:
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    trainer = tiny_trainer(tmp_path, replace(resumable.SETTINGS, **settings), **changes)
+    with pytest.warns(UserWarning, match=f"checkpoint-3 belongs.*{told}.*afresh"):
+        taken = steps_taken(trainer)
+    assert taken[0] == 1
+    # A finished run has nothing to go on with, and its own checkpoints are kept.
+    trainer = tiny_trainer(tmp_path, replace(resumable.SETTINGS, **settings), **changes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*belongs to another run")
+        assert steps_taken(trainer) == []
+
+
+@pytest.mark.parametrize("kind", ["answers", "order", "held-out"])
+def test_other_rows_start_afresh_and_are_named(kind, tmp_path) -> None:
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    trainer = tiny_trainer(tmp_path)
+    told = "the training rows"
+    if kind == "order":
+        trainer.train_dataset = trainer.train_dataset[::-1]
+    elif kind == "answers":
+        trainer.train_dataset[-1]["labels"][-1] = 5
+    else:
+        trainer.eval_dataset, told = trainer.eval_dataset[:1], "the held-out rows"
+    with pytest.warns(UserWarning, match=f"what differs is {told}. It is deleted"):
+        assert steps_taken(trainer)[0] == 1
+
+
+def test_another_base_starts_afresh_and_is_named(tmp_path) -> None:
+    interrupted(tmp_path, STEPS_AN_EPOCH + 1)
+    trainer = tiny_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight.mul_(2)
+    with pytest.warns(UserWarning, match="the base or its starting weights. It is"):
+        assert steps_taken(trainer)[0] == 1
+
+
+def test_more_epochs_than_a_finished_run_are_a_new_run_and_said(tmp_path) -> None:
+    train(tiny_trainer(tmp_path, num_train_epochs=2))
+    with pytest.warns(UserWarning, match=r"the number of epochs \(2 before, 4 now\)"):
+        assert steps_taken(tiny_trainer(tmp_path))[0] == 1
+
+
+def test_checkpoints_of_other_programs_are_left_alone(tmp_path) -> None:
+    theirs = [tmp_path / "checkpoint-500", tmp_path / "checkpoint-best"]
+    for folder in theirs:
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_text("theirs")
+    (tmp_path / "checkpoint-notes.txt").write_text("theirs")
+    for resume in (True, False, True):
+        with pytest.warns(UserWarning, match="checkpoint-500, checkpoint-best, which"):
+            train(tiny_trainer(tmp_path), resume)
+    assert all((one / "adapter_model.safetensors").is_file() for one in theirs)
+    assert (tmp_path / "checkpoint-notes.txt").is_file()
+    ours = {one.name for one in tmp_path.iterdir()} - {one.name for one in theirs}
+    assert len(ours) == 3  # two checkpoints, as the arguments say, and the notes
+
+
+def test_a_checkpoint_of_another_program_is_not_overwritten(tmp_path) -> None:
+    theirs = tmp_path / f"checkpoint-{STEPS_AN_EPOCH}"
+    theirs.mkdir()
+    (theirs / "adapter_model.safetensors").write_text("theirs")
+    with pytest.raises(TrainingError, match="checkpoint-3 was not written.*move it"):
+        train(tiny_trainer(tmp_path))
+    assert (theirs / "adapter_model.safetensors").read_text() == "theirs"
+
+
 @pytest.fixture
 def raced(monkeypatch):
     """Return a function that makes the race's result what it is told."""
@@ -596,6 +679,60 @@ def test_the_base_of_a_large_vocabulary_can_be_remembered() -> None:
 def test_a_folder_without_an_adapter_is_an_error(base, tmp_path) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
         load_adapter(base, tmp_path)
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A shipped adapter of smollm2, and a function that makes a run's configuration."""
+    folder = tmp_path / "data" / "smollm2_adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(adapters, "SHIPPED", {"smollm2": folder})
+
+    def config(model="smollm2", data=FAQS_DATA):
+        return RunConfig(model, data, "local", tmp_path / "build")
+
+    return folder, config
+
+
+def own_adapter(config, base):
+    folder = config.build / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"base_model_name_or_path": base})
+    (folder / "adapter_config.json").write_text(content)
+    return folder
+
+
+def test_the_shipped_adapter_is_taken_where_there_is_no_own_one(shipped) -> None:
+    folder, config = shipped
+    found, note = adapter_for(config(), MODELS["smollm2"])
+    assert found == folder and adapter_file(config(), MODELS["smollm2"]) == folder
+    assert "is not there, so the one that the course ships" in note
+    assert "not on your file" not in note
+    _, note = adapter_for(config(data=LAB_DATA), MODELS["smollm2"])
+    assert "not on your file" in note
+    assert str(preflight(config(), files={folder: "run 04"})).endswith("adapter")
+
+
+def test_an_own_adapter_comes_first(shipped) -> None:
+    folder, config = shipped
+    own = own_adapter(config(), "smollm2")
+    assert adapter_for(config(), MODELS["smollm2"]) == (own, "")
+    assert adapter_file(config(), MODELS["smollm2"]).as_posix() == "build/adapter"
+    own_adapter(config(), "data/lab_model")
+    found, note = adapter_for(config(), MODELS["smollm2"])
+    assert found == folder and "belongs to another model" in note
+    assert adapter_for(config("lab"), MODELS["lab"]) == (own, "")
+
+
+def test_without_any_adapter_lesson_04_is_named(shipped) -> None:
+    folder, config = shipped
+    with pytest.raises(ModelError, match="no adapter for lab.*run 04_lora_training"):
+        adapter_for(config("lab"), MODELS["lab"])
+    assert adapter_file(config("lab"), MODELS["lab"]).as_posix() == "build/adapter"
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match="no adapter for smollm2"):
+        adapter_for(config(), MODELS["smollm2"])
 
 
 # --- an adapter and its template ---

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -396,17 +398,113 @@ def perplexity_with_interval(
 # --- what an answer has in common with the one in the file ---
 
 ARTICLES = {"a", "an", "the"}
+# Other ways to write an apostrophe, a hyphen, and a minus.
+PLAIN = str.maketrans("\u2018\u2019\u02bc\u00b4`\u2010\u2011\u2212", "'''''---")
+MONEY = "$\u20ac\u00a3\u00a5"
+# Scripts without spaces between words, of which each character counts as a word: Thai,
+# Lao, Burmese, Khmer, kana, and Chinese characters.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
+)
+# What punctuation leaves standing: numbers with sign, decimals, and what parts of a
+# date or time are joined by; names such as C++, C#, and .NET.
+MEANT = re.compile(
+    rf"""
+    (?P<number>
+        (?:(?<![\w.,)%\]])[-+](?=[.]?\d))?
+        (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ | (?<![\w.])[.]\d+ )
+        (?:[.,:/]\d+)*
+    )
+    (?P<more>\+(?!\w))?
+  | (?P<range>(?<=\d)[-\u2013\u2014](?=\d))
+  | (?P<name>(?<=\w)(?:\+\+|\+|\#)(?!\w) | (?<!\w)[.](?=net\b))
+  | (?P<sign>
+        (?<=\d)\s*[%\u2030{MONEY}]
+      | [{MONEY}](?=\s*[-+.]?\d)
+      | (?<![\w.,)%\]])[-+](?=[{MONEY}]\s*[.]?\d)
+      | (?:<=|>=|!=|==|[<>\u2264\u2265\u2260=~\u2248])(?=\s*[-+.{MONEY}]*\d)
+    )
+    """,
+    re.VERBOSE,
+)
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text without case, punctuation and articles.
 
-    SQuAD's own script compares answers so (Rajpurkar et al., arXiv 1606.05250).
+    SQuAD's own script compares answers so (Rajpurkar et al., arXiv 1606.05250), in
+    English. Here signs and decimals of numbers stay ("-5", "2.5"), as do "C++", "%" and
+    "$"; any script's punctuation goes; composed letters equal composing ones; and where
+    a script has no spaces, each character is a word.
 
     First used in lesson 05, section 3.
     """
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return [word for word in text.split() if word not in ARTICLES]
+    found = _words(text, joint="")
+    return [word for word in found if word not in ARTICLES] or found
+
+
+def _words(text: str, joint: str) -> list[str]:
+    """Return the words of a text.
+
+    Args:
+        text: to be cut.
+        joint: what takes the place of an ASCII punctuation mark: "" makes "in-house"
+            one word, " " makes it two.
+    """
+    text = unicodedata.normalize("NFC", text).casefold().translate(PLAIN)
+    parts, place = [], 0
+    for match in MEANT.finditer(text):
+        parts += [_unpunctuated(text[place : match.start()], joint), _meant(match)]
+        place = match.end()
+    parts.append(_unpunctuated(text[place:], joint))
+    found = _spaced("".join(parts)).split()
+    # A text of punctuation alone, such as "+", is its own word.
+    return found or text.split()
+
+
+def _meant(match: re.Match[str]) -> str:
+    """Return one spelling of something that `MEANT` found."""
+    kind = match.lastgroup
+    if kind in ("number", "more"):
+        number = re.sub(r",(?=\d{3}(?!\d))", "", match["number"])
+        number = re.sub(r"^([-+]?)[.]", r"\g<1>0.", number.replace(",", "."))
+        return number + (match["more"] or "")
+    if kind == "range":
+        return " "
+    return f" {match[0].strip()} " if kind == "sign" else match[0]
+
+
+def _unpunctuated(text: str, joint: str) -> str:
+    """Return a text without punctuation, and without characters that are not seen."""
+    kept = []
+    for character in text:
+        kind = unicodedata.category(character)
+        if character in string.punctuation:
+            kept.append(joint)
+        elif kind[0] == "P":  # a dash, or another script's full stop
+            kept.append(" ")
+        elif kind != "Cf":
+            kept.append(character)
+    return "".join(kept)
+
+
+def _spaced(text: str) -> str:
+    """Put a space on both sides of each character that is a word of its own.
+
+    Marks that belong to the character before, such as vowels of Thai, stay with it.
+    """
+    spaced: list[str] = []
+    for character in text:
+        is_mark = unicodedata.category(character)[0] == "M"
+        if is_mark and spaced and spaced[-1].strip():
+            end = " " * spaced[-1].endswith(" ")
+            spaced[-1] = spaced[-1].rstrip() + character + end
+        elif UNSPACED.match(character):
+            spaced.append(f" {character} ")
+        else:
+            spaced.append(character)
+    return "".join(spaced)
 
 
 def exact_match(answer: str, expected: str) -> bool:
@@ -433,9 +531,10 @@ def text_scores(
 ) -> dict[str, list[float]]:
     """Return five measures of likeness, each between 0 and 1, one number an answer.
 
-    ROUGE-L is rouge-score's F-measure without stemming; chrF (characters 1 to 6) and
-    BLEU (words 1 to 4, with shorter ones where a text has no four) are sacrebleu's for
-    single sentences.
+    ROUGE-L is rouge-score's F-measure without stemming, of words that may be in any
+    script; chrF (characters 1 to 6) and BLEU (words 1 to 4, with shorter ones where a
+    text has no four) are sacrebleu's for single sentences. See `words` for what counts
+    as a word where a script has no spaces.
 
     First used in lesson 05, section 3.
 
@@ -453,16 +552,25 @@ def text_scores(
             "of each, in the same order."
         )
     logging.getLogger("absl").setLevel(logging.WARNING)
-    rouge, chrf = RougeScorer(["rougeL"]), CHRF()
+    rouge, chrf = RougeScorer(["rougeL"], tokenizer=_RougeWords()), CHRF()
     bleu = BLEU(effective_order=True)
     pairs = list(zip(answers, expected, strict=True))
+    composed = [[unicodedata.normalize("NFC", one) for one in pair] for pair in pairs]
+    spaced = [[_spaced(one) for one in pair] for pair in composed]
     return {
         "exact match": [float(exact_match(one, other)) for one, other in pairs],
         "token F1": [token_f1(one, other) for one, other in pairs],
         "ROUGE-L": [rouge.score(o, one)["rougeL"].fmeasure for one, o in pairs],
-        "chrF": [chrf.sentence_score(one, [o]).score / 100 for one, o in pairs],
-        "BLEU": [bleu.sentence_score(one, [o]).score / 100 for one, o in pairs],
+        "chrF": [chrf.sentence_score(one, [o]).score / 100 for one, o in composed],
+        "BLEU": [bleu.sentence_score(one, [o]).score / 100 for one, o in spaced],
     }
+
+
+class _RougeWords:
+    """What rouge-score asks for words; its own ones are made of a-z and 0-9 alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _words(text, joint=" ")
 
 
 # --- wrong in which way ---

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.course import portable_name
+from utils.course import FAQS_DATA, ROOT, RunConfig, portable_name
 from utils.files import replace_folder
 from utils.helpers import encode_prompts
 from utils.models import ModelError
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from utils.models import ModelSettings
     from utils.templates import Template
 
+SHIPPED = {"smollm2": ROOT / "data" / "smollm2_adapter"}  # model → its adapter
 BASE_SAMPLE = 32  # numbers of the base's embeddings that an adapter's file remembers
 BASE_KEY = "base"
 
@@ -89,6 +91,65 @@ def save_adapter(
     from safetensors.torch import load_file, save_file
 
     return replace_folder(folder, write)
+
+
+def adapter_for(config: RunConfig, settings: ModelSettings) -> tuple[Path, str]:
+    """Return the adapter to go on with: one's own, else the one that is shipped.
+
+    Args:
+        config: of the run; one's own adapter lies in its build folder.
+        settings: of the model.
+
+    Returns:
+        The folder, and a sentence to show where it is not one's own; else "".
+
+    Raises:
+        ModelError: if there is neither.
+    """
+    own, shipped = config.build / "adapter", SHIPPED.get(settings.name)
+    if not (shipped and (shipped / "adapter_config.json").is_file()):
+        shipped = None
+    exists = (own / "adapter_config.json").is_file()
+    if exists and (shipped is None or _names_base(own, settings)):
+        return own, ""
+    if shipped is None:
+        raise ModelError(
+            f"There is no adapter for {settings.name} in {config.build.name}/adapter: "
+            "run 04_lora_training.ipynb."
+        )
+    why = "belongs to another model" if exists else "is not there"
+    note = (
+        f"Your own adapter {why}, so the one that the course ships is taken: "
+        f"{portable_name(shipped)}."
+    )
+    if config.data != FAQS_DATA:
+        note += f" It was tuned on {portable_name(FAQS_DATA)}, not on your file."
+    return shipped, f"{note} To tune your own, run 04_lora_training.ipynb."
+
+
+def adapter_file(config: RunConfig, settings: ModelSettings) -> Path:
+    """Return what `preflight(files=…)` is to look for: the folder of `adapter_for`.
+
+    Where there is none, it is the place where lesson 04 would write one.
+    """
+    try:
+        folder, _ = adapter_for(config, settings)
+    except ModelError:
+        return Path("build/adapter")
+    own = config.build / "adapter"
+    return Path("build/adapter") if folder == own else folder
+
+
+def _names_base(folder: Path, settings: ModelSettings) -> bool:
+    """Return whether an adapter says that it was trained on this model."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        named = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return True  # damaged: `load_adapter` says so
+    source = Path(settings.source)
+    here = portable_name(source) if source.is_absolute() else settings.source
+    return not named or named == here
 
 
 def load_adapter(
