@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from support.resumable import tiny_rows
-from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+from support.tiny_models import (
+    tiny_chat_tokenizer,
+    tiny_gpt_neox,
+    tiny_llama,
+    tiny_tokenizer,
+)
 from utils.evaluation.answers import judge_for
 from utils.helpers import add_text
 from utils.models import MODELS, settings_for
 from utils.tasks import problems
+from utils.templates import chat_template, template_for
 from utils.training import methods
 from utils.training.methods import (
     METHODS,
@@ -153,7 +159,7 @@ def test_a_sweep_tries_every_combination_at_the_same_scale(study, monkeypatch) -
     assert [one.learning_rate for one in seen] == list(frame["learning_rate"])
 
 
-def dataset_of(answers):
+def dataset_of(answers, add_text=add_text):
     from datasets import Dataset, DatasetDict
 
     rows = [add_text({"instruction": "What?", "response": one}) for one in answers]
@@ -167,6 +173,32 @@ def test_a_study_of_a_large_model_takes_the_lab_model() -> None:
     assert (study.settings.epochs, study.settings.batch_size) == (1, 8)
     assert len(study.train) == 2
     assert study.tokenizer.decode(study.train[0]["input_ids"]).endswith("### End")
+
+
+def test_in_place_of_a_large_chat_model_the_lab_model_reads_its_own_template() -> None:
+    chat = chat_template(tiny_chat_tokenizer("names itself"))
+    dataset = dataset_of(["It.", "That."], chat.add_text)
+    study = make_study(MODELS["smollm2"], dataset, 134_515_008)
+    assert study.settings.name == "lab"
+    for row in (*study.train, *study.held_out):
+        text = study.tokenizer.decode(row["input_ids"])
+        assert text.startswith("Below is an instruction")
+        assert text.endswith("### End")
+    assert study.questions[0]["prompt"].endswith("### Response:\n")
+    assert study.stop == ("### End",)
+
+
+def test_a_study_of_a_small_chat_model_keeps_to_its_chat_template(tmp_path) -> None:
+    tokenizer = tiny_chat_tokenizer("names itself")
+    torch.manual_seed(0)
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = settings_for(str(tmp_path))
+    template = template_for(settings, tokenizer)
+    study = make_study(settings, dataset_of(["It."], template.add_text), 30_000)
+    assert study.questions[0]["prompt"] == template.prompt("What?")
+    assert study.stop == ("<|im_end|>",)
+    assert study.train[0]["labels"][-1] == tokenizer.eos_token_id
 
 
 def test_a_study_takes_rows_from_all_over_the_data_set() -> None:
@@ -190,7 +222,7 @@ def test_kept_are_the_problems_that_are_still_solved(study, monkeypatch) -> None
     asked = replace(study, skill=problems("1 steps", 4))
     right = [f" {problem.result}." for problem in asked.skill]
     said = iter([["It."], [right[0], right[1], " 0.5.", "no number"]])
-    monkeypatch.setattr(methods, "generate", lambda *_: next(said))
+    monkeypatch.setattr(methods, "generate", lambda *_, **__: next(said))
     monkeypatch.setattr(methods, "loss_on", lambda *_: 0.0)
     assert methods.measure(torch.nn.Identity(), asked)["kept"] == 0.5
 

@@ -21,7 +21,11 @@ from torch.nn.functional import gelu
 
 from utils.course import set_seed
 from utils.evaluation.answers import Judge, judge_for
-from utils.helpers import DataCollatorForCompletionOnlyLM, preprocess_batch
+from utils.helpers import (
+    END_KEY,
+    DataCollatorForCompletionOnlyLM,
+    preprocess_batch,
+)
 from utils.models import (
     MODELS,
     ModelSettings,
@@ -30,6 +34,7 @@ from utils.models import (
     load_tokenizer,
     this_machine,
 )
+from utils.templates import template_for
 from utils.training.recipe import (
     TrainingError,
     add_lora,
@@ -193,6 +198,7 @@ class Study:
         questions: rows with `prompt` and what `judge` needs.
         judge: of answers to them.
         skill: problems in one step, which the lab model could solve before.
+        stop: the texts at which an answer ends.
     """
 
     settings: ModelSettings
@@ -203,6 +209,7 @@ class Study:
     questions: list[dict[str, Any]]
     judge: Judge
     skill: list[Problem]
+    stop: tuple[str, ...] = (END_KEY,)
 
 
 def make_study(
@@ -218,8 +225,8 @@ def make_study(
 
     Args:
         settings: of the model at hand; a large one is replaced by the lab model.
-        dataset: with the columns `prompt`, `completion` and `response`, and a part
-            `replay` for the methods that replay.
+        dataset: with the columns `instruction` and `response`, and a part `replay`
+            with `prompt` and `completion` for the methods that replay.
         n_parameters: of the model at hand.
         n_rows: how many rows to train on, at most.
         n_questions: how many questions at most, and problems of the earlier skill.
@@ -232,11 +239,19 @@ def make_study(
     settings = settings if n_parameters <= SMALL else MODELS["lab"]
     settings = replace(settings, epochs=1, batch_size=STUDY_BATCH)
     tokenizer = load_tokenizer(settings)
+    template = template_for(settings, tokenizer)
     parts = ("wording", "test", "validation")
     part = next(name for name in parts if name in dataset)
 
+    def framed(name: str) -> list[dict[str, Any]]:
+        rows = dataset[name].to_list()
+        # Rows for replay keep the form of their own; the others may have been made in
+        # the template of a large model, in whose place another one stands here.
+        return rows if name == "replay" else [template.add_text(row) for row in rows]
+
     def encoded(name: str) -> list[dict[str, list[int]]]:
-        columns = dataset[name].select_columns(["prompt", "completion"])[:]
+        rows = framed(name)
+        columns = {key: [row[key] for row in rows] for key in ("prompt", "completion")}
         batch = preprocess_batch(columns, tokenizer, settings.max_length, "drop")
         rows = zip(*batch.values(), strict=True)
         rows = [dict(zip(batch, row, strict=True)) for row in rows]
@@ -248,7 +263,7 @@ def make_study(
             )
         return rows
 
-    questions = evenly_spaced(dataset[part].to_list(), n_questions)
+    questions = evenly_spaced(framed(part), n_questions)
     return Study(
         settings=settings,
         tokenizer=tokenizer,
@@ -258,6 +273,7 @@ def make_study(
         questions=questions,
         judge=judge_for(questions, dataset["train"].to_list()),
         skill=problems("1 steps", n_questions),
+        stop=template.stop,
     )
 
 
@@ -335,7 +351,7 @@ def measure(model: nn.Module, study: Study) -> dict[str, float]:
 
     prompts = [row["prompt"] for row in study.questions]
     budget = study.settings.max_new_tokens
-    answers = generate(model, study.tokenizer, prompts, budget)
+    answers = generate(model, study.tokenizer, prompts, budget, stop=study.stop)
     right = study.judge.right(answers, study.questions)
     asked = [problem.prompt(worked=False) for problem in study.skill]
     results = generate(model, study.tokenizer, asked, RESULT_TOKENS)
