@@ -59,7 +59,7 @@ def environment(tmp_path_factory):
     base = save_base(folder / "base")
     save_adapter(build / "adapter", base)
     rows = Dataset.from_dict({"instruction": QUESTIONS, "response": QUESTIONS})
-    DatasetDict(train=rows, validation=rows).save_to_disk(build / "dataset")
+    DatasetDict(train=rows, validation=rows, test=rows).save_to_disk(build / "dataset")
     return {
         **os.environ,
         "COURSE_BUILD": str(build),
