@@ -565,6 +565,8 @@ def template_for(
 ) -> InstructionTemplate | ChatTemplate:
     """Return the template that a model's settings name.
 
+    First used in lesson 03, section 6.
+
     Args:
         settings: their `template` is "instruction", "chat", or "auto": the chat
             template where the tokenizer brings one.
@@ -748,6 +750,8 @@ def load_template(
     folder: str | Path, tokenizer: PreTrainedTokenizerBase
 ) -> InstructionTemplate | ChatTemplate:
     """Return the template that an adapter's folder names.
+
+    First used in lesson 05, section 1.
 
     Args:
         folder: which holds course_template.json.
