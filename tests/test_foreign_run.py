@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import load_from_disk
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from support.tiny_models import tiny_chat_tokenizer, tiny_llama, tiny_tokenizer
 from utils.models import settings_for
@@ -31,20 +31,7 @@ def save_llama(folder: Path) -> Path:
     """An untrained Llama whose tokenizer puts <s> before every text."""
     tokenizer = tiny_tokenizer(adds_bos=True)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = tiny_llama(tokenizer=tokenizer, tied=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from support.machines import LAPTOP
 from support.tiny_models import (
     CHATS,
     END_OF_TEXT,
     tiny_chat_tokenizer,
+    tiny_llama,
     tiny_tokenizer,
 )
 from utils.course import ROOT
@@ -54,21 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens({**marks, "pad_token": END_OF_TEXT})
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            initializer_range=0.1,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = tiny_llama(tokenizer=tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

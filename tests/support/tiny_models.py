@@ -23,6 +23,27 @@ SENTENCES = [
 ]
 
 
+def _byte_level(texts: list[str], special: list[str], adds_bos: bool) -> Tokenizer:
+    """Return a byte-level BPE of 400 tokens, which may put <s> before every text."""
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if adds_bos:
+        model.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))]
+        )
+    return model
+
+
 @functools.cache
 def tiny_tokenizer(
     key_tokens: bool = True, adds_bos: bool = False, pad: str = END_OF_TEXT
@@ -37,22 +58,7 @@ def tiny_tokenizer(
     special = [END_OF_TEXT, "<s>", "<pad>"]
     if key_tokens:
         special += [END_KEY, INSTRUCTION_KEY, RESPONSE_KEY_NL]
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    model.train_from_iterator(
-        SENTENCES,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    if adds_bos:
-        model.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))]
-        )
+    model = _byte_level(SENTENCES, special, adds_bos)
     return PreTrainedTokenizerFast(
         tokenizer_object=model,
         eos_token=END_OF_TEXT,
@@ -122,22 +128,8 @@ def tiny_chat_tokenizer(kind: str = "names itself") -> PreTrainedTokenizerFast:
         kind: of template, one of `CHATS`. Padding is the end of text, as SmolLM2's.
     """
     source, special, adds_bos = CHATS[kind]
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    model.train_from_iterator(
-        [*SENTENCES, "system user assistant model Notes: Question: Answer"],
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=[*special, "<s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    if adds_bos:
-        model.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))]
-        )
+    texts = [*SENTENCES, "system user assistant model Notes: Question: Answer"]
+    model = _byte_level(texts, [*special, "<s>"], adds_bos)
     return PreTrainedTokenizerFast(
         tokenizer_object=model,
         eos_token=special[0],
@@ -148,8 +140,22 @@ def tiny_chat_tokenizer(kind: str = "names itself") -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_llama(vocabulary: int = 400, tied: bool = True) -> LlamaForCausalLM:
-    """An untrained Llama of SmolLM2's kind; the caller seeds torch."""
+def tiny_llama(
+    vocabulary: int = 400,
+    tied: bool = True,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> LlamaForCausalLM:
+    """An untrained Llama of SmolLM2's kind; the caller seeds torch.
+
+    Args:
+        vocabulary: how many tokens.
+        tied: one matrix for embeddings and head.
+        tokenizer: gives vocabulary and special tokens, in place of `vocabulary`.
+    """
+    ids = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
+    if tokenizer is not None:
+        vocabulary = len(tokenizer)
+        ids = {name: getattr(tokenizer, name) for name in ids}
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
@@ -161,9 +167,7 @@ def tiny_llama(vocabulary: int = 400, tied: bool = True) -> LlamaForCausalLM:
             max_position_embeddings=512,
             tie_word_embeddings=tied,
             initializer_range=0.2,
-            bos_token_id=1,
-            eos_token_id=0,
-            pad_token_id=0,
+            **ids,
         )
     )
 
