@@ -123,6 +123,16 @@ def test_what_was_measured_is_not_measured_again(road: Road, monkeypatch) -> Non
     assert record.run(road, ["search"]) == first
 
 
+def test_what_was_measured_with_other_settings_is_measured_again(road: Road) -> None:
+    first = record.run(road, ["search"])
+    said: list[str] = []
+    road.settings, road.say = replace(road.settings, learning_rate=0.5), said.append
+    assert record.run(road, ["search"])
+    assert "search was measured with other data or settings" in said[0]
+    again = json.loads((road.folder / "search.json").read_text("utf-8"))
+    assert again["made with"] != first["search"]["made with"]
+
+
 def test_a_stage_that_nobody_knows_is_named(road: Road) -> None:
     with pytest.raises(RecordError, match="No stage begins with 'tuned'"):
         record.run(road, ["tuned"])

@@ -551,6 +551,18 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def data_files(road: Road) -> dict[str, str]:
+    """Return the SHA-256 of each file that is measured with, by its name."""
+    files = (Path(road.data), json_format.MESSAGES_DATA, PROSE, SKILLS)
+    return {portable_name(file): digest(file) for file in files}
+
+
+def fingerprint(road: Road) -> str:
+    """Return what tells runs with other data or settings apart."""
+    text = json.dumps([data_files(road), repr(road.settings)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
     """Measure what is not measured yet, and return all that is.
 
@@ -568,26 +580,32 @@ def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
                 f"No stage begins with {start!r}: there are {list(todo)}."
             )
     found: dict[str, Any] = {}
+    made_with = fingerprint(road)
     for name, measure in todo.items():
         file = road.folder / f"{name}.json"
         chosen = not wanted or name.startswith(tuple(wanted))
-        if not file.exists() and chosen:
+        kept = json.loads(file.read_text("utf-8")) if file.exists() else None
+        if kept and kept.get("made with") != made_with:
+            road.say(
+                f"{name} was measured with other data or settings, and is left out."
+            )
+            kept = None
+        if kept is None and chosen:
             road.say(f"{name} …")
             start = time.perf_counter()
             figures = measure()
             gc.collect()
-            write_json(
-                file,
-                {
-                    "date": datetime.date.today().isoformat(),
-                    "seconds": round(time.perf_counter() - start, 1),
-                    "machine": str(this_machine(race=False)),
-                    "figures": figures,
-                },
-            )
+            kept = {
+                "date": datetime.date.today().isoformat(),
+                "seconds": round(time.perf_counter() - start, 1),
+                "machine": str(this_machine(race=False)),
+                "made with": made_with,
+                "figures": figures,
+            }
+            write_json(file, kept)
             road.say(f"{name}: {time.perf_counter() - start:.0f} s")
-        if file.exists():
-            found[name] = json.loads(file.read_text("utf-8"))
+        if kept:
+            found[name] = kept
     return found
 
 
@@ -612,10 +630,7 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
             "date": datetime.date.today().isoformat(),
             "versions": versions(),
             "settings": settings,
-            "data": {
-                portable_name(file): digest(file)
-                for file in (Path(road.data), json_format.MESSAGES_DATA, PROSE, SKILLS)
-            },
+            "data": data_files(road),
             "peak memory, GB": round(
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1
             ),
