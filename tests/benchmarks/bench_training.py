@@ -56,7 +56,7 @@ from utils.course import LAB_DATA, run_config, set_seed
 from utils.dataset.faqs import load_faqs
 from utils.dataset.open_book import context
 from utils.dataset.splits import split
-from utils.evaluation.retrieval import notes
+from utils.evaluation.retrieval import notes, right_notes
 from utils.evaluation.scores import held_out_loss, token_losses
 from utils.helpers import IGNORED, DataCollatorForCompletionOnlyLM
 from utils.machine import cpu_has_bf16
@@ -167,15 +167,12 @@ def add_notes(rows: datasets.Dataset) -> datasets.Dataset:
 
     A note is an answer under another wording of its question, where there is one.
     """
-    forms = {note.group: note.texts() for note in notes(rows.to_list())}
-    facts = list(forms)
-
-    def with_context(row: dict[str, Any]) -> dict[str, str]:
-        place = facts.index(row["fact"])
-        near = [facts[place - 1], row["fact"], facts[(place + 1) % len(facts)]]
-        return {"context": context([forms[fact][-1] for fact in near])}
-
-    return rows.map(with_context)
+    written = notes(rows.to_list())
+    texts = []
+    for place in right_notes(rows.to_list(), written):
+        near = (written[place - 1], written[place], written[(place + 1) % len(written)])
+        texts.append(context([note.texts()[-1] for note in near]))
+    return rows.add_column("context", texts)
 
 
 def some_batches(rows: datasets.Dataset, number: int, size: int) -> datasets.Dataset:
