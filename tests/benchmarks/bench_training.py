@@ -163,15 +163,12 @@ def make_task(
 
 
 def add_notes(rows: datasets.Dataset) -> datasets.Dataset:
-    """Three notes for each row, as a search gives them: its own stands in the middle.
-
-    A note is an answer under another wording of its question, where there is one.
-    """
+    """Three notes for each row: its own answer, between those of two others."""
     written = notes(rows.to_list())
     texts = []
     for place in right_notes(rows.to_list(), written):
         near = (written[place - 1], written[place], written[(place + 1) % len(written)])
-        texts.append(context([note.texts()[-1] for note in near]))
+        texts.append(context([note.answer for note in near]))
     return rows.add_column("context", texts)
 
 

@@ -122,8 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(end, start + self.server.break_after)
         for place in range(start, end, 2**14):
             part = content[place : min(place + 2**14, end)]
+            self.server.sent += len(part)  # before the last byte, which ends the call
             self.wfile.write(part)
-            self.server.sent += len(part)
             time.sleep(self.server.pause)
 
     def log_message(self, format: str, *arguments: object) -> None:

@@ -96,6 +96,8 @@ def save_adapter(
 def adapter_for(config: RunConfig, settings: ModelSettings) -> tuple[Path, str]:
     """Return the adapter to go on with: one's own, else the one that is shipped.
 
+    First used in lesson 05, section 1.
+
     Args:
         config: of the run; one's own adapter lies in its build folder.
         settings: of the model.
@@ -129,6 +131,8 @@ def adapter_for(config: RunConfig, settings: ModelSettings) -> tuple[Path, str]:
 
 def adapter_file(config: RunConfig, settings: ModelSettings) -> Path:
     """Return what `preflight(files=…)` is to look for: the folder of `adapter_for`.
+
+    First used in lesson 05, before section 1.
 
     Where there is none, it is the place where lesson 04 would write one.
     """
