@@ -13,6 +13,7 @@ What all lessons share:
 - `ngrams`: next tokens from counts, to compare a model with.
 - `colours`: the colours of plots, report and road map.
 - `files`: files and folders written whole or not at all.
+- `origins`: which model and data a file of the build folder was made from.
 
 A wing for each lesson's subject:
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import hashlib
 import importlib.metadata
+import json
 import os
 import random
 import re
@@ -35,6 +37,7 @@ DATA_SUFFIXES = (
     *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx"),
     *(".xlsm", ".xls", ".gz", ".zip"),
 )
+ORIGINS = "origins.json"  # in the build folder; see `utils.origins`
 KEY_FIGURE = "course_key_figure"
 # tqdm asks for a widget library that the course does without: its bars are text. It
 # asks while it is imported, before any function of the course can run.
@@ -324,6 +327,43 @@ def _gpu_problem(gigabytes: float) -> str | None:
     return None
 
 
+def origin(config: RunConfig) -> dict[str, str]:
+    """Return what a file of the build folder is made from: the model and the data.
+
+    Returns:
+        `model` and `data` by name, and `sha256` of the data, so that a file with the
+        same name and other content is told apart; "" for a data set of the hub.
+    """
+    model = Path(config.model)
+    digest = hashlib.sha256()
+    if isinstance(config.data, Path):
+        inside = config.data.rglob("*") if config.data.is_dir() else [config.data]
+        for file in sorted(path for path in inside if path.is_file()):
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return {
+        "model": portable_name(model) if model.is_absolute() else config.model,
+        "data": portable_name(config.data),
+        "sha256": digest.hexdigest() if isinstance(config.data, Path) else "",
+    }
+
+
+def _origin_problem(config: RunConfig, name: str, now: Mapping[str, str]) -> str | None:
+    """Return what has changed since something in the build folder was made."""
+    try:
+        made = json.loads((config.build / ORIGINS).read_text("utf-8"))[name]
+        model, data, digest = (made[key] for key in ("model", "data", "sha256"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # nobody has noted it
+    if model != now["model"]:
+        return f"was made with COURSE_MODEL={model}, which is {now['model']} now"
+    if data != now["data"]:
+        return f"was made from {data}, and COURSE_DATA is {now['data']} now"
+    if digest != now["sha256"]:
+        return f"was made from {data}, which has changed since"
+    return None
+
+
 def preflight(
     config: RunConfig,
     *,
@@ -340,12 +380,13 @@ def preflight(
             set of the hub when it is loaded.
         files: path → what makes it, such as "run 04_lora_training.ipynb". A relative
             path that starts with "build/" lies in the build folder, any other one in
-            the repository.
+            the repository. What lies in the build folder must have been made with this
+            model and from this data, where that was noted (`utils.origins`).
         packages: names whose installed version must equal the pin.
         gpu_gigabytes: GPU memory needed; 0 when a CPU will do.
 
     Raises:
-        PreflightError: one sentence for each thing that is missing.
+        PreflightError: one sentence for each thing that is missing or out of date.
     """
     problems: list[str] = []
     found: list[str] = []
@@ -354,17 +395,23 @@ def preflight(
             f"{portable_name(config.data)} is missing: restore it with "
             "`git checkout -- data`, or set COURSE_DATA to a file of your own."
         )
+    now = {} if problems or not files else origin(config)
     for wanted, remedy in (files or {}).items():
-        path = Path(wanted)
+        path, stale = Path(wanted), None
         shown = path.as_posix() if not path.is_absolute() else portable_name(path)
         if path.parts[:1] == ("build",):
-            path = config.build.joinpath(*path.parts[1:])
+            name = "/".join(path.parts[1:])
+            path = config.build / name
+            stale = now and _origin_problem(config, name, now)
         else:
             path = ROOT / path
-        if path.exists():
-            found.append(shown)
+        remedy = f"{remedy.rstrip('.')}, or `make run`."
+        if not path.exists():
+            problems.append(f"{shown} is missing: {remedy}")
+        elif stale:
+            problems.append(f"{shown} {stale}: {remedy}")
         else:
-            problems.append(f"{shown} is missing: {remedy.rstrip('.')}, or `make run`.")
+            found.append(shown)
     for package in packages:
         problem = _package_problem(package)
         if problem:
