@@ -11,6 +11,7 @@ import torch
 
 from utils import course
 from utils.course import (
+    FAQS_DATA,
     FETCHED_MODELS,
     LAB_DATA,
     ROOT,
@@ -43,6 +44,13 @@ def test_defaults_are_offline_and_embedded() -> None:
     assert config.data == LAB_DATA
     assert config.build == ROOT / "build"
     assert config.embedded
+
+
+def test_a_lesson_may_have_another_default_with_its_own_data() -> None:
+    config = run_config({}, model="smollm2")
+    assert (config.model, config.data) == ("smollm2", FAQS_DATA)
+    chosen = run_config({"COURSE_MODEL": "lab"}, model="smollm2")
+    assert (chosen.model, chosen.data) == ("lab", LAB_DATA)
 
 
 def test_empty_variables_count_as_not_set() -> None:

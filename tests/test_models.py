@@ -66,6 +66,12 @@ def test_the_table_names_itself() -> None:
         assert name == settings.name
 
 
+def test_random_weights_may_stand_in_for_the_lab_model(monkeypatch) -> None:
+    monkeypatch.setenv("COURSE_LAB_FOLDER", "/elsewhere")
+    found = settings_for("lab")
+    assert found == replace(MODELS["lab"], source="/elsewhere")
+
+
 def test_a_model_from_the_hub_has_its_revision() -> None:
     for name in ("small", "dolly"):
         assert re.fullmatch("[0-9a-f]{40}", MODELS[name].revision)

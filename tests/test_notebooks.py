@@ -134,7 +134,7 @@ def test_opening(path: Path) -> None:
     objectives = re.findall(r"^(?:[-*]|\d\.) \S", title.source, re.MULTILINE)
     assert 3 <= len(objectives) <= 5
     first, second = code_cells(path)[:2]
-    assert "run_config()" in first.source
+    assert "run_config(" in first.source
     assert "set_seed()" in first.source
     assert "preflight(" in second.source
     number = path.name[:2]

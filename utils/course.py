@@ -189,7 +189,9 @@ def _data(value: str) -> Path | str:
     )
 
 
-def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
+def run_config(
+    environ: Mapping[str, str] = os.environ, *, model: str = "lab"
+) -> RunConfig:
     """Read the four switches of the course from environment variables.
 
     Two more, COURSE_DTYPE and COURSE_ENCODING, are checked here and read by
@@ -203,11 +205,13 @@ def run_config(environ: Mapping[str, str] = os.environ) -> RunConfig:
 
     Args:
         environ: variables to read; the process's own by default.
+        model: the lesson's own default, where COURSE_MODEL is not set; the data file
+            that fits it is the default as well.
 
     Raises:
         ConfigError: (a `ValueError`) naming the variable, its value and the remedy.
     """
-    model = _model(environ.get("COURSE_MODEL", "").strip() or "lab")
+    model = _model(environ.get("COURSE_MODEL", "").strip() or model)
     data: Path | str = LAB_DATA if model == "lab" else FAQS_DATA
     if wanted := environ.get("COURSE_DATA", "").strip():
         data = _data(wanted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -231,6 +232,9 @@ def settings_for(name: str) -> ModelSettings:
     Raises:
         ModelError: if it is an encoder, which answers nothing.
     """
+    if name == "lab" and (folder := os.environ.get("COURSE_LAB_FOLDER")):
+        # Tests put random weights there, of which no claim about a skill may hold.
+        return replace(MODELS["lab"], source=folder)
     if name in MODELS:
         return MODELS[name]
     if name in ENCODERS:
