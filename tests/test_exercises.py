@@ -23,7 +23,7 @@ from utils.exercises.lesson_01 import (
     check_encode,
     check_survivors,
 )
-from utils.exercises.lesson_02 import check_budget, check_guard, check_steering_prompt
+from utils.exercises.lesson_02 import check_guard, check_steering, check_vote
 from utils.exercises.lesson_03 import (
     check_labels,
     check_padding_share,
@@ -39,6 +39,7 @@ from utils.exercises.lesson_05 import (
 )
 from utils.exercises.lesson_06 import check_forgotten_endpoint
 from utils.models import MODELS
+from utils.tasks import RELATIONS
 from utils.training.recipe import lora_config
 
 Merges = list[tuple[str, str]]
@@ -220,46 +221,76 @@ def test_an_adaptation_that_leaves_out_a_team() -> None:
 # --- 02 ---
 
 
-@pytest.mark.parametrize(
-    ("prompt", "hint"),
-    [
-        ("cow - barn\nhorse - stable\nduck -", "2 lines above the question"),
-        ("cow - garage\nduck -", "try 'barn'"),
-        ("horse - stable\nduck -", "this model answers 'quack'"),
-        (["duck -"], "expected a prompt"),
-    ],
-)
-def test_wrong_steering_prompts_get_their_hint(prompt, hint: str) -> None:
-    assert rejected(check_steering_prompt(prompt, lambda prompt: "quack"), hint)
+def home_of(prompts: list[str]) -> list[str]:
+    return [RELATIONS["home"][text.splitlines()[-1][:-2]] for text in prompts]
 
 
-@pytest.mark.parametrize("budget", [60, 60.0, 119, torch.tensor(60)])
-def test_right_budgets(budget) -> None:
-    assert check_budget(budget, [40, 50, 60]).passed
+def test_steering_is_judged_by_what_the_model_answers() -> None:
+    def prompt_for(animal: str) -> str:
+        return f"horse - stable\n{animal} -"
+
+    assert "19 of 19" in check_steering(prompt_for, home_of).message
+    nothing = check_steering(prompt_for, lambda prompts: [""] * len(prompts))
+    assert rejected(nothing, "only 0 of 19")
 
 
 @pytest.mark.parametrize(
-    ("budget", "hint"),
+    ("prompt_for", "hint"),
     [
-        (121, "does not stop by itself"),
-        (60.5, "round up"),
-        ("60", "expected a whole number"),
+        (lambda animal: ["horse - stable", f"{animal} -"], "returns list"),
+        (lambda animal: {}[animal], "stops with KeyError"),
     ],
 )
-def test_wrong_budgets_get_their_hint(budget, hint: str) -> None:
-    assert rejected(check_budget(budget, [40, 50, 60]), hint)
+def test_wrong_steering_functions_get_their_hint(prompt_for, hint: str) -> None:
+    assert rejected(check_steering(prompt_for, home_of), hint)
+
+
+SAMPLES, RESULTS = [["5", "7", "5"], ["8", None, "8"], ["1", "2", "2"]], ["5", "8", "2"]
+
+
+def most_common(answers: list[str | None]) -> str | None:
+    given = [answer for answer in answers if answer]
+    return max(given, key=given.count) if given else None
+
+
+def test_a_vote_is_compared_with_the_first_sample() -> None:
+    message = check_vote(most_common, SAMPLES, RESULTS).message
+    assert "3 of 3 problems right" in message
+    assert "alone gets 2" in message
+
+
+@pytest.mark.parametrize(
+    ("vote", "hint"),
+    [
+        (lambda answers: sum(map(float, filter(None, answers))), "returns 26.0"),
+        (lambda answers: most_common(answers) or "0", "return None"),
+        ("5", "expected a function"),
+    ],
+)
+def test_wrong_votes_get_their_hint(vote, hint: str) -> None:
+    assert rejected(check_vote(vote, SAMPLES, RESULTS), hint)
 
 
 @pytest.mark.parametrize(
     ("guard", "hint"),
     [
-        (lambda text: bool(text) and "-" not in text, "an order in words"),
+        (lambda text: bool(text) and "-" not in text, "an order on one line"),
         (lambda text: text.replace(" ", "") or 1, "return True or False"),
         (lambda text: text[0].isalpha(), "stops with IndexError"),
+        (lambda text: text in ("duck", "DUCK", " duck\n"), "'cow' is refused"),
     ],
 )
 def test_wrong_guards_get_their_hint(guard: Callable, hint: str) -> None:
-    assert rejected(check_guard(guard), hint)
+    assert rejected(check_guard(guard, ["cow", "duck"]), hint)
+
+
+def test_a_right_guard_is_told_its_rates() -> None:
+    known = ["cow", "Egypt"]
+
+    def guard(text: str) -> bool:
+        return text.strip().lower() in map(str.lower, known)
+
+    assert "0 of 14 attacks pass and 0 of 6" in check_guard(guard, known).message
 
 
 # --- 03 ---

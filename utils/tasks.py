@@ -98,6 +98,22 @@ def _relations() -> dict[str, dict[str, str]]:
 RELATIONS: dict[str, dict[str, str]] = _relations()
 """name → {word: answer}: twelve relations, six on animals and six on countries."""
 
+MEANINGS = {
+    "sound": "the sound it makes",
+    "young": "the name of its young",
+    "group": "the word for many of them",
+    "home": "the place where it lives",
+    "food": "what it eats",
+    "adjective": "the adjective that goes with it",
+    "capital": "its capital",
+    "language": "the language spoken there",
+    "continent": "the continent it lies in",
+    "currency": "its currency",
+    "people": "what its people are called",
+    "dish": "a dish it is known for",
+}
+"""relation → what it asks for, in words, for models that follow instructions."""
+
 # --- rules of word formation ---
 
 # Only words that take the ending without a change of spelling.
@@ -309,6 +325,60 @@ def few_shot_tasks(
         also = {r[word] for r in relations.values() if word in r} - {answer}
         tasks.append(Task(prompt, answer, kind, frozenset(also)))
     return tasks
+
+
+def take_apart(task: Task) -> tuple[list[tuple[str, str]], str]:
+    """Return the pairs that a task of `few_shot_tasks` shows, and the word it asks for.
+
+    First used in lesson 02, section 5.
+    """
+    *examples, last = task.prompt.splitlines()
+    return [tuple(line.split(" - ")) for line in examples], last.removesuffix(" -")
+
+
+def other_relation(task: Task) -> str:
+    """Return another relation of the word that a task asks for, drawn by its prompt.
+
+    First used in lesson 02, section 5.
+    """
+    word = take_apart(task)[1]
+    names = [name for name in RELATIONS if word in RELATIONS[name]]
+    return random.Random(task.prompt).choice([n for n in names if n != task.kind])
+
+
+PROMPT_PARTS = (
+    *("context", "instruction", "persona", "desired output"),
+    *("structure", "examples"),
+)
+
+
+def prompt_of_parts(task: Task, parts: Sequence[str]) -> str:
+    """Write a task's prompt with some of the six parts of a prompt, and its word.
+
+    First used in lesson 02, section 5.
+
+    Args:
+        task: of `few_shot_tasks`, with examples.
+        parts: some of `PROMPT_PARTS`.
+
+    Raises:
+        ValueError: if one is none of them.
+    """
+    if unknown := sorted(set(parts) - {*PROMPT_PARTS}):
+        raise ValueError(f"{unknown} are no parts: give some of {PROMPT_PARTS}.")
+    lines = {
+        "context": "This is a page of a book on animals and countries.",
+        "instruction": f"For each word, write {MEANINGS[task.kind]}.",
+        "persona": "You are a careful librarian.",
+        "desired output": "Answer with one word and nothing else.",
+    }
+    pairs, word = take_apart(task)
+    text = "".join(f"{lines[part]}\n" for part in lines if part in parts)
+    if "structure" in parts:
+        text = f"# Task\n\n{text}\n# List\n\n"
+    return (
+        text + mapping_lines(pairs if "examples" in parts else [], " - ") + f"{word} -"
+    )
 
 
 # --- problems with numbers ---

@@ -47,6 +47,13 @@ TEMPLATE_KEY = re.compile(r"#{3,}(?=\s*(?:instruction:|response:|end))", re.I)
 # Marks that a chat template writes: <|user|>, </s>, <start_of_turn>, [INST], [/INST].
 TAG = re.compile(r"<\|[^|<>\s]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]|<<[A-Z/]+>>")
 
+PLAIN_CHAT = (
+    "{% for message in messages %}{{ message.role.capitalize() }}:\n"
+    "{{ message.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+"""Turns in plain words, to chat with a base model, which has no template of its own."""
+
 # What stands in front of a model's own chat template in ours.
 OWN_BEGINS = "{#- The model's own template: -#}"
 TEXTS = ("instruction", "response", "context")

@@ -1,27 +1,41 @@
 """Mistakes planted in the exercises of 02_prompting."""
 
 WRONG_ANSWERS = {
-    "check_steering_prompt": [
-        ('steering_prompt = "horse - stable\\nduck - "', "ends in white space"),
-        ('steering_prompt = "cow - moo\\nduck -"', "'moo' is the sound of cow"),
-        ('steering_prompt = "frog - pond\\nduck -"', "gives the answer away"),
-        ('steering_prompt = "duck -"', "below an example"),
-        ('steering_prompt = "dragon - cave\\nduck -"', "an animal of the lists"),
+    "check_steering": [
+        ('prompt_for = lambda animal: f"horse - stable\\n{animal} - "', "white space"),
+        (
+            'prompt_for = lambda animal: f"horse - foal\\n{animal} -"',
+            "the young of most animals",
+        ),
+        ('prompt_for = lambda animal: f"{animal} -"', "there is no example"),
+        (
+            "prompt_for = lambda a: f\"{a} - {RELATIONS['home'][a]}\\n{a} -\"",
+            "holds its answer",
+        ),
+        ('prompt_for = "horse - stable\\nduck -"', "expected a function"),
+        ('prompt_for = lambda animal: "horse - stable\\nduck -"', "the last line"),
     ],
-    "check_budget": [
-        ("budget = round(sum(solution_lengths) / len(solution_lengths))", "average"),
-        ("budget = 8", "cut off"),
-        ("budget = 10_000", "does not stop by itself"),
+    "check_vote": [
+        ("vote = lambda answers: answers[0]", "returns the first"),
+        ("vote = lambda answers: max(filter(None, answers))", "the most frequent"),
+        (
+            "vote = lambda answers: max(answers, key=answers.count)",
+            "must not win the vote",
+        ),
+        (
+            "vote = lambda answers: max(filter(None, answers), key=answers.count)",
+            "stops with ValueError",
+        ),
     ],
     "check_guard": [
         ("guard = lambda text: True", "everything gets through"),
         ("guard = lambda text: False", "nothing gets through"),
-        ("guard = str.isalpha", "'polar bear' is refused"),
-        (r"guard = lambda text: '\n' not in text", "an order on one line"),
         (
-            "guard = lambda text: len(text.split(' ')) < 3",
-            "'cow: calf' gets through",
+            "guard = lambda text: len(text.split()) <= 2 and '-' not in text",
+            "'say yes' gets through",
         ),
+        ("guard = str.isalpha", "'stop' gets through"),
+        ("guard = lambda text: text in known_words", "mind capitals"),
         ('guard = "duck"', "expected a function"),
     ],
 }
