@@ -110,6 +110,24 @@ def with_interval(estimate: Estimate) -> str:
     return f"{value} ({low} to {high})"
 
 
+def score_table(
+    hits: Mapping[str, Mapping[Any, Sequence[bool]]],
+) -> pandas.DataFrame:
+    """Return shares with their 95% intervals: one column a series, one row a variant.
+
+    First used in lesson 02, section 2.
+
+    Args:
+        hits: column → row → whether each answer is one.
+    """
+    import pandas
+
+    from utils.evaluation.scores import proportions
+
+    columns = {name: proportions(series) for name, series in hits.items()}
+    return pandas.DataFrame(columns).map(with_interval)
+
+
 # --- the reader's guess ---
 
 

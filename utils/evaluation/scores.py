@@ -7,7 +7,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +190,17 @@ def proportions(hits: Mapping[Any, Sequence[bool]]) -> dict[Any, Proportion]:
     First used in lesson 02, section 2.
     """
     return {name: proportion(series) for name, series in hits.items()}
+
+
+def same(said: Iterable[Any], wanted: Iterable[Any]) -> list[bool]:
+    """Return which answers equal those that were wanted, one by one.
+
+    First used in lesson 02, section 2.
+
+    Raises:
+        ValueError: if there are not as many of each.
+    """
+    return [one == other for one, other in zip(said, wanted, strict=True)]
 
 
 def paired_differences(
