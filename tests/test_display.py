@@ -31,6 +31,7 @@ from utils.display import (
     plot_shares,
     plot_timings,
     plot_words,
+    score_table,
     show_losses,
     show_source,
     show_tokens,
@@ -441,3 +442,9 @@ def test_every_run_is_plotted_by_method(shown) -> None:
     assert shown[0].alt == "right answers of every run, by method: full, LoRA"
     with pytest.raises(ValueError, match="3 runs .* missing: kept"):
         plot_runs(runs, {"right": "right answers", "kept": "kept"})
+
+
+def test_a_table_of_scores_shows_each_share_with_its_interval() -> None:
+    table = score_table({"right": {"a": [True] * 8 + [False] * 2, "b": [False] * 10}})
+    assert table.loc["a", "right"] == "80% (49% to 94%)"
+    assert list(table.index) == ["a", "b"]

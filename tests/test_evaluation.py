@@ -23,6 +23,7 @@ from utils.evaluation.scores import (
     proportion,
     proportions,
     questions_needed,
+    same,
     text_scores,
     token_f1,
     token_losses,
@@ -462,3 +463,9 @@ def test_precision_and_recall_by_hand() -> None:
 def test_a_class_for_every_question() -> None:
     with pytest.raises(ValueError, match="1 predicted classes for 2"):
         class_scores(["yes"], ["yes", "no"])
+
+
+def test_same_compares_answers_one_by_one() -> None:
+    assert same(["5", None], map(str, [5, 7])) == [True, False]
+    with pytest.raises(ValueError, match="shorter"):
+        same(["5"], ["5", "7"])

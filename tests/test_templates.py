@@ -31,6 +31,7 @@ from utils.helpers import (
 )
 from utils.models import MODELS, generate, settings_for
 from utils.templates import (
+    PLAIN_CHAT,
     SYSTEM_PROMPT,
     TEMPLATE_FILE,
     TemplateError,
@@ -698,3 +699,16 @@ def test_a_damaged_file_is_named_with_its_fault(tmp_path, content, message) -> N
         (tmp_path / TEMPLATE_FILE).write_text(content)
     with pytest.raises(TemplateError, match=f"{TEMPLATE_FILE}.*{message}"):
         load_template(tmp_path, tokenizer)
+
+
+def test_a_base_model_can_be_chatted_with_in_plain_turns() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = PLAIN_CHAT
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+    ]
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    assert text == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
