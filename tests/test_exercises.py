@@ -274,7 +274,7 @@ def test_wrong_votes_get_their_hint(vote, hint: str) -> None:
 @pytest.mark.parametrize(
     ("guard", "hint"),
     [
-        (lambda text: bool(text) and "-" not in text, "an order on one line"),
+        (lambda text: bool(text) and "-" not in text, "an order and a line"),
         (lambda text: text.replace(" ", "") or 1, "return True or False"),
         (lambda text: text[0].isalpha(), "stops with IndexError"),
         (lambda text: text in ("duck", "DUCK", " duck\n"), "'cow' is refused"),
