@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 # Below this many tokens a row, unfused attention in bfloat16 is the faster on CPUs: the
 # backward pass of the fused kernel takes most of a step there.
 SHORT_ROWS = 512
+# What the backward pass needs of a batch takes more memory than the model: SmolLM2 with
+# notes in its rows peaks at 5.5 GB with eight rows at once and at 3.4 GB with four
+# (tests/benchmarks/bench_training.py --memory). The gradient is that of the batch.
+ROWS_AT_ONCE = 4
+SMALL = 50_000_000  # parameters, below which memory is no matter
 
 
 class TrainingError(CourseError):
@@ -109,13 +114,16 @@ def training_arguments(
 
     machine = machine or this_machine()
     measured = changes.get("eval_strategy") != "no"
+    rows = rows_at_once(settings, machine)
+    whole = "per_device_train_batch_size" in changes  # which is then what a step takes
     arguments = dict(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,  # below 1: a share of all steps
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=1 if whole else settings.batch_size // rows,
         per_device_eval_batch_size=settings.batch_size,
         train_sampling_strategy="group_by_length",
         bf16=machine.bf16,
@@ -134,6 +142,19 @@ def training_arguments(
         dataloader_pin_memory=machine.gpu is not None,
     )
     return TrainingArguments(**(arguments | changes))
+
+
+def rows_at_once(settings: ModelSettings, machine: Machine) -> int:
+    """Return how many rows of a batch are computed at once, of which memory depends.
+
+    Args:
+        settings: of the model.
+        machine: that trains.
+    """
+    small = (settings.parameters or SMALL) < SMALL
+    if machine.gpu or small or settings.batch_size % ROWS_AT_ONCE:
+        return settings.batch_size
+    return ROWS_AT_ONCE
 
 
 def choose_attention(
