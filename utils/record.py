@@ -492,31 +492,62 @@ def choosing_stage(road: Road, seed: int) -> Figures:
     return curve(road, f"choosing_{seed}", rows, seed, CHOOSING_PASSES, measure)
 
 
-def format_stage(road: Road, seed: int | None) -> Figures:
-    """Ask for JSON: untuned with its best prompt (no seed), or tuned."""
-    frame = json_format.load_messages()
-    rows = frame.to_dict("records")
+FORMAT_EPOCHS = 3
+
+
+def untuned_format_stage(road: Road) -> Figures:
+    """Ask for JSON without tuning, with the prompt that does best on the validation."""
+    rows = json_format.load_messages().to_dict("records")
+    parts = {
+        part: [row for row in rows if row["part"] == part] for part in json_format.PARTS
+    }
+    model = load_model(road.settings)
+
+    def score(part: str, turns: Callable[[str], list[dict[str, str]]]) -> Any:
+        prompts = [chat(road, turns(row["instruction"])) for row in parts[part]]
+        return json_format.format_scores(road.ask(model, prompts), parts[part])
+
+    tried, figures = {}, {}
+    for name, turns in json_format.candidates(rows).items():
+        tried[name] = score("validation", turns)
+        road.say(f"    {name}: {tried[name].mean().round(3).to_dict()}")
+        for what in ("valid", "exact"):
+            label = f"format, validation, {what}: {name}"
+            figures[label] = figure(proportion(list(tried[name][what])))
+    best = max(tried, key=lambda name: tuple(tried[name][["exact", "valid"]].mean()))
+    scores = score("test", json_format.candidates(rows)[best])
+    road.say(f"    format, {best}: {scores.mean().round(3).to_dict()}")
+    chosen = {f"format, {what}": scores[what] for what in scores}
+    return figures | {
+        name: figure(proportion(list(values))) for name, values in chosen.items()
+    }
+
+
+def chat(road: Road, turns: list[dict[str, str]]) -> str:
+    """Return a prompt of several turns, in the model's chat template if it has one."""
+    if road.template.name == "chat":
+        return road.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+    return road.template.prompt("\n\n".join(turn["content"] for turn in turns))
+
+
+def format_stage(road: Road, seed: int) -> Figures:
+    """Tune to answer in JSON, and ask about messages that were never trained."""
+    rows = json_format.load_messages().to_dict("records")
     train_rows, test = ([r for r in rows if r["part"] == p] for p in ("train", "test"))
-    took: Figures = {}
-    if seed is None:
-        model = load_model(road.settings)
-        examples = json_format.few_shot_messages(rows)
-        prompts = []
-        for row in test:
-            text = json_format.best_prompt(row["instruction"], examples)
-            prompts.append(road.template.prompt(text))
-    else:
-        made = json_format.training_rows(train_rows)
-        model, one = road.fine_tune(f"format_{seed}", made, seed, num_train_epochs=3)
-        took = {"training": one}
-        prompts = [
-            road.template.prompt(json_format.tuned_prompt(row["instruction"]))
-            for row in test
-        ]
+    made = json_format.training_rows(train_rows)
+    model, took = road.fine_tune(
+        f"format_{seed}", made, seed, num_train_epochs=FORMAT_EPOCHS
+    )
+    prompts = [
+        road.template.prompt(json_format.tuned_prompt(row["instruction"]))
+        for row in test
+    ]
     answers = road.ask(model, prompts)
     scores = json_format.format_scores(answers, test)
     road.say(f"    format, seed {seed}: {scores.mean().round(3).to_dict()}")
-    return took | {
+    return {"training": took} | {
         f"format, {name}": figure(proportion(list(scores[name]))) for name in scores
     }
 
@@ -526,7 +557,7 @@ def stages(road: Road) -> dict[str, Callable[[], Figures]]:
     made: dict[str, Callable[[], Figures]] = {
         "search": lambda: search_stage(road),
         "untuned": lambda: untuned_stage(road),
-        "untuned_format": lambda: format_stage(road, None),
+        "untuned_format": lambda: untuned_format_stage(road),
     }
     for seed in road.seeds:
         made[f"open_book_{seed}"] = functools.partial(open_book_stage, road, seed)
