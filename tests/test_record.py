@@ -9,12 +9,15 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from support.tiny_models import tiny_chat_tokenizer, tiny_llama
 from utils import record
 from utils.course import ROOT
-from utils.models import settings_for
+from utils.models import load_model, settings_for
 from utils.record import RecordError, Road
+from utils.templates import load_template
+from utils.training.adapters import load_adapter
 
 WORDS = (
     "amber birch cedar delta ember fjord grove heron iris jade kelp lotus maple north "
@@ -154,6 +157,29 @@ def test_the_record_says_how_it_was_made(road: Road, monkeypatch, tmp_path) -> N
     assert set(found["stages"]) == {"search"}
     assert str(ROOT) not in file.read_text("utf-8")
     assert len(found["data"]) == 4
+
+
+def test_only_a_recorded_adapter_is_shipped(road: Road, monkeypatch, tmp_path) -> None:
+    target = tmp_path / "shipped"
+    with pytest.raises(RecordError, match="ships no adapter for tiny, only for"):
+        record.ship(road)
+    monkeypatch.setattr(record, "SHIPPED", {"tiny": target})
+    with pytest.raises(RecordError, match="--stages open_book_0` first"):
+        record.ship(road)
+    record.run(road, ["open_book"])
+    assert record.ship(road) == target
+    saved = load_file(road.folder / "open_book_0" / "adapter_model.safetensors")
+    shipped = load_file(target / "adapter_model.safetensors")
+    assert saved.keys() == shipped.keys()
+    for name, weights in saved.items():
+        assert torch.equal(shipped[name], weights.half())
+    # It is an adapter of the course: it knows its base and its template.
+    model = load_adapter(load_model(road.settings), target, road.template)
+    assert load_template(target, road.tokenizer) == road.template
+    assert road.ask(model, [road.template.prompt("Why?")])
+    road.settings = replace(road.settings, learning_rate=0.5)
+    with pytest.raises(RecordError, match="is not measured with this data"):
+        record.ship(road)
 
 
 def test_the_command_line_explains_a_wrong_model(capsys) -> None:

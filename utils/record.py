@@ -3,10 +3,13 @@
     python -m utils.record smollm2                          all stages, three seeds
     python -m utils.record smollm2 --stages search untuned
     python -m utils.record smollm2 --name trial --seeds 1
+    python -m utils.record smollm2 --ship                   the first seed's adapter
 
 The result is `data/recorded/NAME.json`: each figure with its sample size and interval,
 the command, the date, versions and the machine. Each part is kept in
 `COURSE_BUILD/record/NAME` once it is measured, so a run that was stopped goes on there.
+`--ship` measures nothing: it puts the recorded adapter that answers from notes into
+`data/`, in 16 bits, for lessons that do not train (`adapters.adapter_for`).
 
 Exit codes: 0 all is measured, 1 a setting is wrong or a run failed, 130 interrupted.
 """
@@ -57,7 +60,7 @@ from utils.models import (
     this_machine,
 )
 from utils.templates import Template, template_for
-from utils.training.adapters import save_adapter
+from utils.training.adapters import SHIPPED, save_adapter, ship_adapter
 from utils.training.recipe import (
     add_lora,
     choose_attention,
@@ -670,6 +673,29 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
     )
 
 
+def ship(road: Road) -> Path:
+    """Put the recorded adapter of the first seed where the lessons look for one.
+
+    Raises:
+        RecordError: if there is none of this data and these settings, or the course
+            ships none for this model.
+    """
+    stage = f"open_book_{road.seeds[0]}"
+    target, file = SHIPPED.get(road.settings.name), road.folder / f"{stage}.json"
+    if target is None:
+        raise RecordError(
+            f"The course ships no adapter for {road.settings.name}, only for "
+            f"{', '.join(SHIPPED)}."
+        )
+    kept = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if kept.get("made with") != fingerprint(road):
+        raise RecordError(
+            f"{stage} is not measured with this data and these settings: run `python "
+            f"-m utils.record {road.settings.name} --stages {stage}` first."
+        )
+    return ship_adapter(road.folder / stage, target)
+
+
 # --- what a record says, for people ---
 
 # What it is → the figure, and the stages in which it is measured untuned and tuned.
@@ -748,6 +774,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="of the record; by default the model's")
     parser.add_argument("--stages", nargs="*", default=[], help="beginnings of names")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--ship", action="store_true", help="the recorded adapter")
     chosen = parser.parse_args(arguments)
     try:
         config = run_config({"COURSE_MODEL": chosen.model})
@@ -762,6 +789,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             range(chosen.seeds),
             functools.partial(print, flush=True),
         )
+        if chosen.ship:
+            print(ship(road))
+            return 0
         command = "python -m utils.record " + " ".join(
             sys.argv[1:] if arguments is None else arguments
         )
