@@ -52,6 +52,7 @@ from utils.evaluation.retrieval import (
 from utils.evaluation.scores import Estimate, held_out_loss, proportion, token_losses
 from utils.files import write_json
 from utils.models import (
+    Answers,
     ModelSettings,
     generate,
     load_model,
@@ -85,6 +86,14 @@ CHOOSING_FORMS = (
     "the right note",
     "three notes, the right one among them, shuffled",
     "three notes that do not answer",
+)
+# Asked of every model; the first seed is asked in all forms.
+MAIN_FORMS = (
+    "no notes",
+    "the right note",
+    "the note found first",
+    "the three notes found",
+    "three notes, the right one among them, shuffled",
 )
 ASKED_TRAINED = 110  # trained wordings that are asked again
 PROSE_TOKENS = 256  # most of a paragraph
@@ -331,10 +340,15 @@ def open_book_figures(
     rows = road.parts["fact"]
     groups = groups_of(rows)
     figures: Figures = {}
+    given: dict[str, tuple[str, bool]] = {}  # forms share prompts
     for form, prompts in open_book_prompts(road, rows).items():
         if forms is not None and form not in forms:
             continue
-        answers = road.ask(model, prompts)
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in given]
+        found = road.ask(model, new)
+        given |= zip(new, zip(found, found.finished, strict=True), strict=True)
+        texts, ends = zip(*(given[prompt] for prompt in prompts), strict=True)
+        answers = Answers(texts, ends)
         found = shares(road, answers, rows)
         for what, score in found.items():
             figures[f"{what}: {form}"] = figure(score, groups)
@@ -413,7 +427,8 @@ def untuned_stage(road: Road) -> Figures:
     closed = {
         f"closed book, {n}": f for n, f in closed_book_figures(road, model).items()
     }
-    opened = {f"open book, {n}": f for n, f in open_book_figures(road, model).items()}
+    opened = open_book_figures(road, model, MAIN_FORMS)
+    opened = {f"open book, {name}": found for name, found in opened.items()}
     general = {f"general, {n}": f for n, f in general_figures(road, model).items()}
     return closed | opened | general | printed_note(road)
 
@@ -424,7 +439,8 @@ def open_book_stage(road: Road, seed: int) -> Figures:
     rows = road.with_notes(road.parts["train"], seed)
     model, took = road.fine_tune(name, rows, seed)
     save_adapter(model, road.tokenizer, road.folder / name, road.template)
-    opened = {f"open book, {n}": f for n, f in open_book_figures(road, model).items()}
+    opened = open_book_figures(road, model, MAIN_FORMS if seed else None)
+    opened = {f"open book, {name}": found for name, found in opened.items()}
     closed = {
         f"closed book, {n}": f for n, f in closed_book_figures(road, model).items()
     }
