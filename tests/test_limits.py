@@ -31,13 +31,13 @@ from utils.training.recipe import (
 )
 
 LIMIT = 200
-NOTES = "The gate keeps features for models, and opens at noon. " * 60
+NOTES = "The gate keeps features for models, and opens at noon. " * 30
 ANSWER = "It is shut on day {}."
 LONG_NOTES = (4, 13, 17)  # rows of the file, counted from 1
 LONG_ANSWERS = (9, 22)  # one of them has notes as well
 
 
-@pytest.fixture(params=["instruction", "chat"])
+@pytest.fixture(scope="module", params=["instruction", "chat"])
 def template(request) -> Template:
     if request.param == "chat":
         return chat_template(tiny_chat_tokenizer(), "Be brief.")
@@ -72,9 +72,14 @@ def framed(faqs: Faqs, template: Template) -> DatasetDict:
     )
 
 
-@pytest.fixture
-def faqs(tmp_path: Path) -> Faqs:
-    return load_faqs(save_rows(tmp_path / "gates.jsonl"))
+@pytest.fixture(scope="module")
+def faqs(tmp_path_factory: pytest.TempPathFactory) -> Faqs:
+    return load_faqs(save_rows(tmp_path_factory.mktemp("gates") / "gates.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def parts(faqs: Faqs, template: Template) -> DatasetDict:
+    return framed(faqs, template)
 
 
 def all_rows(parts: DatasetDict) -> list[dict[str, Any]]:
@@ -85,8 +90,8 @@ def learned(row: dict[str, Any], tokenizer: Any) -> str:
     return tokenizer.decode([label for label in row["labels"] if label != IGNORED])
 
 
-def test_each_row_keeps_its_whole_answer_or_is_named(faqs, template) -> None:
-    parts, said = framed(faqs, template), []
+def test_each_row_keeps_its_whole_answer_or_is_named(faqs, template, parts) -> None:
+    said: list[str] = []
     kept = within_limit(parts, template, LIMIT, faqs, said.append)
     rows = {row["instruction"]: row for row in all_rows(kept)}
     numbers = {int(question.split()[3]) for question in rows}
@@ -116,16 +121,17 @@ def test_each_row_keeps_its_whole_answer_or_is_named(faqs, template) -> None:
         require_same_tokenizer(part, template.tokenizer, template)
 
 
-def test_rows_that_fit_stay_as_they_are_and_nothing_is_said(faqs, template) -> None:
-    parts = framed(faqs, template)
+def test_rows_that_fit_stay_as_they_are_and_nothing_is_said(
+    faqs, template, parts
+) -> None:
     kept = within_limit(parts, template, 10_000, faqs, pytest.fail)
     assert {name: part.to_list() for name, part in kept.items()} == {
         name: part.to_list() for name, part in parts.items()
     }
 
 
-def test_without_the_file_a_row_is_named_by_its_place(faqs, template) -> None:
-    parts, said = framed(faqs, template), []
+def test_without_the_file_a_row_is_named_by_its_place(template, parts) -> None:
+    said: list[str] = []
     within_limit(parts, template, LIMIT, say=said.append)
     places = [
         (name, place)
@@ -138,9 +144,9 @@ def test_without_the_file_a_row_is_named_by_its_place(faqs, template) -> None:
         assert any(f"({name}, counted from 0)" in s and str(place) in s for s in said)
 
 
-def test_a_part_of_which_nothing_is_left_is_an_error(faqs, template) -> None:
+def test_a_part_of_which_nothing_is_left_is_an_error(faqs, template, parts) -> None:
     with pytest.raises(DataError, match="Nothing is left of train.*raise max_length"):
-        within_limit(framed(faqs, template), template, 20, faqs)
+        within_limit(parts, template, 20, faqs)
 
 
 def test_a_file_without_notes_has_its_long_rows_named(tmp_path, template) -> None:
@@ -148,8 +154,7 @@ def test_a_file_without_notes_has_its_long_rows_named(tmp_path, template) -> Non
     lines = [f"Gate {n}?,{'Noon. ' * (1 + 99 * (n == 7))},{n}" for n in range(20)]
     file.write_text("\n".join(["question,answer,group", *lines]), "utf-8")
     faqs = load_faqs(file)
-    parts = framed(faqs, template)
-    kept = within_limit(parts, template, LIMIT, faqs, said.append)
+    kept = within_limit(framed(faqs, template), template, LIMIT, faqs, said.append)
     assert len(all_rows(kept)) == 19
     assert len(said) == 1 and "row 9 (" in said[0]  # the header is row 1
 
@@ -168,8 +173,10 @@ def trainer_for(template: Template, rows: Any, folder: Path, held_out: Any = Non
     return completion_trainer(model, tokenizer, arguments, rows, held_out)
 
 
-def test_all_that_is_kept_is_trained_on(faqs, template, tmp_path, monkeypatch) -> None:
-    kept = within_limit(framed(faqs, template), template, LIMIT, faqs, str)["train"]
+def test_all_that_is_kept_is_trained_on(
+    faqs, template, parts, tmp_path, monkeypatch
+) -> None:
+    kept = within_limit(parts, template, LIMIT, faqs, str)["train"]
     seen: list[int] = []
     collate = DataCollatorForCompletionOnlyLM.__call__
 
@@ -188,11 +195,11 @@ def test_all_that_is_kept_is_trained_on(faqs, template, tmp_path, monkeypatch) -
 
 @pytest.mark.parametrize("as_list", [True, False])
 def test_a_row_without_its_answer_stops_the_run_before_it_begins(
-    faqs, template, tmp_path, as_list
+    template, parts, tmp_path, as_list
 ) -> None:
     """As whoever cuts rows at their end makes them."""
     columns = ["input_ids", "attention_mask", "labels"]
-    train = framed(faqs, template)["train"].select_columns(columns)
+    train = parts["train"].select_columns(columns)
     cut = train.map(lambda row: {name: row[name][:LIMIT] for name in columns})
     lost = [
         place
