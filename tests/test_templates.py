@@ -721,14 +721,14 @@ def test_the_last_label_of_a_real_row_is_the_end_of_the_turn(real, record) -> No
 @pytest.mark.parametrize("short", [True, False])
 @pytest.mark.parametrize("pads_with_end", [True, False])
 def test_the_end_of_the_turn_survives_padding(
-    real, side, with_labels, short, pads_with_end, monkeypatch
+    real, side, with_labels, short, pads_with_end
 ) -> None:
     """Also where people set the end of the turn as padding, as they often do."""
-    tokenizer = real.tokenizer
+    tokenizer = copy.deepcopy(real.tokenizer)
+    tokenizer.padding_side = side
     if pads_with_end:
-        monkeypatch.setattr(tokenizer, "pad_token", real.stop[0])
+        tokenizer.pad_token = real.stop[0]
         assert end_ids(real) == [tokenizer.pad_token_id]
-    monkeypatch.setattr(tokenizer, "padding_side", side)
     rows = rows_of(real, RECORD, {**LONGER, "context": "Some notes. " * 9})
     names = ["input_ids", "attention_mask", *["labels"] * with_labels]
     given = [{name: row[name] for name in names} for row in rows]
