@@ -419,8 +419,15 @@ def test_notes_that_are_too_long_lose_their_end_and_nothing_else_is_cut(frame) -
 def test_nothing_is_cut_where_even_that_is_too_long(frame) -> None:
     (short,) = rows_of(frame, {**RECORD, "context": "It"})
     limit = len(short["input_ids"]) - 5
-    with pytest.raises(TemplateError, match="'What is it\\?'.*max_length"):
-        rows_of(frame, LONG, max_length=limit, too_long="cut_prompt")
+    named = "Row 1 of the batch: .*'What is it\\?'.*max_length"
+    with pytest.raises(TemplateError, match=named):
+        rows_of(
+            frame,
+            {**RECORD, "instruction": "So?"},
+            LONG,
+            max_length=limit,
+            too_long="cut_prompt",
+        )
 
 
 def test_a_prompt_to_ask_with_leaves_room_for_its_answer(frame) -> None:
