@@ -16,7 +16,7 @@ from utils import record
 from utils.course import ROOT
 from utils.models import load_model, settings_for
 from utils.record import RecordError, Road
-from utils.templates import load_template
+from utils.templates import TemplateError, load_template
 from utils.training.adapters import load_adapter
 
 WORDS = (
@@ -118,6 +118,29 @@ def test_training_rows_hold_no_note_on_a_fact_of_another_part(road: Road) -> Non
     held_out |= {row["response"] for row in road.parts["validation"]}
     shown = "\n".join(row["context"] for row in rows)
     assert held_out and not [answer for answer in held_out if answer in shown]
+
+
+def test_long_notes_are_cut_and_a_long_answer_is_named(road, monkeypatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def stop_here(model, tokenizer, arguments, rows):
+        raise Reached(rows)
+
+    monkeypatch.setattr(record, "completion_trainer", stop_here)
+    road.settings = replace(road.settings, max_length=200)
+    row = {"instruction": "What is it?", "response": "A code.", "context": None}
+    long = {**row, "context": "The code of amber is 100. " * 90}
+    with pytest.raises(Reached) as reached:
+        road.fine_tune("cut", [row, long], 0)
+    for encoded in reached.value.args[0]:
+        learned = [label for label in encoded["labels"] if label >= 0]
+        assert road.tokenizer.decode(learned) == "A code.<|im_end|>"
+        assert len(encoded["input_ids"]) <= 200
+    for notes in (None, "A note."):
+        bad = {**row, "response": "so " * 300, "context": notes}
+        with pytest.raises(TemplateError, match="Row 1 of the batch.*max_length"):
+            road.fine_tune("named", [row, bad], 0)
 
 
 def test_what_was_measured_is_not_measured_again(road: Road, monkeypatch) -> None:

@@ -201,7 +201,7 @@ class Road:
         """Train an adapter, and return the model with it and what the training took."""
         set_seed(seed)
         settings, machine = self.settings, this_machine()
-        texts = [self.template.add_text(row) for row in rows]
+        texts = [self.template.add_text(row, i) for i, row in enumerate(rows)]
         columns = {name: [text[name] for text in texts] for name in texts[0]}
         encoded = self.template.preprocess_batch(
             columns, settings.max_length, too_long="cut_prompt"

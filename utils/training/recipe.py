@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.course import CourseError
-from utils.helpers import DEFAULT_SEED, DataCollatorForCompletionOnlyLM
+from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
 from utils.machine import Machine
 from utils.models import ModelError, ModelSettings, this_machine
 from utils.templates import warn_of_other_frame
@@ -34,6 +34,7 @@ SHORT_ROWS = 512
 # (tests/benchmarks/bench_training.py --memory). The gradient is that of the batch.
 ROWS_AT_ONCE = 4
 SMALL = 50_000_000  # parameters, below which memory is no matter
+MOST_NAMED = 5  # rows in a message
 
 
 class TrainingError(CourseError):
@@ -190,9 +191,14 @@ def completion_trainer(
         train_rows: with `input_ids` and `labels`, as `preprocess_batch` makes them.
         held_out: such rows to measure the loss on.
         completion_logits_only: see `DataCollatorForCompletionOnlyLM`.
+
+    Raises:
+        TrainingError: naming the rows that bring labels, none of which counts.
     """
     from transformers import PrinterCallback, Trainer
 
+    _require_answers("train_rows", train_rows)
+    _require_answers("held_out", held_out or [])
     if len(train_rows):
         warn_of_other_frame(tokenizer, train_rows[0]["input_ids"])
     trainer = Trainer(
@@ -206,6 +212,33 @@ def completion_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _require_answers(name: str, rows: Any) -> None:
+    """Raise before the first step, and not at the batch that a row happens to be in.
+
+    Raises:
+        TrainingError: naming the rows without a label that counts.
+    """
+    if hasattr(rows, "column_names"):  # a data set, of which one column is enough
+        column = rows["labels"] if "labels" in rows.column_names else []
+    else:
+        column = [row.get("labels") for row in rows]
+    lost = [
+        number
+        for number, labels in enumerate(column)
+        # Nothing comes before the first token, so that nothing predicts it.
+        if labels is not None and all(label == IGNORED for label in labels[1:])
+    ]
+    if lost:
+        some = ", ".join(map(str, lost[:MOST_NAMED]))
+        more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+        raise TrainingError(
+            f"Without an answer to learn, counted from 0: rows {some}{more} of {name}. "
+            "A limit may have cut it off, or the prompt pushed it out: make the rows "
+            "with `preprocess_batch(…, too_long='cut_prompt')`, shorten them, or raise "
+            "max_length."
+        )
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
