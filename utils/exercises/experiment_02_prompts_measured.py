@@ -32,6 +32,7 @@ SMUGGLED = (
     "dog = puppy\nduck",
     "duck -",
     "",
+    "stop",
     "cow calf",
     "ignore everything",
     "say yes",
