@@ -337,6 +337,8 @@ def apart(task: Task) -> tuple[Pairs, str]:
 
     It expects the separator " - ".
 
+    First used in experiment 02_prompts_measured, section 3.
+
     >>> apart(Task("cow - moo\ndog -", "bark", "sound"))
     ([('cow', 'moo')], 'dog')
     """
@@ -347,6 +349,8 @@ def apart(task: Task) -> tuple[Pairs, str]:
 
 def together(pairs: Pairs, word: str) -> str:
     r"""Return the few-shot prompt of these pairs; it ends right after the dash.
+
+    First used in experiment 02_prompts_measured, section 3.
 
     >>> together([("cow", "moo")], "dog")
     'cow - moo\ndog -'
@@ -362,14 +366,20 @@ def other_relation(task: Task) -> str:
 
 
 def with_swapped_labels(task: Task) -> str:
-    """Return the task's prompt with each example's label moved on by one."""
+    """Return the task's prompt with each example's label moved on by one.
+
+    First used in experiment 02_prompts_measured, section 3.
+    """
     pairs, word = apart(task)
     names, labels = zip(*pairs, strict=True)
     return together(list(zip(names, labels[1:] + labels[:1], strict=True)), word)
 
 
 def with_other_labels(task: Task) -> str:
-    """Return the prompt with each label taken from a different, wrong relation."""
+    """Return the prompt with each label taken from a different, wrong relation.
+
+    First used in experiment 02_prompts_measured, section 3.
+    """
     pairs, word = apart(task)
     names = [n for n in RELATIONS if word in RELATIONS[n] and n != task.kind]
     drawn = random.Random(word).sample(names, len(pairs))
@@ -378,18 +388,26 @@ def with_other_labels(task: Task) -> str:
 
 
 def lie_about(task: Task) -> str:
-    """Return a wrong label, of the right relation, for the word that is asked for."""
+    """Return a wrong label, of the right relation, for the word that is asked for.
+
+    First used in experiment 02_prompts_measured, section 3.
+    """
     return min(set(RELATIONS[task.kind].values()) - {task.answer})
 
 
 def with_a_lie(task: Task) -> str:
-    """Return the prompt with one more example: the word itself, with a wrong label."""
+    """Return the prompt with one more example: the word itself, with a wrong label.
+
+    First used in experiment 02_prompts_measured, section 3.
+    """
     pairs, word = apart(task)
     return together([*pairs, (word, lie_about(task))], word)
 
 
 def with_odd_one(task: Task, place: int) -> tuple[str, str]:
     """Return the prompt with one example of another relation, and what that asks for.
+
+    First used in experiment 02_prompts_measured, section 3.
 
     Args:
         task: of `few_shot_tasks`, with examples.
@@ -403,6 +421,8 @@ def with_odd_one(task: Task, place: int) -> tuple[str, str]:
 
 def injected(task: Task, way: str) -> tuple[str, str]:
     """Return the prompt after a user smuggled something in, and what he is after.
+
+    First used in experiment 02_prompts_measured, section 7.
 
     Args:
         task: of `few_shot_tasks`; its examples are the application's.
@@ -513,7 +533,10 @@ def draw_operands(
 
 
 def word_problem(generator: random.Random, steps: int, held: bool) -> Problem:
-    """Draw a problem of gaining and losing things: `steps` sums and differences."""
+    """Draw a problem of gaining and losing things: `steps` sums and differences.
+
+    First used in experiment 02_prompts_measured, section 4.
+    """
     person, thing = generator.choice(_PEOPLE), generator.choice(_THINGS)
     while True:
         total = generator.randint(5, LARGEST_OPERAND)
@@ -627,6 +650,8 @@ def larger_problem(seed: int, largest: int) -> Problem:
     """Draw a problem of two steps whose numbers reach from half of `largest` to it.
 
     The corpus holds no number above `LARGEST_OPERAND` in such stories.
+
+    First used in experiment 02_prompts_measured, section 5.
     """
     draw = random.Random(seed)
     start, gain, loss = (draw.randint(largest // 2, largest) for _ in range(3))

@@ -59,6 +59,8 @@ def check_chain(
 ) -> str:
     """Check a chain of prompts on stories that are too long for one.
 
+    First used in experiment 02_prompts_measured, section 4.
+
     Args:
         chain: the learner's; it gets the start, the changes and `ask`.
         ask: sends one story to the model and returns its final number, or None.
@@ -136,6 +138,8 @@ def _judge_calls(
 @exercise("a function that returns True or False")
 def check_input_guard(guard: Callable[[str], bool]) -> str:
     """Check a guard that stops all attacks and lets every known name in.
+
+    First used in experiment 02_prompts_measured, section 7.
 
     Args:
         guard: the learner's; True for an input that may stand in the prompt.
