@@ -264,6 +264,32 @@ def rule_tasks(
     return tasks
 
 
+def list_parts(tokens: Sequence[str]) -> list[str]:
+    """Name the part of a list of pairs that each of its tokens belongs to.
+
+    First used in experiment 01, section 3.
+
+    Args:
+        tokens: texts of the tokens of a prompt as `few_shot_tasks` makes it, with the
+            separator " - ", whole or cut earlier.
+
+    Returns:
+        "word", "dash", "answer" or "newline"; of the last line's word "query".
+    """
+    found, part = [], "word"
+    for token in tokens:
+        mark = {"\n": "newline", " -": "dash"}.get(token)
+        found.append(mark or part)
+        if mark:
+            part = "answer" if mark == "dash" else "word"
+    newlines = [place for place, part in enumerate(found) if part == "newline"]
+    last_line = newlines[-1] + 1 if newlines else 0
+    return [
+        "query" if part == "word" and place >= last_line else part
+        for place, part in enumerate(found)
+    ]
+
+
 def few_shot_tasks(
     n_examples: int,
     n_prompts: int,
@@ -309,6 +335,37 @@ def few_shot_tasks(
         also = {r[word] for r in relations.values() if word in r} - {answer}
         tasks.append(Task(prompt, answer, kind, frozenset(also)))
     return tasks
+
+
+def crossed_tasks(
+    n_pairs: int, seed: int = DEFAULT_SEED, n_examples: int = 3
+) -> list[tuple[Task, Task, tuple[str, str, str, str]]]:
+    """Draw pairs of prompts that differ in the relation shown and in the word asked.
+
+    First used in experiment 01, section 5.
+
+    Args:
+        n_pairs: how many.
+        seed: of the draws.
+        n_examples: how many pairs of words a prompt shows.
+
+    Returns:
+        Of each pair the two tasks and four answers, which all differ: the first
+        relation's to the first word, the second relation's to the first word, the
+        first's to the second, the second's to the second.
+    """
+    pool, found = iter(few_shot_tasks(n_examples, 20 * n_pairs, seed)), []
+    while len(found) < n_pairs:
+        first, second = next(pool), next(pool)
+        tables = RELATIONS[first.kind], RELATIONS[second.kind]
+        words = (
+            task.prompt.rpartition("\n")[2].removesuffix(" -")
+            for task in (first, second)
+        )
+        answers = [table.get(word, "") for word in words for table in tables]
+        if all(answers) and len(set(answers)) == 4:
+            found.append((first, second, tuple(answers)))
+    return found
 
 
 # --- problems with numbers ---

@@ -7,4 +7,5 @@
 - `lesson_04`: training with LoRA.
 - `lesson_05`: evaluation.
 - `lesson_06`: deployment.
+- `experiment_01_inside_attention`: heads.
 """
