@@ -1039,8 +1039,9 @@ def plot_outcomes(
         axes.tick_params(axis="y", labelsize=8)
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     plotted = [part for parts in outcomes.values() for part in parts.values() if part]
-    description = f"{x}, shared out among {', '.join(names)}, for: "
-    _show(figure, description + ", ".join(outcomes), plotted if shares else ())
+    bars = f"for: {', '.join(outcomes)}" if shares else f"in {len(outcomes)} bars"
+    description = f"{x}, shared out among {', '.join(names)}, {bars}"
+    _show(figure, description, plotted if shares else ())
 
 
 # --- 06: deployment ---

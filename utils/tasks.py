@@ -350,9 +350,9 @@ def crossed_tasks(
         n_examples: how many pairs of words a prompt shows.
 
     Returns:
-        Of each pair the two tasks and four answers, which all differ: the first
-        relation's to the first word, the second relation's to the first word, the
-        first's to the second, the second's to the second.
+        Of each pair the two tasks and four answers, which differ and stand in neither
+        prompt: the first relation's to the first word, the second relation's to the
+        first word, the first's to the second, the second's to the second.
     """
     pool, found = iter(few_shot_tasks(n_examples, 20 * n_pairs, seed)), []
     while len(found) < n_pairs:
@@ -363,7 +363,10 @@ def crossed_tasks(
             for task in (first, second)
         )
         answers = [table.get(word, "") for word in words for table in tables]
-        if all(answers) and len(set(answers)) == 4:
+        shown = [
+            answer in f"{first.prompt}\n{second.prompt}".split() for answer in answers
+        ]
+        if all(answers) and len(set(answers)) == 4 and not any(shown):
             found.append((first, second, tuple(answers)))
     return found
 
