@@ -173,7 +173,11 @@ def _draw_guess(
     axis: Axes, my_guess: Guess, label: str = "your guess", share: bool = False
 ) -> bool:
     """Draw it without a legend; return whether there was something to draw."""
-    look = {"color": INK, "label": label, "zorder": 3}
+    from matplotlib.patheffects import withStroke
+
+    # With a white edge it can be seen on a bar as well.
+    edge = [withStroke(linewidth=4, foreground="white")]
+    look = {"color": INK, "label": label, "zorder": 3, "path_effects": edge}
     if isinstance(my_guess, Mapping):
         points = dict(my_guess)
     elif isinstance(my_guess, Sequence) and not isinstance(my_guess, str):
