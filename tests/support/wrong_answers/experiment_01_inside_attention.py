@@ -3,23 +3,17 @@
 WRONG_ANSWERS = {
     "check_transplant": [
         (
-            'donor, heads = "cow - barn\\ndog - kennel\\ncat -", word_readers',
+            'donor, heads = "cow - herd\\ndog - pack\\nhorse -", word_readers',
             "donor's word as well",
         ),
+        ("donor, heads = homes, answer_readers", "another relation"),
+        ("donor, heads = homes, remaining", "still answers"),
         (
-            'donor, heads = "cow - calf\\ndog - puppy\\ncat -", answer_readers',
-            "another relation",
+            'donor, heads = "cow - herd\\nduck - raft\\nhorse -", answer_readers',
+            "holds 'raft' itself",
         ),
         (
-            'donor, heads = "cow - barn\\ndog - kennel\\ncat -", remaining',
-            "still answers",
-        ),
-        (
-            'donor, heads = "cow - barn\\nduck - pond\\ncat -", answer_readers',
-            "holds 'pond' itself",
-        ),
-        (
-            'donor, heads = "cow - barn\\ndog - kennel", answer_readers',
+            'donor, heads = "cow - herd\\ndog - pack", answer_readers',
             "end the donor",
         ),
     ],
@@ -33,7 +27,7 @@ WRONG_ANSWERS = {
             "    layers = {layer for layer, _ in group}\n"
             "    same = [head for head in others if head[0] in layers]\n"
             "    return random.sample(same, len(group))",
-            "from the layers",
+            "as many heads, but",
         ),
     ],
 }
