@@ -939,7 +939,7 @@ def plot_questions_needed(
 def plot_attention(weights: Any, tokens: Sequence[str]) -> None:
     """Plot where each token of a text looks: rows look, columns are looked at.
 
-    First used in experiment 01, section 1.
+    First used in experiment 01_inside_attention, section 1.
 
     Args:
         weights: one head's attention, of shape (tokens, tokens).
@@ -971,7 +971,7 @@ def plot_attention(weights: Any, tokens: Sequence[str]) -> None:
 def plot_heads(panels: Mapping[str, Any], y: str) -> None:
     """Plot a score of every head of a model, by layer, a panel for each model.
 
-    First used in experiment 01, section 2.
+    First used in experiment 01_inside_attention, section 2.
 
     Args:
         panels: title → scores between 0 and 1, of shape (layers, heads).
@@ -1004,7 +1004,7 @@ def plot_outcomes(
 ) -> None:
     """Plot how a whole is shared out, one horizontal bar a condition.
 
-    First used in experiment 01, section 3.
+    First used in experiment 01_inside_attention, section 3.
 
     Args:
         outcomes: condition → outcome → its share; the shares of a bar add up to 1. All

@@ -267,7 +267,7 @@ def rule_tasks(
 def list_parts(tokens: Sequence[str]) -> list[str]:
     """Name the part of a list of pairs that each of its tokens belongs to.
 
-    First used in experiment 01, section 3.
+    First used in experiment 01_inside_attention, section 3.
 
     Args:
         tokens: texts of the tokens of a prompt as `few_shot_tasks` makes it, with the
@@ -342,7 +342,7 @@ def crossed_tasks(
 ) -> list[tuple[Task, Task, tuple[str, str, str, str]]]:
     """Draw pairs of prompts that differ in the relation shown and in the word asked.
 
-    First used in experiment 01, section 5.
+    First used in experiment 01_inside_attention, section 5.
 
     Args:
         n_pairs: how many.

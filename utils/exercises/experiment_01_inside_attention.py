@@ -23,7 +23,7 @@ def check_transplant(
 ) -> str:
     """Check a donor and heads by what the model answers with them.
 
-    First used in experiment 01, section 5.
+    First used in experiment 01_inside_attention, section 5.
 
     Args:
         answer: the donor prompt and the heads, as a tensor of truth values.
@@ -64,7 +64,7 @@ def check_transplant(
 def check_matched(matched: Callable[[list[Head], list[Head]], list[Head]]) -> str:
     """Check a function that draws a control with as many heads from each layer.
 
-    First used in experiment 01, section 6.
+    First used in experiment 01_inside_attention, section 6.
     """
     if not callable(matched):
         raise Wrong(f"expected a function, found {type(matched).__name__}.")
