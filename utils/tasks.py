@@ -280,6 +280,32 @@ def rule_tasks(
     return tasks
 
 
+def list_parts(tokens: Sequence[str]) -> list[str]:
+    """Name the part of a list of pairs that each of its tokens belongs to.
+
+    First used in experiment 01_inside_attention, section 3.
+
+    Args:
+        tokens: texts of the tokens of a prompt as `few_shot_tasks` makes it, with the
+            separator " - ", whole or cut earlier.
+
+    Returns:
+        "word", "dash", "answer" or "newline"; of the last line's word "query".
+    """
+    found, part = [], "word"
+    for token in tokens:
+        mark = {"\n": "newline", " -": "dash"}.get(token)
+        found.append(mark or part)
+        if mark:
+            part = "answer" if mark == "dash" else "word"
+    newlines = [place for place, part in enumerate(found) if part == "newline"]
+    last_line = newlines[-1] + 1 if newlines else 0
+    return [
+        "query" if part == "word" and place >= last_line else part
+        for place, part in enumerate(found)
+    ]
+
+
 def few_shot_tasks(
     n_examples: int,
     n_prompts: int,
@@ -440,6 +466,40 @@ def injected(task: Task, way: str) -> tuple[str, str]:
         "two lines": mapping_lines(lines[:2], " - "),
     }
     return together(pairs, typed[way] + word), wanted[word]
+
+
+def crossed_tasks(
+    n_pairs: int, seed: int = DEFAULT_SEED, n_examples: int = 3
+) -> list[tuple[Task, Task, tuple[str, str, str, str]]]:
+    """Draw pairs of prompts that differ in the relation shown and in the word asked.
+
+    First used in experiment 01_inside_attention, section 5.
+
+    Args:
+        n_pairs: how many.
+        seed: of the draws.
+        n_examples: how many pairs of words a prompt shows.
+
+    Returns:
+        Of each pair the two tasks and four answers, which differ and stand in neither
+        prompt: the first relation's to the first word, the second relation's to the
+        first word, the first's to the second, the second's to the second.
+    """
+    pool, found = iter(few_shot_tasks(n_examples, 20 * n_pairs, seed)), []
+    while len(found) < n_pairs:
+        first, second = next(pool), next(pool)
+        tables = RELATIONS[first.kind], RELATIONS[second.kind]
+        words = (
+            task.prompt.rpartition("\n")[2].removesuffix(" -")
+            for task in (first, second)
+        )
+        answers = [table.get(word, "") for word in words for table in tables]
+        shown = [
+            answer in f"{first.prompt}\n{second.prompt}".split() for answer in answers
+        ]
+        if all(answers) and len(set(answers)) == 4 and not any(shown):
+            found.append((first, second, tuple(answers)))
+    return found
 
 
 # --- problems with numbers ---
