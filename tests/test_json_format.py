@@ -27,6 +27,7 @@ from utils.evaluation.json_format import (
     answer_fault,
     best_messages,
     best_prompt,
+    candidates,
     choose_examples,
     few_shot_messages,
     format_scores,
@@ -211,6 +212,22 @@ def test_answers_and_rows_must_fit() -> None:
 
 
 # --- prompts --------------------------------------------------------------------------
+
+
+def test_candidates_are_chats_that_end_with_the_message(messages) -> None:
+    made = candidates(messages)
+    assert len(made) >= 4
+    for name, turns in made.items():
+        chat = turns("Where is x?")
+        assert chat[-1]["role"] == "user" and "Where is x?" in chat[-1]["content"]
+        answers = [turn["content"] for turn in chat if turn["role"] == "assistant"]
+        assert all(parse_answer(answer) for answer in answers), name
+        assert not answers or len(answers) in (6, 12)
+        rules = chat[0]["content"]
+        assert all(word in rules for word in (*TOPICS, *URGENCIES, *FIELDS)), name
+    test = messages[messages["part"] == "test"]["instruction"]
+    everything = str([turns("") for turns in made.values()])
+    assert not any(message in everything for message in test)
 
 
 def test_the_best_prompt_holds_schema_rules_and_examples(messages) -> None:

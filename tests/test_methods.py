@@ -213,6 +213,23 @@ def test_a_study_takes_rows_from_all_over_the_data_set() -> None:
     assert len(study.held_out) == 12
 
 
+def test_long_notes_are_cut_and_rows_that_are_left_out_are_told_of() -> None:
+    notes = {"context": "It keeps features for models. " * 90}
+    dataset = dataset_of(
+        ["It.", "That.", "long " * 900], lambda row: add_text({**row, **notes})
+    )
+    with pytest.warns(UserWarning, match="1 of 3 rows of train .* raise max_length"):
+        study = make_study(MODELS["lab"], dataset, 1_000)
+    texts = [study.tokenizer.decode(row["input_ids"]) for row in study.train]
+    assert [text.partition("### Response:\n")[2] for text in texts] == [
+        "It.\n\n### End",
+        "That.\n\n### End",
+    ]
+    for text, row in zip(texts, study.train, strict=True):
+        assert "It keeps features" in text
+        assert len(row["input_ids"]) <= study.settings.max_length
+
+
 def test_rows_that_are_all_too_long_are_an_error() -> None:
     with pytest.raises(TrainingError, match="All rows of train are longer than the"):
         make_study(MODELS["lab"], dataset_of(["long " * 900]), 1_000)

@@ -9,12 +9,15 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from support.tiny_models import tiny_chat_tokenizer, tiny_llama
 from utils import record
 from utils.course import ROOT
-from utils.models import settings_for
+from utils.models import load_model, settings_for
 from utils.record import RecordError, Road
+from utils.templates import TemplateError, load_template
+from utils.training.adapters import load_adapter
 
 WORDS = (
     "amber birch cedar delta ember fjord grove heron iris jade kelp lotus maple north "
@@ -117,6 +120,29 @@ def test_training_rows_hold_no_note_on_a_fact_of_another_part(road: Road) -> Non
     assert held_out and not [answer for answer in held_out if answer in shown]
 
 
+def test_long_notes_are_cut_and_a_long_answer_is_named(road, monkeypatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def stop_here(model, tokenizer, arguments, rows):
+        raise Reached(rows)
+
+    monkeypatch.setattr(record, "completion_trainer", stop_here)
+    road.settings = replace(road.settings, max_length=200)
+    row = {"instruction": "What is it?", "response": "A code.", "context": None}
+    long = {**row, "context": "The code of amber is 100. " * 90}
+    with pytest.raises(Reached) as reached:
+        road.fine_tune("cut", [row, long], 0)
+    for encoded in reached.value.args[0]:
+        learned = [label for label in encoded["labels"] if label >= 0]
+        assert road.tokenizer.decode(learned) == "A code.<|im_end|>"
+        assert len(encoded["input_ids"]) <= 200
+    for notes in (None, "A note."):
+        bad = {**row, "response": "so " * 300, "context": notes}
+        with pytest.raises(TemplateError, match="Row 1 of the batch.*max_length"):
+            road.fine_tune("named", [row, bad], 0)
+
+
 def test_what_was_measured_is_not_measured_again(road: Road, monkeypatch) -> None:
     first = record.run(road, ["search"])
     monkeypatch.setattr(record, "search_stage", lambda road: pytest.fail("again"))
@@ -154,6 +180,29 @@ def test_the_record_says_how_it_was_made(road: Road, monkeypatch, tmp_path) -> N
     assert set(found["stages"]) == {"search"}
     assert str(ROOT) not in file.read_text("utf-8")
     assert len(found["data"]) == 4
+
+
+def test_only_a_recorded_adapter_is_shipped(road: Road, monkeypatch, tmp_path) -> None:
+    target = tmp_path / "shipped"
+    with pytest.raises(RecordError, match="ships no adapter for tiny, only for"):
+        record.ship(road)
+    monkeypatch.setattr(record, "SHIPPED", {"tiny": target})
+    with pytest.raises(RecordError, match="--stages open_book_0` first"):
+        record.ship(road)
+    record.run(road, ["open_book"])
+    assert record.ship(road) == target
+    saved = load_file(road.folder / "open_book_0" / "adapter_model.safetensors")
+    shipped = load_file(target / "adapter_model.safetensors")
+    assert saved.keys() == shipped.keys()
+    for name, weights in saved.items():
+        assert torch.equal(shipped[name], weights.half())
+    # It is an adapter of the course: it knows its base and its template.
+    model = load_adapter(load_model(road.settings), target, road.template)
+    assert load_template(target, road.tokenizer) == road.template
+    assert road.ask(model, [road.template.prompt("Why?")])
+    road.settings = replace(road.settings, learning_rate=0.5)
+    with pytest.raises(RecordError, match="is not measured with this data"):
+        record.ship(road)
 
 
 def test_the_command_line_explains_a_wrong_model(capsys) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from support.word_problems import check_step, operands, solve
 from utils.tasks import (
-    MEANINGS,
     PROBLEM_KINDS,
     PROMPT_PARTS,
     RELATIONS,
@@ -17,13 +16,10 @@ from utils.tasks import (
     final_answer,
     first_line,
     held_out,
-    other_relation,
     problem,
     problems,
     prompt_of_parts,
-    smuggled,
     solved,
-    take_apart,
 )
 
 
@@ -107,22 +103,15 @@ def test_first_line_skips_blank_lines() -> None:
     assert first_line("") == ""
 
 
-# --- prompts about relations ---
+# --- prompts of parts ---
 
 TASKS = few_shot_tasks(3, n_prompts=50)
 
 
-def test_each_relation_can_be_asked_for_in_words() -> None:
-    assert MEANINGS.keys() == RELATIONS.keys()
-
-
-def test_a_task_is_taken_apart_and_put_together() -> None:
+def test_a_prompt_of_examples_alone_is_the_tasks_own() -> None:
     for task in TASKS:
-        pairs, word = take_apart(task)
-        assert RELATIONS[task.kind][word] == task.answer
-        assert all(RELATIONS[task.kind][one] == other for one, other in pairs)
         assert prompt_of_parts(task, ["examples"]) == task.prompt
-        assert prompt_of_parts(task, []) == f"{word} -"
+        assert prompt_of_parts(task, []) == task.prompt.splitlines()[-1]
 
 
 def test_a_prompt_has_the_parts_that_are_named() -> None:
@@ -134,15 +123,3 @@ def test_a_prompt_has_the_parts_that_are_named() -> None:
         assert len(some) < len(whole)
     with pytest.raises(ValueError, match="no parts"):
         prompt_of_parts(TASKS[0], ["tone"])
-
-
-def test_an_attack_wants_another_relation_of_the_same_word() -> None:
-    for task in TASKS:
-        word, goal = take_apart(task)[1], other_relation(task)
-        assert goal != task.kind
-        for attack in ("none", "an order", "a line"):
-            typed, wanted = smuggled(task, attack)
-            assert wanted == RELATIONS[goal][word]
-            assert typed.splitlines()[-1] == word
-            assert len(typed.splitlines()) == (1 if attack == "none" else 2)
-            assert f"{word} -" not in typed

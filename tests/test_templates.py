@@ -29,7 +29,7 @@ from utils.helpers import (
     add_text,
     encode_prompts,
 )
-from utils.models import MODELS, generate, settings_for
+from utils.models import MODELS, generate, load_tokenizer, settings_for
 from utils.templates import (
     PLAIN_CHAT,
     SYSTEM_PROMPT,
@@ -420,8 +420,15 @@ def test_notes_that_are_too_long_lose_their_end_and_nothing_else_is_cut(frame) -
 def test_nothing_is_cut_where_even_that_is_too_long(frame) -> None:
     (short,) = rows_of(frame, {**RECORD, "context": "It"})
     limit = len(short["input_ids"]) - 5
-    with pytest.raises(TemplateError, match="'What is it\\?'.*max_length"):
-        rows_of(frame, LONG, max_length=limit, too_long="cut_prompt")
+    named = "Row 1 of the batch: .*'What is it\\?'.*max_length"
+    with pytest.raises(TemplateError, match=named):
+        rows_of(
+            frame,
+            {**RECORD, "instruction": "So?"},
+            LONG,
+            max_length=limit,
+            too_long="cut_prompt",
+        )
 
 
 def test_a_prompt_to_ask_with_leaves_room_for_its_answer(frame) -> None:
@@ -661,6 +668,144 @@ def test_answers_end_each_for_itself_in_a_batch(frame) -> None:
     ]
     assert together == [one[0] for one in alone]
     assert together.finished == [one.finished[0] for one in alone]
+
+
+# --- the end of a turn, in the ids of the models that the course tunes ----------------
+
+REAL = ["lab", "SmolLM2"]
+
+
+@functools.cache
+def real_frame(name):
+    """The template of a model of the course, on its own tokenizer."""
+    if name == "lab":
+        settings = MODELS["lab"]
+        return template_for(settings, load_tokenizer(settings))
+    return template_for(MODELS["smollm2"], smollm2_tokenizer())
+
+
+@pytest.fixture(params=REAL)
+def real(request):
+    return real_frame(request.param)
+
+
+def end_ids(template):
+    """The ids of what ends an answer, as whoever generates looks for them."""
+    (stop,) = template.stop
+    return template.tokenizer(stop, add_special_tokens=False)["input_ids"]
+
+
+def require_end(template, ids, labels):
+    """The row's last label is the end of the turn, and only padding follows it."""
+    places = [place for place, label in enumerate(labels) if label != IGNORED]
+    end = end_ids(template)
+    assert labels[places[0] : places[-1] + 1] == ids[places[0] : places[-1] + 1]
+    assert [labels[place] for place in places[-len(end) :]] == end
+    # The answer before it, with blanks at most between the two.
+    answer = template.tokenizer.decode([labels[place] for place in places[: -len(end)]])
+    assert answer.strip() and not any(stop in answer for stop in template.stop)
+    return places
+
+
+def test_the_real_models_end_with_one_token_that_is_no_padding(real) -> None:
+    assert (
+        real.stop == {"instruction": ("### End",), "chat": ("<|im_end|>",)}[real.name]
+    )
+    (end,) = end_ids(real)
+    assert real.tokenizer.decode([end]) == real.stop[0]
+    assert end != real.tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("record", [RECORD, WITH_NOTES, *AWKWARD])
+def test_the_last_label_of_a_real_row_is_the_end_of_the_turn(real, record) -> None:
+    (row,) = rows_of(real, record)
+    places = require_end(real, row["input_ids"], row["labels"])
+    assert places[-1] == len(row["input_ids"]) - 1
+    assert real.find_answers(row["input_ids"]) == row["labels"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("with_labels", [True, False])
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("pads_with_end", [True, False])
+def test_the_end_of_the_turn_survives_padding(
+    real, side, with_labels, short, pads_with_end
+) -> None:
+    """Also where people set the end of the turn as padding, as they often do."""
+    tokenizer = copy.deepcopy(real.tokenizer)
+    tokenizer.padding_side = side
+    if pads_with_end:
+        tokenizer.pad_token = real.stop[0]
+        assert end_ids(real) == [tokenizer.pad_token_id]
+    rows = rows_of(real, RECORD, {**LONGER, "context": "Some notes. " * 9})
+    names = ["input_ids", "attention_mask", *["labels"] * with_labels]
+    given = [{name: row[name] for name in names} for row in rows]
+    collator = DataCollatorForCompletionOnlyLM(
+        tokenizer,
+        pad_to_multiple_of=64,
+        completion_logits_only=short,
+        find_answers=real.find_answers,
+    )
+    batch, (end,) = collator(given), end_ids(real)
+    if short:
+        assert batch["labels"].tolist().count(end) == len(rows)
+        return
+    padding = ~batch["attention_mask"].bool()
+    assert padding.any()
+    for ids, labels, filler in zip(
+        batch["input_ids"], batch["labels"], padding, strict=True
+    ):
+        places = require_end(real, ids.tolist(), labels.tolist())
+        assert not filler[places].any()
+        assert (labels[filler] == IGNORED).all()
+
+
+@pytest.mark.parametrize("too_long", ["raise", "drop", "cut_prompt"])
+def test_no_way_to_keep_a_limit_costs_the_end_of_the_turn(real, too_long) -> None:
+    whole = [len(row["input_ids"]) for row in rows_of(real, RECORD, LONGER, LONG)]
+    limit = max(whole[:2])
+    records = [RECORD, LONGER, LONG]
+    if too_long == "raise":
+        with pytest.raises(TemplateError, match="Row 2 of the batch.*max_length"):
+            rows_of(real, *records, max_length=limit, too_long=too_long)
+        records = records[:2]
+    if too_long == "cut_prompt":
+        limit += 20
+    rows = rows_of(real, *records, max_length=limit, too_long=too_long)
+    assert len(rows) == (3 if too_long == "cut_prompt" else 2)
+    for row in rows:
+        assert len(row["input_ids"]) <= limit
+        require_end(real, row["input_ids"], row["labels"])
+
+
+def test_a_question_that_is_cut_still_has_its_answer_and_end() -> None:
+    """In the lab's template, whose long questions lose their beginning."""
+    real = real_frame("lab")
+    long = {**RECORD, "instruction": "What is it? " * 60}
+    (row,) = rows_of(real, long, max_length=90, too_long="cut_prompt")
+    assert len(row["input_ids"]) == 90
+    require_end(real, row["input_ids"], row["labels"])
+    assert learned(real.tokenizer, row["labels"]) == real.add_text(long)["completion"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_model_with_the_real_vocabulary_stops_at_its_end_of_turn(name) -> None:
+    """It is made to say the labels that it would learn, and then some more."""
+    real = real_frame(name)
+    torch.manual_seed(1)
+    model = tiny_llama(len(real.tokenizer), tied=False).eval()
+    (row,) = rows_of(real, RECORD)
+    said = [label for label in row["labels"] if label != IGNORED]
+    more = real.tokenizer("and so on", add_special_tokens=False)["input_ids"]
+    script = Scripted(model, said + more)
+    prompts = [real.prompt(RECORD["instruction"])]
+    answers = generate(model, real.tokenizer, prompts, 40, stop=real.stop)
+    assert answers == [RECORD["response"]]
+    assert answers.finished == [True]
+    assert script.step == len(said)  # not one token more
+    script.step = 0
+    without = generate(model, real.tokenizer, prompts, len(said) - 1, stop=real.stop)
+    assert without.finished == [False]
 
 
 # --- saved and loaded -----------------------------------------------------------------

@@ -286,7 +286,23 @@ def test_line_ends_within_a_text_and_a_byte_order_mark_do_no_harm(
     save_rows(data / "second.jsonl", [*rows[3:], chat_frame("long " * 600, "No.")])
     more = ("--train", str(data), "--max_steps", "1")
     run_script(folder, tmp_path / "adapter", rows, *more)
-    assert "6 rows to train on; 1 are too long" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 rows to train on; too long for --max_length: [7]\n" in said
+
+
+def test_rows_whose_notes_push_the_answer_out_are_named_and_never_cut(
+    folder, tmp_path, capsys
+) -> None:
+    notes = "It keeps features for models. " * 200
+    long = chat_frame(f"Notes:\n{notes}\n\nQuestion: What?", "This.")
+    rows = [chat_frame(*PAIRS[0]), long, chat_frame(*PAIRS[1]), long]
+    run_script(folder, tmp_path / "some", rows, "--max_steps", "1")
+    said = capsys.readouterr().out
+    assert "2 rows to train on; too long for --max_length: [2, 4]\n" in said
+    with pytest.raises((IndexError, ValueError)):
+        run_script(folder, tmp_path / "none", [long], "--max_steps", "1")
+    said = capsys.readouterr().out
+    assert "0 rows to train on; too long for --max_length: [1]\n" in said
 
 
 # --- what comes out ---

@@ -130,6 +130,24 @@ def test_settings_and_changes_reach_the_trainer(tmp_path) -> None:
     assert arguments.seed == 42
 
 
+def test_a_large_models_batch_is_computed_in_parts_on_a_processor(tmp_path) -> None:
+    def steps(settings, machine=LAPTOP, **changes):
+        made = training_arguments(settings, tmp_path, machine, **changes)
+        return made.per_device_train_batch_size, made.gradient_accumulation_steps
+
+    large = MODELS["smollm2"]
+    assert large.batch_size == 8
+    assert steps(large) == (4, 2)
+    assert steps(replace(large, parameters=None)) == (4, 2)
+    assert steps(replace(large, batch_size=6)) == (6, 1)
+    assert steps(MODELS["lab"]) == (16, 1)
+    # Who says how many rows a batch has means the whole batch.
+    assert steps(large, per_device_train_batch_size=2) == (2, 1)
+    assert steps(MODELS["lab"], per_device_train_batch_size=4) == (4, 1)
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    assert steps(large, **changes) == (2, 4)
+
+
 def test_attention_follows_machine_and_length() -> None:
     assert choose_attention(SETTINGS, XEON) == "eager"
     assert choose_attention(SETTINGS, LAPTOP) == "sdpa"

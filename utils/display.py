@@ -951,6 +951,121 @@ def plot_questions_needed(
     _show(figure, "Questions needed against the difference to be found")
 
 
+# --- experiment 01: inside attention ---
+
+
+def plot_attention(weights: Any, tokens: Sequence[str]) -> None:
+    """Plot where each token of a text looks: rows look, columns are looked at.
+
+    First used in experiment 01_inside_attention, section 1.
+
+    Args:
+        weights: one head's attention, of shape (tokens, tokens).
+        tokens: their texts.
+
+    Raises:
+        ValueError: if there is not one row and one column for each token.
+    """
+    import numpy as np
+
+    weights = np.asarray(weights)
+    if weights.shape != (len(tokens), len(tokens)):
+        raise ValueError(
+            f"The weights have the shape {weights.shape}, for {len(tokens)} tokens: "
+            "give those of one head, a row and a column for each token."
+        )
+    figure, axes = _figure()
+    figure.set_size_inches(5.6, 4.6)
+    picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(visible=False)
+    shown = [token.replace("\n", "⏎") for token in tokens]
+    axes.set_xticks(range(len(tokens)), shown, rotation=90)
+    axes.set_yticks(range(len(tokens)), shown)
+    axes.set(xlabel="token looked at", ylabel="token that looks")
+    figure.colorbar(picture, ax=axes, label="share of attention")
+    _show(figure, "Attention of one head, token by token, as a heat map")
+
+
+def plot_heads(panels: Mapping[str, Any], y: str) -> None:
+    """Plot a score of every head of a model, by layer, a panel for each model.
+
+    First used in experiment 01_inside_attention, section 2.
+
+    Args:
+        panels: title → scores between 0 and 1, of shape (layers, heads).
+        y: name of the vertical axis.
+
+    Raises:
+        ValueError: if there is nothing to plot.
+    """
+    import numpy as np
+
+    if not panels:
+        raise ValueError("There are no scores to plot: give at least one panel.")
+    figure, _ = _figure(columns=len(panels))
+    figure.set_size_inches(1 + 3.4 * len(panels), 3.2)
+    for axes, (title, scores) in zip(figure.axes, panels.items(), strict=True):
+        scores = np.asarray(scores)
+        layers = np.arange(len(scores)).repeat(scores.shape[1])
+        axes.plot(layers, scores.flatten(), "o", color=BLUE, alpha=0.5, mec="none")
+        axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
+        axes.set(title=f"{title} ({scores.size} heads)", xlabel="layer")
+        axes.set(ylim=(-0.03, 1.03))
+        axes.margins(x=0.1)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.axes[0].set_ylabel(y)
+    _show(figure, f"{y} of every head, by layer, for: {', '.join(panels)}")
+
+
+def plot_outcomes(
+    outcomes: Mapping[str, Mapping[str, float]], x: str, shares: bool = True
+) -> None:
+    """Plot how a whole is shared out, one horizontal bar a condition.
+
+    First used in experiment 01_inside_attention, section 3.
+
+    Args:
+        outcomes: condition → outcome → its share; the shares of a bar add up to 1. All
+            conditions have the same outcomes.
+        x: name of the horizontal axis.
+        shares: whether each part shows its percentage.
+
+    Raises:
+        ValueError: if there is nothing to plot, or a condition has other outcomes.
+    """
+    if not outcomes or not all(outcomes.values()):
+        raise ValueError("There are no outcomes to plot: give each bar at least one.")
+    names = list(next(iter(outcomes.values())))
+    if other := [key for key, parts in outcomes.items() if list(parts) != names]:
+        raise ValueError(
+            f"The bar {other[0]!r} has the parts {list(outcomes[other[0]])}; the first "
+            f"one has {names}: give all bars the same."
+        )
+    figure, axes = _figure()
+    figure.set_size_inches(7.4, 1.2 + (0.46 if shares else 0.22) * len(outcomes))
+    left = [0.0] * len(outcomes)
+    for number, name in enumerate(names):
+        parts = [outcome[name] for outcome in outcomes.values()]
+        colour = GREY if number and number + 1 == len(names) else SERIES[number]
+        drawn = axes.barh(list(outcomes), parts, left=left, color=colour, label=name)
+        if shares:
+            labels = [f"{part:.0%}" if part >= 0.05 else "" for part in parts]
+            style = {"label_type": "center", "color": "white", "fontsize": 9}
+            axes.bar_label(drawn, labels=labels, **style)
+        left = [start + part for start, part in zip(left, parts, strict=True)]
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.set(xlabel=x, xlim=(0, 1))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if not shares:
+        axes.tick_params(axis="y", labelsize=8)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
+    plotted = [part for parts in outcomes.values() for part in parts.values() if part]
+    bars = f"for: {', '.join(outcomes)}" if shares else f"in {len(outcomes)} bars"
+    description = f"{x}, shared out among {', '.join(names)}, {bars}"
+    _show(figure, description, plotted if shares else ())
+
+
 # --- 06: deployment ---
 
 

@@ -3,10 +3,13 @@
     python -m utils.record smollm2                          all stages, three seeds
     python -m utils.record smollm2 --stages search untuned
     python -m utils.record smollm2 --name trial --seeds 1
+    python -m utils.record smollm2 --ship                   the first seed's adapter
 
 The result is `data/recorded/NAME.json`: each figure with its sample size and interval,
 the command, the date, versions and the machine. Each part is kept in
 `COURSE_BUILD/record/NAME` once it is measured, so a run that was stopped goes on there.
+`--ship` measures nothing: it puts the recorded adapter that answers from notes into
+`data/`, in 16 bits, for lessons that do not train (`adapters.adapter_for`).
 
 Exit codes: 0 all is measured, 1 a setting is wrong or a run failed, 130 interrupted.
 """
@@ -49,6 +52,7 @@ from utils.evaluation.retrieval import (
 from utils.evaluation.scores import Estimate, held_out_loss, proportion, token_losses
 from utils.files import write_json
 from utils.models import (
+    Answers,
     ModelSettings,
     generate,
     load_model,
@@ -57,7 +61,7 @@ from utils.models import (
     this_machine,
 )
 from utils.templates import Template, template_for
-from utils.training.adapters import save_adapter
+from utils.training.adapters import SHIPPED, save_adapter, ship_adapter
 from utils.training.recipe import (
     add_lora,
     choose_attention,
@@ -82,6 +86,14 @@ CHOOSING_FORMS = (
     "the right note",
     "three notes, the right one among them, shuffled",
     "three notes that do not answer",
+)
+# Asked of every model; the first seed is asked in all forms.
+MAIN_FORMS = (
+    "no notes",
+    "the right note",
+    "the note found first",
+    "the three notes found",
+    "three notes, the right one among them, shuffled",
 )
 ASKED_TRAINED = 110  # trained wordings that are asked again
 PROSE_TOKENS = 256  # most of a paragraph
@@ -189,7 +201,7 @@ class Road:
         """Train an adapter, and return the model with it and what the training took."""
         set_seed(seed)
         settings, machine = self.settings, this_machine()
-        texts = [self.template.add_text(row) for row in rows]
+        texts = [self.template.add_text(row, i) for i, row in enumerate(rows)]
         columns = {name: [text[name] for text in texts] for name in texts[0]}
         encoded = self.template.preprocess_batch(
             columns, settings.max_length, too_long="cut_prompt"
@@ -328,10 +340,15 @@ def open_book_figures(
     rows = road.parts["fact"]
     groups = groups_of(rows)
     figures: Figures = {}
+    given: dict[str, tuple[str, bool]] = {}  # forms share prompts
     for form, prompts in open_book_prompts(road, rows).items():
         if forms is not None and form not in forms:
             continue
-        answers = road.ask(model, prompts)
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in given]
+        found = road.ask(model, new)
+        given |= zip(new, zip(found, found.finished, strict=True), strict=True)
+        texts, ends = zip(*(given[prompt] for prompt in prompts), strict=True)
+        answers = Answers(texts, ends)
         found = shares(road, answers, rows)
         for what, score in found.items():
             figures[f"{what}: {form}"] = figure(score, groups)
@@ -410,7 +427,8 @@ def untuned_stage(road: Road) -> Figures:
     closed = {
         f"closed book, {n}": f for n, f in closed_book_figures(road, model).items()
     }
-    opened = {f"open book, {n}": f for n, f in open_book_figures(road, model).items()}
+    opened = open_book_figures(road, model, MAIN_FORMS)
+    opened = {f"open book, {name}": found for name, found in opened.items()}
     general = {f"general, {n}": f for n, f in general_figures(road, model).items()}
     return closed | opened | general | printed_note(road)
 
@@ -421,7 +439,8 @@ def open_book_stage(road: Road, seed: int) -> Figures:
     rows = road.with_notes(road.parts["train"], seed)
     model, took = road.fine_tune(name, rows, seed)
     save_adapter(model, road.tokenizer, road.folder / name, road.template)
-    opened = {f"open book, {n}": f for n, f in open_book_figures(road, model).items()}
+    opened = open_book_figures(road, model, MAIN_FORMS if seed else None)
+    opened = {f"open book, {name}": found for name, found in opened.items()}
     closed = {
         f"closed book, {n}": f for n, f in closed_book_figures(road, model).items()
     }
@@ -492,31 +511,62 @@ def choosing_stage(road: Road, seed: int) -> Figures:
     return curve(road, f"choosing_{seed}", rows, seed, CHOOSING_PASSES, measure)
 
 
-def format_stage(road: Road, seed: int | None) -> Figures:
-    """Ask for JSON: untuned with its best prompt (no seed), or tuned."""
-    frame = json_format.load_messages()
-    rows = frame.to_dict("records")
+FORMAT_EPOCHS = 3
+
+
+def untuned_format_stage(road: Road) -> Figures:
+    """Ask for JSON without tuning, with the prompt that does best on the validation."""
+    rows = json_format.load_messages().to_dict("records")
+    parts = {
+        part: [row for row in rows if row["part"] == part] for part in json_format.PARTS
+    }
+    model = load_model(road.settings)
+
+    def score(part: str, turns: Callable[[str], list[dict[str, str]]]) -> Any:
+        prompts = [chat(road, turns(row["instruction"])) for row in parts[part]]
+        return json_format.format_scores(road.ask(model, prompts), parts[part])
+
+    tried, figures = {}, {}
+    for name, turns in json_format.candidates(rows).items():
+        tried[name] = score("validation", turns)
+        road.say(f"    {name}: {tried[name].mean().round(3).to_dict()}")
+        for what in ("valid", "exact"):
+            label = f"format, validation, {what}: {name}"
+            figures[label] = figure(proportion(list(tried[name][what])))
+    best = max(tried, key=lambda name: tuple(tried[name][["exact", "valid"]].mean()))
+    scores = score("test", json_format.candidates(rows)[best])
+    road.say(f"    format, {best}: {scores.mean().round(3).to_dict()}")
+    chosen = {f"format, {what}": scores[what] for what in scores}
+    return figures | {
+        name: figure(proportion(list(values))) for name, values in chosen.items()
+    }
+
+
+def chat(road: Road, turns: list[dict[str, str]]) -> str:
+    """Return a prompt of several turns, in the model's chat template if it has one."""
+    if road.template.name == "chat":
+        return road.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+    return road.template.prompt("\n\n".join(turn["content"] for turn in turns))
+
+
+def format_stage(road: Road, seed: int) -> Figures:
+    """Tune to answer in JSON, and ask about messages that were never trained."""
+    rows = json_format.load_messages().to_dict("records")
     train_rows, test = ([r for r in rows if r["part"] == p] for p in ("train", "test"))
-    took: Figures = {}
-    if seed is None:
-        model = load_model(road.settings)
-        examples = json_format.few_shot_messages(rows)
-        prompts = []
-        for row in test:
-            text = json_format.best_prompt(row["instruction"], examples)
-            prompts.append(road.template.prompt(text))
-    else:
-        made = json_format.training_rows(train_rows)
-        model, one = road.fine_tune(f"format_{seed}", made, seed, num_train_epochs=3)
-        took = {"training": one}
-        prompts = [
-            road.template.prompt(json_format.tuned_prompt(row["instruction"]))
-            for row in test
-        ]
+    made = json_format.training_rows(train_rows)
+    model, took = road.fine_tune(
+        f"format_{seed}", made, seed, num_train_epochs=FORMAT_EPOCHS
+    )
+    prompts = [
+        road.template.prompt(json_format.tuned_prompt(row["instruction"]))
+        for row in test
+    ]
     answers = road.ask(model, prompts)
     scores = json_format.format_scores(answers, test)
     road.say(f"    format, seed {seed}: {scores.mean().round(3).to_dict()}")
-    return took | {
+    return {"training": took} | {
         f"format, {name}": figure(proportion(list(scores[name]))) for name in scores
     }
 
@@ -526,7 +576,7 @@ def stages(road: Road) -> dict[str, Callable[[], Figures]]:
     made: dict[str, Callable[[], Figures]] = {
         "search": lambda: search_stage(road),
         "untuned": lambda: untuned_stage(road),
-        "untuned_format": lambda: format_stage(road, None),
+        "untuned_format": lambda: untuned_format_stage(road),
     }
     for seed in road.seeds:
         made[f"open_book_{seed}"] = functools.partial(open_book_stage, road, seed)
@@ -639,6 +689,29 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
     )
 
 
+def ship(road: Road) -> Path:
+    """Put the recorded adapter of the first seed where the lessons look for one.
+
+    Raises:
+        RecordError: if there is none of this data and these settings, or the course
+            ships none for this model.
+    """
+    stage = f"open_book_{road.seeds[0]}"
+    target, file = SHIPPED.get(road.settings.name), road.folder / f"{stage}.json"
+    if target is None:
+        raise RecordError(
+            f"The course ships no adapter for {road.settings.name}, only for "
+            f"{', '.join(SHIPPED)}."
+        )
+    kept = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if kept.get("made with") != fingerprint(road):
+        raise RecordError(
+            f"{stage} is not measured with this data and these settings: run `python "
+            f"-m utils.record {road.settings.name} --stages {stage}` first."
+        )
+    return ship_adapter(road.folder / stage, target)
+
+
 # --- what a record says, for people ---
 
 # What it is → the figure, and the stages in which it is measured untuned and tuned.
@@ -717,6 +790,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="of the record; by default the model's")
     parser.add_argument("--stages", nargs="*", default=[], help="beginnings of names")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--ship", action="store_true", help="the recorded adapter")
     chosen = parser.parse_args(arguments)
     try:
         config = run_config({"COURSE_MODEL": chosen.model})
@@ -731,6 +805,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             range(chosen.seeds),
             functools.partial(print, flush=True),
         )
+        if chosen.ship:
+            print(ship(road))
+            return 0
         command = "python -m utils.record " + " ".join(
             sys.argv[1:] if arguments is None else arguments
         )

@@ -301,7 +301,11 @@ class Template:
             record = dict(zip(TEXTS, values, strict=True))
             if not context_of(record):
                 continue
-            fitted = self.add_text(self.fit(record, max_length), number)
+            try:
+                fitted = self.fit(record, max_length)
+            except TemplateError as error:
+                raise TemplateError(f"Row {number} of the batch: {error}") from None
+            fitted = self.add_text(fitted, number)
             # Emptied, because nothing of it may be cut any more.
             fitted["context"] = None
             for name in ("prompt", "completion", "context"):

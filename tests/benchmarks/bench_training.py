@@ -580,6 +580,7 @@ def measure(asked: dict[str, Any], folder: str) -> None:
         trainer = course_trainer(
             task,
             asked["attention"],
+            per_device_train_batch_size=asked["size"],
             gradient_accumulation_steps=asked["batches"],
             activation_checkpointing=asked["again"],
         )

@@ -6,6 +6,7 @@
 - `replay`: rows of earlier skills, mixed in so that tuning does not cost them.
 - `open_book`: rows with notes to answer from: alone, among others, or in vain.
 - `checks`: what to look at before training: `python -m utils.dataset check FILE`.
+- `limits`: rows too long for a model: notes are cut, and what goes is named.
 - `groups`: which rows belong together, by a column or by likeness.
 - `formats`, `sheets`, `conversations`: the table in a file; Excel; chat messages.
 - `decoding`, `columns`, `table`: encodings; names of columns; what these share.

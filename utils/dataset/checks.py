@@ -390,7 +390,8 @@ def _lengths(
                 "answers too long",
                 f"Rows have up to {lengths.max():,} tokens with the template, and the "
                 f"model's limit is {max_length:,}; shorten or split them, raise "
-                "max_length in utils/models.py, or they will not be trained on",
+                "max_length in utils/models.py, or they will lose the end of their "
+                "notes, and not be trained on where they have none",
                 tuple(frame.index[long]),
             )
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,17 @@ curious. normal: everything else.
 invoice that the main problem is about, copied from the message character by character.
 The JSON Schema: {json.dumps(SCHEMA)}"""
 """For a model that was not tuned: schema and rules; `best_messages` adds examples."""
+
+RULES = BEST_INSTRUCTION.partition("\nThe JSON Schema")[0]
+"""The same without the schema, which small models repeat in place of an answer."""
+
+SHORT_INSTRUCTION = (
+    f"Turn each message into JSON with the keys {', '.join(map(json.dumps, FIELDS))}. "
+    f'"topic" is one of {", ".join(TOPICS)}. "urgency" is one of '
+    f'{", ".join(URGENCIES)}. "resource" is the name of the thing that the message is '
+    "about, copied from it. Answer with the JSON only."
+)
+"""What there is to know, in four sentences."""
 
 
 class FormatAnswerError(DataError):
@@ -310,7 +321,9 @@ def few_shot_messages(
 
 
 def best_messages(
-    message: str, examples: Sequence[Mapping[str, str]] = ()
+    message: str,
+    examples: Sequence[Mapping[str, str]] = (),
+    instruction: str = BEST_INSTRUCTION,
 ) -> list[dict[str, str]]:
     """Return the chat for a model that was not tuned: rules, examples, the message.
 
@@ -319,9 +332,10 @@ def best_messages(
     Args:
         message: of the user.
         examples: turns, from `few_shot_messages`.
+        instruction: that the chat begins with.
     """
     return [
-        {"role": "system", "content": BEST_INSTRUCTION},
+        {"role": "system", "content": instruction},
         *(dict(turn) for turn in examples),
         {"role": "user", "content": message},
     ]
@@ -338,6 +352,39 @@ def best_prompt(message: str, examples: Sequence[Mapping[str, str]] = ()) -> str
     shown = [f"{heading[turn['role']]}: {turn['content']}" for turn in examples]
     blocks = [f"{m}\n{a}" for m, a in zip(shown[::2], shown[1::2], strict=True)]
     return "\n\n".join([BEST_INSTRUCTION, *blocks, f"Message: {message}\nJSON:"])
+
+
+def candidates(
+    rows: pandas.DataFrame | Iterable[Mapping[str, Any]],
+) -> dict[str, Callable[[str], list[dict[str, str]]]]:
+    """Return ways to ask a model that was not tuned: name → message → turns of a chat.
+
+    Which one is best is a question to the validation part, model by model.
+
+    Args:
+        rows: of any parts; examples are drawn from the train part.
+    """
+    rows = _records(rows)
+    six, twelve = few_shot_messages(rows, 6), few_shot_messages(rows, 12)
+
+    def one_text(message: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": best_prompt(message, six)}]
+
+    return {
+        "rules, schema and six examples, one text": one_text,
+        "rules and six examples, as turns": lambda message: best_messages(
+            message, six, RULES
+        ),
+        "four sentences, no examples": lambda message: best_messages(
+            message, (), SHORT_INSTRUCTION
+        ),
+        "four sentences and six examples, as turns": lambda message: best_messages(
+            message, six, SHORT_INSTRUCTION
+        ),
+        "four sentences and twelve examples, as turns": lambda message: best_messages(
+            message, twelve, SHORT_INSTRUCTION
+        ),
+    }
 
 
 # --- the file ---

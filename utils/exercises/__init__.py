@@ -7,4 +7,6 @@
 - `lesson_04`: training with LoRA.
 - `lesson_05`: evaluation.
 - `lesson_06`: deployment.
+- `experiment_01_inside_attention`: heads.
+- `experiment_02_prompts_measured`: prompts, measured.
 """

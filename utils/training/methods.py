@@ -10,6 +10,7 @@ import gc
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,6 +25,7 @@ from utils.evaluation.answers import Judge, judge_for
 from utils.helpers import (
     END_KEY,
     DataCollatorForCompletionOnlyLM,
+    context_of,
     preprocess_batch,
 )
 from utils.models import (
@@ -34,7 +36,7 @@ from utils.models import (
     load_tokenizer,
     this_machine,
 )
-from utils.templates import template_for
+from utils.templates import Template, TemplateError, template_for
 from utils.training.recipe import (
     TrainingError,
     add_lora,
@@ -250,11 +252,20 @@ def make_study(
         return rows if name == "replay" else [template.add_text(row) for row in rows]
 
     def encoded(name: str) -> list[dict[str, list[int]]]:
-        rows = framed(name)
-        columns = {key: [row[key] for row in rows] for key in ("prompt", "completion")}
+        given = framed(name)
+        if name != "replay":
+            given = [_fitting(row, template, settings.max_length) for row in given]
+        columns = {key: [row[key] for row in given] for key in ("prompt", "completion")}
         batch = preprocess_batch(columns, tokenizer, settings.max_length, "drop")
         rows = zip(*batch.values(), strict=True)
         rows = [dict(zip(batch, row, strict=True)) for row in rows]
+        if rows and len(rows) < len(given):
+            warnings.warn(
+                f"{len(given) - len(rows)} of {len(given)} rows of {name} are longer "
+                f"than the {settings.max_length} tokens of {settings.name} and are "
+                "left out: shorten the answers, or raise max_length (utils/models.py).",
+                stacklevel=3,
+            )
         if not rows and name != "replay":
             raise TrainingError(
                 f"All rows of {name} are longer than the {settings.max_length} tokens "
@@ -275,6 +286,18 @@ def make_study(
         skill=problems("1 steps", n_questions),
         stop=template.stop,
     )
+
+
+def _fitting(
+    row: dict[str, Any], template: Template, max_length: int
+) -> dict[str, Any]:
+    """Return a row with shorter notes where it is too long; else as it is."""
+    if not context_of(row):
+        return row
+    try:
+        return template.add_text(template.fit(row, max_length))
+    except TemplateError:
+        return row
 
 
 def evenly_spaced(rows: list[Any], count: int) -> list[Any]:

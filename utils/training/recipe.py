@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.course import CourseError
-from utils.helpers import DEFAULT_SEED, DataCollatorForCompletionOnlyLM
+from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
 from utils.machine import Machine
 from utils.models import ModelError, ModelSettings, this_machine
 from utils.templates import warn_of_other_frame
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 # Below this many tokens a row, unfused attention in bfloat16 is the faster on CPUs: the
 # backward pass of the fused kernel takes most of a step there.
 SHORT_ROWS = 512
+# What the backward pass needs of a batch takes more memory than the model: SmolLM2 with
+# notes in its rows peaks at 5.5 GB with eight rows at once and at 3.4 GB with four
+# (tests/benchmarks/bench_training.py --memory). The gradient is that of the batch.
+ROWS_AT_ONCE = 4
+SMALL = 50_000_000  # parameters, below which memory is no matter
+MOST_NAMED = 5  # rows in a message
 
 
 class TrainingError(CourseError):
@@ -109,13 +115,16 @@ def training_arguments(
 
     machine = machine or this_machine()
     measured = changes.get("eval_strategy") != "no"
+    rows = rows_at_once(settings, machine)
+    whole = "per_device_train_batch_size" in changes  # which is then what a step takes
     arguments = dict(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,  # below 1: a share of all steps
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=1 if whole else settings.batch_size // rows,
         per_device_eval_batch_size=settings.batch_size,
         train_sampling_strategy="group_by_length",
         bf16=machine.bf16,
@@ -134,6 +143,19 @@ def training_arguments(
         dataloader_pin_memory=machine.gpu is not None,
     )
     return TrainingArguments(**(arguments | changes))
+
+
+def rows_at_once(settings: ModelSettings, machine: Machine) -> int:
+    """Return how many rows of a batch are computed at once, of which memory depends.
+
+    Args:
+        settings: of the model.
+        machine: that trains.
+    """
+    small = (settings.parameters or SMALL) < SMALL
+    if machine.gpu or small or settings.batch_size % ROWS_AT_ONCE:
+        return settings.batch_size
+    return ROWS_AT_ONCE
 
 
 def choose_attention(
@@ -169,9 +191,14 @@ def completion_trainer(
         train_rows: with `input_ids` and `labels`, as `preprocess_batch` makes them.
         held_out: such rows to measure the loss on.
         completion_logits_only: see `DataCollatorForCompletionOnlyLM`.
+
+    Raises:
+        TrainingError: naming the rows that bring labels, none of which counts.
     """
     from transformers import PrinterCallback, Trainer
 
+    _require_answers("train_rows", train_rows)
+    _require_answers("held_out", held_out or [])
     if len(train_rows):
         warn_of_other_frame(tokenizer, train_rows[0]["input_ids"])
     trainer = Trainer(
@@ -185,6 +212,33 @@ def completion_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _require_answers(name: str, rows: Any) -> None:
+    """Raise before the first step, and not at the batch that a row happens to be in.
+
+    Raises:
+        TrainingError: naming the rows without a label that counts.
+    """
+    if hasattr(rows, "column_names"):  # a data set, of which one column is enough
+        column = rows["labels"] if "labels" in rows.column_names else []
+    else:
+        column = [row.get("labels") for row in rows]
+    lost = [
+        number
+        for number, labels in enumerate(column)
+        # Nothing comes before the first token, so that nothing predicts it.
+        if labels is not None and all(label == IGNORED for label in labels[1:])
+    ]
+    if lost:
+        some = ", ".join(map(str, lost[:MOST_NAMED]))
+        more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+        raise TrainingError(
+            f"Without an answer to learn, counted from 0: rows {some}{more} of {name}. "
+            "A limit may have cut it off, or the prompt pushed it out: make the rows "
+            "with `preprocess_batch(…, too_long='cut_prompt')`, shorten them, or raise "
+            "max_length."
+        )
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:

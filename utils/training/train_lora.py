@@ -23,9 +23,8 @@ def to_row(line: str, tokenizer, system: str, stop: str) -> dict[str, list[int]]
         if system and turns[0]["role"] != "system":  # or the template adds its own
             turns = [{"role": "system", "content": system}, *turns]
         chat = tokenizer.apply_chat_template  # with ids it would return a dictionary
-        prompt = chat(turns[:-1], tokenize=False, add_generation_prompt=True)
-        whole = chat(turns, tokenize=False)
-        row = {"prompt": prompt, "completion": whole[len(prompt) :]}
+        start = chat(turns[:-1], tokenize=False, add_generation_prompt=True)
+        row = {"prompt": start, "completion": chat(turns, tokenize=False)[len(start) :]}
     # The model must learn to stop; some tokenizers begin a text, but only once.
     answer = row["completion"].partition(stop)[0] + stop
     begun = row["prompt"].startswith(tokenizer.bos_token or "\0")
@@ -68,8 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     files = sorted(Path(options.train).glob("*.jsonl")) or [Path(options.train)]
     lines = [x for f in files for x in f.read_text("utf-8-sig").split("\n")]
     rows = [to_row(x, tokenizer, options.system, stop) for x in lines if x.strip()]
-    kept = [row for row in rows if len(row["input_ids"]) <= options.max_length]
-    print(f"{len(kept)} rows to train on; {len(rows) - len(kept)} are too long")
+    long = [n for n, x in enumerate(rows, 1) if len(x["labels"]) > options.max_length]
+    kept = [row for row in rows if len(row["labels"]) <= options.max_length]
+    print(f"{len(kept)} rows to train on; too long for --max_length: {long or 'none'}")
     bits = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     bits = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=dtype)
     load = {"quantization_config": bits} if options.four_bit else {}
