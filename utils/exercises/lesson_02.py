@@ -120,8 +120,8 @@ def check_vote(
     """
     if not callable(vote):
         raise Wrong("expected a function: `def vote(answers): ...`.")
-    if _called(vote, ["7", "5", "5"]) == "7":
-        raise Wrong("of 7, 5 and 5 it returns the first: return the most frequent.")
+    if _called(vote, ["5", "7", "7"]) == "5":
+        raise Wrong("of 5, 7 and 7 it returns the first: return the most frequent.")
     if _called(vote, ["9", "5", "5", "7"]) != "5":
         raise Wrong(
             f"of 9, 5, 5 and 7 it returns {vote(['9', '5', '5', '7'])!r}: return '5', "
