@@ -99,7 +99,7 @@ def show_source(*things: Any) -> None:
 def with_interval(estimate: Estimate) -> str:
     """Return a share with its 95% interval as text; a difference with its sign.
 
-    First used in lesson 02, section 3.
+    First used in lesson 02, section 4.
     """
     from utils.evaluation.scores import Difference
 
@@ -150,6 +150,8 @@ def guess(axis: Axes, my_guess: Guess, label: str = "your guess") -> None:
 
 def guess_line(my_guess: Any, measured: Any, form: str = "{}") -> Markdown:
     """Return a line that compares a reader's guess with what came out.
+
+    First used in lesson 02, section 2.
 
     Args:
         my_guess: a number or a text; `...` where the cell is untouched.
@@ -575,7 +577,7 @@ def plot_bars(
 ) -> None:
     """Plot groups of bars with their heights, one bar of each series in a group.
 
-    First used in lesson 02, section 2.
+    First used in lesson 04, section 7.
 
     Args:
         bars: name of a series → group → height, with its 95% interval where it is an

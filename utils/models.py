@@ -254,7 +254,7 @@ def settings_for(name: str) -> ModelSettings:
 def this_machine(race: bool = True) -> Machine:
     """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints.
 
-    First used in lesson 04, section 1.
+    First used in lesson 02, section 1.
 
     Args:
         race: decide between float32 and bfloat16 where nothing else does, which takes
@@ -357,6 +357,8 @@ def choose_dtype(machine: Machine) -> torch.dtype:
 
     On a CPU that is float32; training may still multiply in
     bfloat16 (`utils/training/recipe.py`).
+
+    First used in lesson 02, section 1.
     """
     if not machine.gpu:
         return torch.float32

@@ -231,10 +231,7 @@ MOST_EXAMPLES = 6
 
 
 def mapping_lines(pairs: list[tuple[str, str]], separator: str) -> str:
-    """Write the pairs, a line each.
-
-    First used in lesson 02, section 2.
-    """
+    """Write the pairs, a line each."""
     return "".join(f"{word}{separator}{answer}\n" for word, answer in pairs)
 
 
@@ -242,8 +239,6 @@ def system_prompt(pairs: list[tuple[str, str]], separator: str, word: str) -> st
     """Write the examples as a `System:` block and the word as a `User:` block.
 
     It ends before the line break: tokenizers join a break with the indent after it.
-
-    First used in lesson 02, section 5.
     """
     block = "".join(f"  {word}{separator}{answer}\n" for word, answer in pairs)
     return f"System:\n{block}\nUser:\n  {word}\n\nAssistant:"
@@ -259,7 +254,7 @@ def rule_tasks(
 
     As with `few_shot_tasks`, the words asked for depend on `seed` alone.
 
-    First used in lesson 02, section 2.
+    First used in experiment 02_prompts_measured, section 2.
 
     Args:
         n_examples: how many pairs a prompt shows.
@@ -448,7 +443,7 @@ def with_odd_one(task: Task, place: int) -> tuple[str, str]:
 def injected(task: Task, way: str) -> tuple[str, str]:
     """Return the prompt after a user smuggled something in, and what he is after.
 
-    First used in experiment 02_prompts_measured, section 7.
+    First used in lesson 02, section 7.
 
     Args:
         task: of `few_shot_tasks`; its examples are the application's.
@@ -574,8 +569,6 @@ def held_out(first: int, second: int) -> bool:
     """Return whether this pair of operands, in any order, is kept out of the corpus.
 
     One pair in seven, scattered over both operands by a linear congruence.
-
-    First used in lesson 02, section 5.
     """
     low, high = sorted((first, second))
     return (5 * low + 3 * high) % 7 == 0
@@ -583,10 +576,7 @@ def held_out(first: int, second: int) -> bool:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question in words, the steps that solve it, and the result.
-
-    First used in lesson 02, section 6.
-    """
+    """A question in words, the steps that solve it, and the result."""
 
     question: str
     steps: tuple[str, ...]
@@ -775,8 +765,6 @@ PROBLEM_KINDS = {
 def problem(generator: random.Random, kind: str, held: bool) -> Problem:
     """Draw a problem of one of the `PROBLEM_KINDS`.
 
-    First used in lesson 02, section 4.
-
     Raises:
         ValueError: if there is no such kind.
     """
@@ -817,6 +805,8 @@ def final_answer(text: str) -> str | None:
 
 def solved(texts: Sequence[str], asked: Sequence[Problem]) -> list[bool]:
     """Return which solutions end with their problem's result.
+
+    First used in lesson 02, section 6.
 
     Args:
         texts: one solution a problem.

@@ -234,8 +234,6 @@ def assign_parts(fact_ids: Sequence[str], seed: int = SPLIT_SEED) -> list[str]:
     - "fact": no question on the fact is in "train", but the lab model read it as prose;
     - "unread": the lab model never read the fact either.
 
-    First used in lesson 02, section 3.
-
     Args:
         fact_ids: the file's column `fact`.
         seed: the split's seed; the shipped lab model was trained with 0.

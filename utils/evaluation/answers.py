@@ -309,7 +309,7 @@ def judge_for(
 ) -> Judge:
     """Make the judge for answers to these rows.
 
-    First used in lesson 04, section 2.
+    First used in lesson 02, section 3.
 
     Args:
         rows: that will be judged, with `instruction`, `response` and what there is of

@@ -192,6 +192,8 @@ def format_scores(
     a fourth key; in one that is no JSON object nothing is right. The order of the keys
     does not count. Strings are compared character by character.
 
+    First used in lesson 02, section 3.
+
     Args:
         answers: one a row, as the model gave them.
         rows: with `topic`, `urgency` and `resource`, as `load_messages` returns them.
@@ -412,6 +414,8 @@ def message_parts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def load_messages(path: str | Path = MESSAGES_DATA) -> pandas.DataFrame:
     """Read a file of support messages with their JSON, and check every row.
+
+    First used in lesson 02, section 3.
 
     Args:
         path: CSV with the columns `instruction` (the message), `response` (its JSON),

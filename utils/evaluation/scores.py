@@ -208,8 +208,6 @@ def paired_differences(
 ) -> dict[Any, Difference]:
     """Return the `paired_difference` of several series at once, by their names.
 
-    First used in lesson 02, section 2.
-
     Args:
         scores: name → one number a question.
         baseline: name → as many numbers, to compare name by name; or the name of one

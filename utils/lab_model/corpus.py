@@ -82,10 +82,7 @@ def faq_wordings(facts: list[Fact]) -> dict[str, tuple[int, int]]:
 
 
 def faq_rows(facts: list[Fact]) -> list[dict[str, str]]:
-    """Return the rows of `data/lab_questions.csv`, two a fact.
-
-    First used in lesson 02, section 3.
-    """
+    """Return the rows of `data/lab_questions.csv`, two a fact."""
     chosen = faq_wordings(facts)
     return [
         {
