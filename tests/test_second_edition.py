@@ -109,6 +109,7 @@ def test_a_statement_about_models_in_general_needs_its_evidence(text: str) -> No
         "## 1 · Language models\n\nHere is one.",
         "![Large models as boxes](figures/map.svg)",
         "`language models` is a string.",
+        "## You can now\n\n- open any model.",
     ],
 )
 def test_what_is_said_of_the_models_at_hand_needs_none(text: str) -> None:
