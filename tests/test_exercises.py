@@ -149,7 +149,7 @@ def nearby(queries, keys, values, window=3):
 
 
 def with_holes(queries, keys, values, window=3):
-    hidden = torch.ones(6, 6, dtype=torch.bool).triu() & torch.ones(6, 6).bool()
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu()  # itself as well
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
     return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values
 
@@ -163,6 +163,13 @@ def test_a_right_window_runs_in_the_model() -> None:
     verdict = check_window(nearby, next_word)
     assert verdict.passed
     assert "' word'" in str(verdict)
+
+
+def test_attention_that_was_not_changed_counts_as_not_tried() -> None:
+    def unchanged(queries, keys, values, window=3):
+        return nearby(queries, keys, values, window=99)
+
+    assert check_window(unchanged, lambda attend: "word").passed is None
 
 
 @pytest.mark.parametrize(

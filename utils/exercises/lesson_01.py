@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from utils.exercises.frame import Wrong, exercise
+from utils.exercises.frame import NotTried, Wrong, exercise
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def check_encode(encode: Callable[[str, list[tuple[str, str]]], list[str]]) -> s
     return "words that were never seen are cut by what was learned from others."
 
 
-@exercise("a function of queries, keys, values and a window")
+@exercise("a function of queries, keys, values and `window`")
 def check_window(
     attend: Callable[..., torch.Tensor], next_word: Callable[[Callable[..., Any]], str]
 ) -> str:
@@ -109,7 +109,7 @@ def check_window(
     if same(2, outputs(distance.abs() >= 2)):
         raise Wrong("your window looks ahead as well: hide what comes later, too.")
     if same(2, outputs(later)):
-        raise Wrong("this sees all earlier tokens: hide those outside of the window.")
+        raise NotTried("change the mask, so that it hides what the window leaves out.")
     if same(2, outputs(later | (distance > 2))):
         raise Wrong(
             "your window is one token too wide: it counts the token itself, so with "

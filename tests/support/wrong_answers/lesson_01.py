@@ -2,7 +2,7 @@
 
 WRONG_ANSWERS = {
     "check_encode": [
-        ("encode = learn_merges(counts, 4)", "expected a function"),
+        ('encode = merge(list("hello"), ("l", "l"))', "expected a function"),
         (
             "def encode(word, merges):\n"
             "    symbols = list(word)\n"
@@ -23,11 +23,6 @@ WRONG_ANSWERS = {
     ],
     "check_window": [
         ("attend_nearby = attend", "unexpected keyword argument"),
-        (
-            "def attend_nearby(queries, keys, values, window=3):\n"
-            "    return attend(queries, keys, values)",
-            "sees all earlier tokens",
-        ),
         (
             "def attend_nearby(queries, keys, values, window=3):\n"
             "    scores = queries @ keys.mT / queries.shape[-1] ** 0.5\n"
