@@ -8,6 +8,7 @@ for mistakes that are not planted there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -88,6 +89,7 @@ def test_a_fault_in_a_check_itself_is_not_hidden() -> None:
 
 
 # --- 01 ---
+
 
 def in_order(word: str, merges: Merges) -> list[str]:
     """The right way: each merge joins every such pair of neighbours."""
@@ -211,9 +213,7 @@ def test_a_right_loss_may_be_a_number() -> None:
         (lambda scores, ids: scores[:-1, 0], "4 numbers"),
         (lambda scores, ids: 99.0, "leave out the last scores"),
         (
-            lambda scores, ids: (
-                scores.softmax(-1)[:-1].gather(1, ids[1:, None]).mean()
-            ),
+            lambda scores, ids: scores.softmax(-1)[:-1].gather(1, ids[1:, None]).mean(),
             "take logarithms",
         ),
     ],
