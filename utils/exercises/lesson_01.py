@@ -104,6 +104,8 @@ def check_window(
     if all(same(window, expected) for window, expected in right.items()):
         word = next_word(lambda q, k, v: attend(q, k, v, window=3))
         return f"with a window of three tokens the model goes on with {word!r}."
+    if same(3, right[3]) and same(2, right[3]):
+        raise Wrong("3 is right, but only 3: use `window` in the mask.")
     if same(2, outputs(distance >= 2)):
         raise Wrong("the nearest tokens are right, but later ones are visible again.")
     if same(2, outputs(distance.abs() >= 2)):
@@ -117,8 +119,6 @@ def check_window(
         )
     if same(2, outputs(later | (distance >= 2), scale=1.0)):
         raise Wrong("the scores are not divided by the root of the width any more.")
-    if same(3, right[3]) and not same(2, right[2]):
-        raise Wrong("3 is right, but only 3: use `window` in the mask.")
     if run(2).isnan().any():
         raise Wrong(
             "some tokens see nothing at all, not even themselves, so the softmax has "
