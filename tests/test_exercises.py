@@ -8,6 +8,7 @@ for mistakes that are not planted there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -18,10 +19,9 @@ from utils.evaluation.judging import blind_pairs
 from utils.evaluation.scores import questions_needed, words
 from utils.exercises.frame import Verdict, Wrong, exercise
 from utils.exercises.lesson_01 import (
-    check_adaptation,
-    check_attention_weights,
     check_encode,
-    check_survivors,
+    check_loss,
+    check_window,
 )
 from utils.exercises.lesson_02 import check_guard, check_steering, check_vote
 from utils.exercises.lesson_03 import (
@@ -91,21 +91,6 @@ def test_a_fault_in_a_check_itself_is_not_hidden() -> None:
 
 # --- 01 ---
 
-SCORES = torch.tensor([4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, *[-9.0] * 8])
-SURVIVORS = 7
-
-
-@pytest.mark.parametrize("answer", [SURVIVORS, torch.tensor(SURVIVORS)])
-def test_right_survivors(answer) -> None:
-    assert check_survivors(answer, SCORES).passed
-
-
-@pytest.mark.parametrize(
-    ("answer", "hint"), [(99, "not minus infinity"), ("six", "expected a number")]
-)
-def test_wrong_survivors_get_their_hint(answer, hint: str) -> None:
-    assert rejected(check_survivors(answer, SCORES), hint)
-
 
 def in_order(word: str, merges: Merges) -> list[str]:
     """The right way: each merge joins every such pair of neighbours."""
@@ -158,64 +143,84 @@ def test_wrong_encode_gets_its_hint(encode: Callable, hint: str) -> None:
     assert rejected(check_encode(encode), hint)
 
 
-DOTS, HEAD_WIDTH = [0.0, 2.0, 6.0], 4
-RIGHT_WEIGHTS = [0.2689, 0.7311, 0.0]
+def nearby(queries, keys, values, window=3):
+    """The right way: itself and the tokens before it, `window` in all."""
+    scores = queries @ keys.mT / queries.shape[-1] ** 0.5
+    every = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    hidden = every.triu(1) | every.tril(-window)
+    return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values
 
 
-@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, numpy.array])
-def test_right_attention_weights(kind: Callable) -> None:
-    assert check_attention_weights(kind(RIGHT_WEIGHTS), DOTS, HEAD_WIDTH).passed
+def with_holes(queries, keys, values, window=3):
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu()  # itself as well
+    scores = queries @ keys.mT / queries.shape[-1] ** 0.5
+    return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values
 
 
-def test_attention_weights_may_be_a_list_of_tensors() -> None:
-    weights = [torch.tensor(weight) for weight in RIGHT_WEIGHTS]
-    assert check_attention_weights(weights, torch.tensor(DOTS), HEAD_WIDTH).passed
+def test_a_right_window_runs_in_the_model() -> None:
+    def next_word(attend: Callable) -> str:
+        tensors = torch.randn(3, 2, 5, 4)
+        assert torch.equal(attend(*tensors), nearby(*tensors, window=3))
+        return " word"
+
+    verdict = check_window(nearby, next_word)
+    assert verdict.passed
+    assert "' word'" in str(verdict)
 
 
-@pytest.mark.parametrize(
-    ("weights", "hint"),
-    [
-        ([0.0024, 0.0179, 0.9796], "not scaled"),  # and no mask
-        ([0.0, 0.1192, 0.8808], "hides what came before"),
-        ([0.3, 0.3, 0.3], "add up to 1"),
-        ([1.0, 0.0, 0.0], "take the softmax"),
-        (["a", "b", "c"], "expected numbers"),
-        (0.5, "expected a list"),
-    ],
-)
-def test_wrong_attention_weights_get_their_hint(weights, hint: str) -> None:
-    assert rejected(check_attention_weights(weights, DOTS, HEAD_WIDTH), hint)
+def test_attention_that_was_not_changed_counts_as_not_tried() -> None:
+    def unchanged(queries, keys, values, window=3):
+        return nearby(queries, keys, values, window=99)
 
-
-WAYS = {
-    "prices": "retrieve",
-    "summaries": "prompt",
-    "tickets": "fine-tune",
-    "scripts": "pre-train",
-}
-
-
-def test_an_untouched_adaptation() -> None:
-    assert check_adaptation(dict.fromkeys(WAYS, ...)).passed is None
+    assert check_window(unchanged, lambda attend: "word").passed is None
 
 
 @pytest.mark.parametrize(
-    ("change", "hint"),
+    ("attend", "hint"),
     [
-        ({"prices": "prompt"}, "old next week"),
-        ({"summaries": "fine-tune"}, "ten letters"),
-        ({"tickets": "retrieve"}, "no fact is missing"),
-        ({"scripts": "fine-tune"}, "no model can read"),
-        ({"scripts": ["prompt"]}, "is not one of"),
+        (7, "expected a function"),
+        (lambda queries, keys, values: values, "TypeError"),
+        (lambda queries, keys, values, window: values[0], "the same shape"),
+        (lambda queries, keys, values, window: values, "put minus infinity"),
+        (with_holes, "not even themselves"),
     ],
 )
-def test_wrong_adaptations_get_their_hint(change: dict, hint: str) -> None:
-    assert rejected(check_adaptation(WAYS | change), hint)
+def test_a_wrong_window_gets_its_hint(attend, hint: str) -> None:
+    assert rejected(check_window(attend, lambda attend: "word"), hint)
 
 
-def test_an_adaptation_that_leaves_out_a_team() -> None:
-    assert rejected(check_adaptation({"prices": "retrieve"}), "no way for 'summaries'")
-    assert rejected(check_adaptation("retrieve"), "expected a dictionary")
+class Scorer:
+    """Answers as a language model does, with fixed scores."""
+
+    def __call__(self, ids: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
+        scores = torch.randn(1, 5, 9, generator=torch.Generator().manual_seed(0))
+        return SimpleNamespace(logits=3 * scores)
+
+
+TEXT = torch.tensor([[4, 1, 8, 2, 7]])
+
+
+def test_a_right_loss_may_be_a_number() -> None:
+    def loss(scores: torch.Tensor, ids: torch.Tensor) -> float:
+        return torch.nn.functional.cross_entropy(scores[:-1], ids[1:]).item()
+
+    assert check_loss(loss, Scorer(), TEXT).passed
+
+
+@pytest.mark.parametrize(
+    ("loss", "hint"),
+    [
+        (lambda scores: scores, "TypeError"),
+        (lambda scores, ids: scores[:-1, 0], "4 numbers"),
+        (lambda scores, ids: 99.0, "leave out the last scores"),
+        (
+            lambda scores, ids: scores.softmax(-1)[:-1].gather(1, ids[1:, None]).mean(),
+            "take logarithms",
+        ),
+    ],
+)
+def test_a_wrong_loss_gets_its_hint(loss: Callable, hint: str) -> None:
+    assert rejected(check_loss(loss, Scorer(), TEXT), hint)
 
 
 # --- 02 ---

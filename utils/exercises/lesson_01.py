@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from utils.exercises.frame import Wrong, exercise, read_number, require_type
+from utils.exercises.frame import NotTried, Wrong, exercise
 
 if TYPE_CHECKING:
     import torch
-
-
-@exercise("a number of tokens")
-def check_survivors(survivors: int, scores: torch.Tensor) -> str:
-    """Check how many tokens temperature 2 and then a top-p of 0.9 leave to draw from.
-
-    First used in lesson 01, section 1.
-
-    Args:
-        survivors: the learner's answer.
-        scores: the model's scores, shape (vocabulary,).
-    """
-
-    def kept(temperature: float) -> int:
-        chances = (scores / temperature).softmax(-1).sort(descending=True).values
-        return int((chances.cumsum(-1) - chances < 0.9).sum())
-
-    count, right = read_number(survivors, "a number of tokens"), kept(2)
-    if count == right:
-        return "bend first, then cut: that is what stays in the draw."
-    if count == right - 1:
-        raise Wrong(
-            "one is missing: the token with which the sum reaches 0.9 is kept as well."
-        )
-    if count == len(scores) - right:
-        raise Wrong("that many are cut off. How many are left?")
-    if count == kept(1):
-        raise Wrong(
-            "that is top-p at temperature 1. The temperature comes first, and what it "
-            "flattens takes more tokens to reach 0.9."
-        )
-    if count == kept(0.5):
-        raise Wrong("these scores were multiplied by 2: a temperature divides them.")
-    raise Wrong(
-        "divide the scores by 2, cut with a top-p of 0.9, and count the scores that "
-        "are not minus infinity."
-    )
 
 
 @exercise("a function of a word and a list of merges")
@@ -93,114 +56,138 @@ def check_encode(encode: Callable[[str, list[tuple[str, str]]], list[str]]) -> s
     return "words that were never seen are cut by what was learned from others."
 
 
-@exercise("the second token's three attention weights")
-def check_attention_weights(
-    weights: Sequence[float], dots: Sequence[float], head_width: int
+@exercise("a function of queries, keys, values and `window`")
+def check_window(
+    attend: Callable[..., torch.Tensor], next_word: Callable[[Callable[..., Any]], str]
 ) -> str:
-    """Check the attention weights of the second token, under a causal mask.
+    """Check a causal attention that sees only the nearest tokens, and let it speak.
 
-    First used in lesson 01, section 5.
+    First used in lesson 01, section 6.
 
     Args:
-        weights: the learner's answer.
-        dots: products of that token's query with the keys of all tokens, unscaled.
-        head_width: the width of the query.
+        attend: the learner's function of queries, keys and values, each of the shape
+            (heads, tokens, width), and `window`.
+        next_word: runs the model with such a function, and returns its next word.
     """
     import torch
 
-    weights = weights.tolist() if hasattr(weights, "tolist") else weights
-    require_type((list, tuple), weights, "a list of numbers")
-    if len(weights) != len(dots):
-        raise Wrong(
-            f"{len(weights)} weights for {len(dots)} tokens: give one for each; a "
-            "token that is masked gets 0."
-        )
-    given = torch.tensor([read_number(weight, "numbers") for weight in weights])
-    dots = torch.as_tensor(dots, dtype=torch.float)
-    scores = dots / head_width**0.5
-    earlier = torch.arange(len(dots)) < 2
+    if not callable(attend):
+        raise Wrong(f"expected a function, found {type(attend).__name__}.")
+    generator = torch.Generator().manual_seed(0)
+    tensors = torch.randn(3, 2, 6, 4, generator=generator)
+    distance = torch.arange(6)[:, None] - torch.arange(6)
 
-    def close(scores: torch.Tensor, mask: bool = True) -> bool:
-        hidden = scores.masked_fill(~earlier, -torch.inf) if mask else scores
-        return torch.allclose(given, hidden.softmax(dim=-1), atol=0.006)
+    def outputs(hidden: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+        scores = tensors[0] @ tensors[1].mT / scale
+        return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ tensors[2]
 
-    if close(scores):
-        return "the second token sees the first and itself, and nothing that follows."
-    if close(scores, mask=False):
-        raise Wrong("the third token comes later: a causal mask hides it.")
-    if torch.allclose(given, scores.softmax(dim=-1) * earlier, atol=0.006):
+    def run(window: int) -> torch.Tensor:
+        try:
+            found = attend(*tensors.clone(), window=window)
+        except Exception as error:
+            raise Wrong(
+                f"attend_nearby(…, window={window}) raises {type(error).__name__}: "
+                f"{error}"
+            ) from None
+        if getattr(found, "shape", None) != tensors[2].shape:
+            raise Wrong(
+                "return one output for each token: a tensor of the same shape as the "
+                "values."
+            )
+        return found
+
+    def same(window: int, expected: torch.Tensor) -> bool:
+        return torch.allclose(run(window), expected, atol=1e-4, equal_nan=True)
+
+    later = distance < 0
+    right = {w: outputs(later | (distance >= w)) for w in (1, 2, 3, 6)}
+    if all(same(window, expected) for window, expected in right.items()):
+        word = next_word(lambda q, k, v: attend(q, k, v, window=3))
+        return f"with a window of three tokens the model goes on with {word!r}."
+    if same(3, right[3]) and same(2, right[3]):
+        raise Wrong("3 is right, but only 3: use `window` in the mask.")
+    if same(2, outputs(distance >= 2)):
+        raise Wrong("the nearest tokens are right, but later ones are visible again.")
+    if same(2, outputs(distance.abs() >= 2)):
+        raise Wrong("your window looks ahead as well: hide what comes later, too.")
+    if same(2, outputs(later)):
+        raise NotTried("change the mask, so that it hides what the window leaves out.")
+    if same(2, outputs(later | (distance > 2))):
         raise Wrong(
-            "these do not add up to 1: mask before the softmax, not after it, so that "
-            "the shares are shared out anew."
+            "your window is one token too wide: it counts the token itself, so with "
+            "window=2 there is room for one other."
         )
-    if close(scores * earlier, mask=False):
-        raise Wrong("a score of 0 is not hidden, exp(0) is 1: use minus infinity.")
-    if close(dots) or close(dots, mask=False):
-        raise Wrong("the products are not scaled: divide by the root of the width.")
-    if close(dots / head_width):
-        raise Wrong("you divided by the width: divide by its root.")
-    if close(scores.masked_fill(torch.arange(len(dots)) < 1, -torch.inf), mask=False):
-        raise Wrong("that hides what came before: the mask hides what comes later.")
-    if abs(given.sum().item() - 1) > 0.01:
-        raise Wrong("attention weights are shares: they add up to 1.")
+    if same(2, outputs(later | (distance >= 2), scale=1.0)):
+        raise Wrong("the scores are not divided by the root of the width any more.")
+    if run(2).isnan().any():
+        raise Wrong(
+            "some tokens see nothing at all, not even themselves, so the softmax has "
+            "nothing to share out."
+        )
     raise Wrong(
-        "divide the products by the root of the width, put minus infinity where a "
-        "later token stands, and take the softmax."
+        "put minus infinity, before the softmax, on what comes later and on what lies "
+        "`window` places back or more."
     )
 
 
-_ADAPTATIONS = {
-    "prices": (
-        "retrieve",
-        {
-            "prompt": "a prompt written once is old next week: something must fill it.",
-            "fine-tune": "weights would hold last week's prices: facts that change are "
-            "looked up.",
-        },
-    ),
-    "summaries": (
-        "prompt",
-        {
-            "fine-tune": "with an example it does well already, and ten letters a week "
-            "do not pay for a training run.",
-            "retrieve": "the letters themselves hold all that is needed.",
-        },
-    ),
-    "tickets": (
-        "fine-tune",
-        {
-            "prompt": "a million times a day, the long prompt is what costs, and there "
-            "are examples enough to do without it.",
-            "retrieve": "no fact is missing: a form is to be learned.",
-        },
-    ),
-    "scripts": (
-        "pre-train",
-        {
-            "fine-tune": "tuning shapes what a model can do, and no model can read "
-            "this script.",
-            "prompt": "a model cannot carry on what it cannot read.",
-            "retrieve": "a model cannot use a text that it cannot read.",
-        },
-    ),
-}
+@exercise("a function of scores and ids")
+def check_loss(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: Any,
+    ids: torch.Tensor,
+) -> str:
+    """Check a next-token loss against what the library computes on a model.
 
+    First used in lesson 01, section 8.
 
-@exercise("four ways, one for each team")
-def check_adaptation(ways: Mapping[str, str]) -> str:
-    """Check the cheapest way to adapt a model that will do, for each of four teams.
-
-    First used in lesson 01, section 9.
+    Args:
+        loss: the learner's function of scores (tokens, vocabulary) and ids (tokens,).
+        model: a causal language model.
+        ids: of one text, shape (1, tokens).
     """
-    require_type(Mapping, ways, "a dictionary")
-    known = {way for way, _ in _ADAPTATIONS.values()}
-    for team, (best, hints) in _ADAPTATIONS.items():
-        if team not in ways:
-            raise Wrong(f"there is no way for {team!r}.")
-        way = ways[team]
-        if not isinstance(way, str) or way not in known:
-            raise Wrong(f"{way!r} is not one of {', '.join(sorted(known))}.")
-        if way != best:
-            dearer = "that would do, but a far cheaper way does as well."
-            raise Wrong(f"{team}: {hints.get(way, dearer)}")
-    return "facts are fetched, forms are tuned, and the cheapest way comes first."
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    if not callable(loss):
+        raise Wrong(f"expected a function, found {type(loss).__name__}.")
+    with torch.no_grad():
+        output = model(ids, labels=ids)
+    scores, text = output.logits[0].float(), ids[0]
+    try:
+        given = loss(scores.clone(), text.clone())
+    except Exception as error:
+        raise Wrong(
+            f"next_token_loss(scores, ids) raises {type(error).__name__}: {error}"
+        ) from None
+    given = given if hasattr(given, "item") else torch.tensor(given)
+    if given.numel() != 1:
+        raise Wrong(f"that is {given.numel()} numbers: the loss is their mean.")
+    found, expected = given.item(), cross_entropy(scores[:-1], text[1:]).item()
+
+    def close(other: Any) -> bool:
+        return abs(found - float(other)) < 1e-3 * max(1.0, abs(float(other)))
+
+    if close(expected):
+        return "the library computes the same. `labels=ids` makes it shift by itself."
+    if close(cross_entropy(scores, text)):
+        raise Wrong(
+            "this scores how well each token predicts *itself*: shift by one, so that "
+            "the scores at one place meet the next id."
+        )
+    if close(cross_entropy(scores[1:], text[:-1])):
+        raise Wrong("shifted the wrong way: this asks for the token *before*.")
+    if close(cross_entropy(scores, text.roll(-1))):
+        raise Wrong(
+            "the last scores meet the first id here: leave out the last scores, which "
+            "have no next token."
+        )
+    if close(-expected):
+        raise Wrong("the sign: a loss is *minus* the log probability.")
+    if close(expected * (len(text) - 1)):
+        raise Wrong("that is the sum: take the mean.")
+    chances = scores.softmax(dim=-1)[:-1].gather(1, text[1:, None])
+    if close(-chances.mean().log()):
+        raise Wrong("the mean of the logarithms, not the logarithm of the mean.")
+    if close(chances.mean()) or close(-chances.mean()):
+        raise Wrong("that is the mean probability: take logarithms first.")
+    raise Wrong("leave out the last scores and the first id, and take the mean −log P.")

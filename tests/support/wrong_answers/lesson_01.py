@@ -1,23 +1,8 @@
 """Mistakes planted in the exercises of 01_language_models."""
 
 WRONG_ANSWERS = {
-    "check_survivors": [
-        ("survivors = top_p(scores, 0.9).isfinite().sum()", "top-p at temperature 1"),
-        (
-            "survivors = top_p(temperature(scores, 2.0), 0.9).isinf().sum()",
-            "that many are cut off",
-        ),
-        (
-            "survivors = top_p(temperature(scores, 2.0), 0.9).isfinite().sum() - 1",
-            "one is missing",
-        ),
-        (
-            "survivors = top_p(temperature(scores, 0.5), 0.9).isfinite().sum()",
-            "multiplied by 2",
-        ),
-    ],
     "check_encode": [
-        ("encode = learn_merges(counts, 4)", "expected a function"),
+        ('encode = merge(list("hello"), ("l", "l"))', "expected a function"),
         (
             "def encode(word, merges):\n"
             "    symbols = list(word)\n"
@@ -36,50 +21,83 @@ WRONG_ANSWERS = {
         ("def encode(word, merges):\n    return merge(word, merges[0])", "IndexError"),
         ("def encode(word, merges):\n    return word", "returns str"),
     ],
-    "check_attention_weights": [
+    "check_window": [
+        ("attend_nearby = attend", "unexpected keyword argument"),
         (
-            "second_token = (dots / small_head_width**0.5).softmax(dim=-1)",
-            "comes later",
+            "def attend_nearby(queries, keys, values, window=3):\n"
+            "    scores = queries @ keys.mT / queries.shape[-1] ** 0.5\n"
+            "    every = torch.ones(scores.shape[-2:], dtype=torch.bool)\n"
+            "    hidden = every.triu(1) | every.tril(-window - 1)\n"
+            "    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values",
+            "one token too wide",
         ),
         (
-            "weights = (dots / small_head_width**0.5).softmax(dim=-1)\n"
-            "second_token = [weights[0], weights[1], 0]",
-            "mask before the softmax",
+            "def attend_nearby(queries, keys, values, window=3):\n"
+            "    scores = queries @ keys.mT / queries.shape[-1] ** 0.5\n"
+            "    every = torch.ones(scores.shape[-2:], dtype=torch.bool)\n"
+            "    hidden = every.tril(-window)\n"
+            "    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values",
+            "later ones are visible",
         ),
         (
-            "second_token = torch.tensor([0.0, 1.0, 0.0]).softmax(dim=-1)",
-            "use minus infinity",
+            "def attend_nearby(queries, keys, values, window=3):\n"
+            "    scores = queries @ keys.mT / queries.shape[-1] ** 0.5\n"
+            "    every = torch.ones(scores.shape[-2:], dtype=torch.bool)\n"
+            "    hidden = every.triu(window) | every.tril(-window)\n"
+            "    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values",
+            "looks ahead",
         ),
         (
-            "second_token = [*dots[:2].softmax(dim=-1).tolist(), 0.0]",
-            "not scaled",
+            "def attend_nearby(queries, keys, values, window=3):\n"
+            "    scores = queries @ keys.mT\n"
+            "    every = torch.ones(scores.shape[-2:], dtype=torch.bool)\n"
+            "    hidden = every.triu(1) | every.tril(-window)\n"
+            "    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values",
+            "root of the width",
         ),
         (
-            "second_token = [*(dots / small_head_width)[:2].softmax(dim=-1), 0.0]",
-            "divide by its root",
+            "def attend_nearby(queries, keys, values, window=3):\n"
+            "    scores = queries @ keys.mT / queries.shape[-1] ** 0.5\n"
+            "    every = torch.ones(scores.shape[-2:], dtype=torch.bool)\n"
+            "    hidden = every.triu(1) | every.tril(-3)\n"
+            "    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values",
+            "only 3",
         ),
-        ("second_token = [0.27, 0.73]", "2 weights for 3 tokens"),
     ],
-    "check_adaptation": [
+    "check_loss": [
+        ("next_token_loss = 3.0", "expected a function"),
         (
-            'ways = {"prices": "fine-tune", "summaries": "prompt", '
-            '"tickets": "fine-tune", "scripts": "pre-train"}',
-            "last week's prices",
+            "def next_token_loss(scores, ids):\n"
+            "    return torch.nn.functional.cross_entropy(scores, ids)",
+            "predicts .itself.",
         ),
         (
-            'ways = {"prices": "retrieve", "summaries": "pre-train", '
-            '"tickets": "fine-tune", "scripts": "pre-train"}',
-            "far cheaper",
+            "def next_token_loss(scores, ids):\n"
+            "    return torch.nn.functional.cross_entropy(scores[1:], ids[:-1])",
+            "the wrong way",
         ),
         (
-            'ways = {"prices": "retrieve", "summaries": "prompt", '
-            '"tickets": "prompt", "scripts": "pre-train"}',
-            "the long prompt is what costs",
+            "def next_token_loss(scores, ids):\n"
+            "    return torch.nn.functional.cross_entropy(scores, ids.roll(-1))",
+            "meet the first id",
         ),
         (
-            'ways = {"prices": "RAG", "summaries": "prompt", '
-            '"tickets": "prompt", "scripts": "pre-train"}',
-            "is not one of",
+            "def next_token_loss(scores, ids):\n"
+            "    logs = scores.log_softmax(dim=-1)[:-1]\n"
+            "    return logs.gather(1, ids[1:, None]).mean()",
+            "the sign",
+        ),
+        (
+            "def next_token_loss(scores, ids):\n"
+            "    logs = scores.log_softmax(dim=-1)[:-1]\n"
+            "    return -logs.gather(1, ids[1:, None]).sum()",
+            "that is the sum",
+        ),
+        (
+            "def next_token_loss(scores, ids):\n"
+            "    chances = scores.softmax(dim=-1)[:-1]\n"
+            "    return -chances.gather(1, ids[1:, None]).mean().log()",
+            "the logarithm of the mean",
         ),
     ],
 }
