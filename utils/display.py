@@ -77,7 +77,7 @@ def in_md(text: str) -> Markdown:
 def show_source(*things: Any) -> None:
     """Show the source of functions, classes, modules or files, in that order.
 
-    First used in lesson 01, section 2.
+    First used in lesson 03, section 2.
 
     Raises:
         FileNotFoundError: if a path leads nowhere.
@@ -268,8 +268,6 @@ def plot_perplexities(
 
     Below each bar stand its value and its 95% interval.
 
-    First used in lesson 01, section 2.
-
     Args:
         panels: title → what was scored → perplexity with its interval.
         vocabulary: its size, the perplexity of a model that knows nothing.
@@ -361,7 +359,7 @@ def plot_proportions(
 
     The figures themselves stand below the axis, with the sample size.
 
-    First used in lesson 01, section 2.
+    First used in lesson 02, section 6.
 
     Args:
         scores: what was varied → proportion.
@@ -399,7 +397,7 @@ def plot_curves(
     Lines over numbers; over names, points beside each other. The figures themselves
     stand below the axis, with the sample size.
 
-    First used in lesson 01, section 6.
+    First used in lesson 02, section 5.
 
     Args:
         curves: name of a series → what was varied → proportion. All series vary the

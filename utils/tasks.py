@@ -313,7 +313,7 @@ def few_shot_tasks(
     The words asked for depend on `seed` alone: with the same seed, prompts with more or
     fewer examples ask for the same words of the same relations.
 
-    First used in lesson 01, section 6.
+    First used in lesson 02, section 5.
 
     Args:
         n_examples: 0 for zero-shot, at most the size of the smallest relation less one.
@@ -782,7 +782,7 @@ def problems(kind: str, n_problems: int, seed: int = DEFAULT_SEED) -> list[Probl
 
     The same seed gives the same problems, so that prompts can be compared on them.
 
-    First used in lesson 01, section 9.
+    First used in lesson 02, section 6.
     """
     generator = random.Random(f"{seed} {kind}")
     return [problem(generator, kind, held=True) for _ in range(n_problems)]
@@ -794,7 +794,7 @@ def final_answer(text: str) -> str | None:
     It is the one after "The answer is", else the first number of the text (a direct
     answer, whose prompt already said "The answer is").
 
-    First used in lesson 01, section 9.
+    First used in lesson 02, section 6.
     """
     stated = re.findall(r"[Tt]he answer is\s*(-?[\d.]*\d)", text)
     if stated:
@@ -821,6 +821,6 @@ def solved(texts: Sequence[str], asked: Sequence[Problem]) -> list[bool]:
 def first_line(text: str) -> str:
     """Return the first line that is not empty, stripped: the answer to a relation.
 
-    First used in lesson 01, section 6.
+    First used in lesson 02, section 5.
     """
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -42,8 +42,6 @@ class Fact:
 def load_facts(path: Path = FACTS_FILE) -> list[Fact]:
     """Read the table of facts.
 
-    First used in lesson 01, section 2.
-
     Raises:
         ValueError: if a column is missing, a field is empty, a fact appears twice, or
             one value of a relation contains another (an answer could not be judged
@@ -137,7 +135,7 @@ def stated_values(answer: str, relation: str) -> set[str]:
 def is_right(answer: str, fact_id: str) -> bool:
     """Return whether an answer states the fact's value and no other of its relation.
 
-    First used in lesson 01, section 9.
+    First used in lesson 06, section 8.
 
     Raises:
         KeyError: if the course's table has no such fact.
@@ -173,10 +171,7 @@ def wording_count(relation: str) -> int:
 
 
 def question(fact: Fact, wording: int) -> str:
-    """Ask for the fact, such as "What limit does SageMaker Training have?".
-
-    First used in lesson 01, section 9.
-    """
+    """Ask for the fact, such as "What limit does SageMaker Training have?"."""
     return _wordings()[fact.relation][wording].question.format(f=fact.feature)
 
 
@@ -187,8 +182,5 @@ def statement(fact: Fact, wording: int) -> str:
 
 
 def answer(fact: Fact, wording: int) -> str:
-    """Answer `question(fact, wording)` in one sentence of 10 to 50 words.
-
-    First used in lesson 01, section 9.
-    """
+    """Answer `question(fact, wording)` in one sentence of 10 to 50 words."""
     return statement(fact, wording) + _wordings()[fact.relation][wording].tail

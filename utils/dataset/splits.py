@@ -259,8 +259,6 @@ def fact_parts(
     The lab model has read the facts of all parts but "unread", whose facts appear
     nowhere in its corpus. A part depends on the table and the seed
     alone, never on the rows at hand.
-
-    First used in lesson 01, section 2.
     """
     ids = sorted(fact.id for fact in (load_facts() if facts is None else facts))
     random.Random(seed).shuffle(ids)

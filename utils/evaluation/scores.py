@@ -72,7 +72,7 @@ def proportion(
     groups have the same share, the interval is Wilson's for as many hits as there are
     groups.
 
-    First used in lesson 01, section 2.
+    First used in lesson 02, section 2.
 
     Args:
         hits: whether each answer is right.
@@ -112,7 +112,7 @@ def paired_difference(
     questions at 95% (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
     chapter 13), 10,000 resamples.
 
-    First used in lesson 01, section 6.
+    First used in lesson 02, section 3.
 
     Args:
         scores: one number a question; a right answer may count as True.
@@ -303,8 +303,6 @@ def model_log_probabilities(
     The model reads the end token first, as it stands before every document of its
     corpus, and each document on its own.
 
-    First used in lesson 01, section 2.
-
     Args:
         model: a causal language model.
         documents: token ids, without the end token.
@@ -389,8 +387,6 @@ def perplexity_with_interval(
     log_probabilities: Sequence[Sequence[float]], seed: int = DEFAULT_SEED
 ) -> Estimate:
     """Return the perplexity of a token: e to the power of its mean loss.
-
-    First used in lesson 01, section 2.
 
     Args:
         log_probabilities: natural logarithms, a sequence for each text.

@@ -108,10 +108,7 @@ def write_faqs(path: str | Path = LAB_QUESTIONS) -> int:
 
 
 def prose_documents(generator: random.Random, facts: list[Fact]) -> Iterator[str]:
-    """Yield paragraphs without end, each on a feature: its facts in any order.
-
-    First used in lesson 01, section 2.
-    """
+    """Yield paragraphs without end, each on a feature: its facts in any order."""
     features: dict[str, list[Fact]] = {}
     for fact in facts:
         features.setdefault(fact.feature, []).append(fact)
