@@ -133,6 +133,8 @@ def guess(axis: Axes, my_guess: Guess, label: str = "your guess") -> None:
 def guess_line(my_guess: Any, measured: Any, form: str = "{}") -> Markdown:
     """Return a line that compares a reader's guess with what came out.
 
+    First used in lesson 01, section 1.
+
     Args:
         my_guess: a number or a text; `...` where the cell is untouched.
         measured: what came out, of the same kind.

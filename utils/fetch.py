@@ -149,6 +149,8 @@ def fetch(
 ) -> Path:
     """Return the folder of SmolLM2 or MiniLM; fetch it first where it is not whole.
 
+    First used in lesson 01, section 3.
+
     A download that was interrupted goes on where it stopped. The folder appears whole
     or not at all. Two processes that want the same model at once fetch it once.
 

@@ -227,7 +227,7 @@ ORIGINAL_RUN = {
 def settings_for(name: str) -> ModelSettings:
     """Return a known model's settings, or general ones for any hub id or folder.
 
-    First used in lesson 01, section 1.
+    First used in lesson 01, before section 1.
 
     Raises:
         ModelError: if it is an encoder, which answers nothing.
@@ -366,7 +366,7 @@ def choose_dtype(machine: Machine) -> torch.dtype:
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """Load the tokenizer; padding is its end-of-text token where it has none.
 
-    First used in lesson 01, section 1.
+    First used in lesson 01, before section 1.
 
     Raises:
         ModelError: if there is none at `settings.source`, or it cannot be fetched.
@@ -403,7 +403,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the base model, on the GPU if there is one, ready to answer.
 
-    First used in lesson 01, section 1.
+    First used in lesson 01, before section 1.
 
     Args:
         settings: which model.

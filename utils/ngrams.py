@@ -27,7 +27,7 @@ class NGramModel:
     (Witten and Bell, IEEE Transactions on Information Theory 37, 1991, method C, in the
     form of Chen and Goodman, Computer Speech and Language 13, 1999, section 2.4.)
 
-    Shown in lesson 01, section 2.
+    First used in lesson 01, section 2.
 
     Attributes:
         order: n; 2 for a bigram model, 3 for a trigram model.
