@@ -24,7 +24,6 @@ from utils.display import (
     plot_differences,
     plot_lengths,
     plot_losses,
-    plot_perplexities,
     plot_proportions,
     plot_questions_needed,
     plot_runs,
@@ -158,23 +157,6 @@ def test_chances_need_bars_and_a_mark_for_each_panel() -> None:
         plot_chances({"as it is": {}})
     with pytest.raises(ValueError, match="2 marked bars for 1 panels"):
         plot_chances({"as it is": {"a": 1.0}}, marked=["a", "b"])
-
-
-def test_perplexities_are_plotted_with_their_intervals(drawn) -> None:
-    panels = {
-        "read": {"counts": Estimate(20, 15, 30, 9), "model": Estimate(3, 2, 4, 9)}
-    }
-    plot_perplexities(panels, vocabulary=1000)
-    axes = drawn[0].axes[0]
-    assert axes.get_title() == "read (n = 9)"
-    assert [bar.get_height() for bar in axes.patches] == [20, 3]
-    names = [label.get_text() for label in axes.get_xticklabels()]
-    assert names == ["counts\n20\n15 to 30", "model\n3\n2 to 4"]
-
-
-def test_no_perplexities_are_an_error() -> None:
-    with pytest.raises(ValueError, match="no perplexities"):
-        plot_perplexities({}, vocabulary=1000)
 
 
 def test_words_are_named_where_there_is_room(drawn) -> None:

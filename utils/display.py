@@ -261,40 +261,6 @@ def plot_chances(
     _show(figure, f"Probabilities of the next token, in panels: {', '.join(panels)}")
 
 
-def plot_perplexities(
-    panels: Mapping[str, Mapping[str, Estimate]], vocabulary: int
-) -> None:
-    """Plot perplexities as bars on a logarithmic axis, the last one in orange.
-
-    Below each bar stand its value and its 95% interval.
-
-    Args:
-        panels: title → what was scored → perplexity with its interval.
-        vocabulary: its size, the perplexity of a model that knows nothing.
-    """
-    if not panels or not all(panels.values()):
-        raise ValueError(
-            "There are no perplexities to plot: give each panel at least one."
-        )
-    figure, _ = _figure(columns=len(panels))
-    figure.set_size_inches(4.5 * len(panels), 3.4)
-    for axes, (title, scores) in zip(figure.axes, panels.items(), strict=True):
-        for place, (name, score) in enumerate(scores.items()):
-            name += f"\n{score.value:.3g}\n{score.low:.3g} to {score.high:.3g}"
-            last = place + 1 == len(scores)
-            axes.bar(name, score.value, color=ORANGE if last else BLUE)
-            axes.vlines(place, score.low, score.high, color="black")
-        axes.axhline(vocabulary, color=GREY, linestyle="--", label="knows nothing")
-        axes.set(yscale="log", ylim=(1, 1.5 * vocabulary))
-        axes.set_title(f"{title} (n = {score.n})")
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))
-    figure.axes[0].set_ylabel("perplexity of a token")
-    names = ", ".join(
-        dict.fromkeys(name for scores in panels.values() for name in scores)
-    )
-    _show(figure, f"Perplexity on {' and '.join(panels)}, with intervals, for: {names}")
-
-
 def plot_words(
     panels: Mapping[str, Any], words: Sequence[str], groups: Sequence[str]
 ) -> None:
