@@ -36,7 +36,7 @@ from utils.display import (
     show_tokens,
     with_interval,
 )
-from utils.evaluation.scores import Estimate, paired_difference, proportion
+from utils.evaluation.scores import paired_difference, proportion
 from utils.helpers import DataCollatorForCompletionOnlyLM, add_text, preprocess_batch
 
 
