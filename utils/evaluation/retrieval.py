@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,8 +110,10 @@ class Note:
         return self.answer if answer_only else " ".join((*self.questions, self.answer))
 
 
-def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
-    """Write one note for each thing that the training rows answer.
+def notes(
+    rows: Sequence[Mapping[str, Any]], examined: Collection[str] = ()
+) -> list[Note]:
+    """Write one note for each thing that the rows answer.
 
     Rows are about one thing if their `fact` or `group` is the same or, without such a
     column, their answer. Where a column `wording` says that a row is not "trained", it
@@ -119,7 +121,9 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
 
     Args:
         rows: with `instruction` and `response`; of a file without the column
-            `wording`, its training part alone.
+            `wording`, its training part alone, or all with `examined`.
+        examined: questions that test or validate. Their rows give the answer, and the
+            note is not found by them.
 
     Raises:
         RetrievalError: if no row is left.
@@ -131,12 +135,17 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
             f"they have a column `wording`, it must say {TRAINED!r})."
         )
     found: dict[str, list[Mapping[str, Any]]] = {}
+    hidden = set(examined)
     for group, row in zip(groups_of(kept), kept, strict=True):
         found.setdefault(group, []).append(row)
     return [
         Note(
             group,
-            tuple(dict.fromkeys(str(row["instruction"]) for row in of_group)),
+            tuple(
+                question
+                for question in dict.fromkeys(str(r["instruction"]) for r in of_group)
+                if question not in hidden
+            ),
             str(of_group[0]["response"]),
         )
         for group, of_group in found.items()
