@@ -19,6 +19,7 @@ import numpy as np
 from utils.course import CourseError
 from utils.dataset import facts as wordings
 from utils.dataset.facts import known_fact, load_facts
+from utils.dataset.open_book import Mix, context, with_notes
 from utils.evaluation.answers import groups_of
 from utils.evaluation.scores import Proportion, proportion
 from utils.helpers import DEFAULT_SEED
@@ -37,6 +38,7 @@ puts the right one first for 79% and among three for 92%, BM25 for 55% and 71%, 
 sum for 79% and 93%; with equal weights, BM25 spoils more than it finds."""
 TRAINED = "trained"
 """What the column `wording` says of rows to train with, and to write notes from."""
+RANKED = 50  # notes that are ranked for a question whose row gets some
 RANKS_BEFORE = 60
 """Cormack, Clarke and Buettcher, Reciprocal Rank Fusion, SIGIR 2009."""
 
@@ -449,6 +451,45 @@ def note_search(
     if not by_words and by_meaning:
         return meaning
     return SumRetriever([Retriever(documents, keys), meaning], weights, fusion)
+
+
+# --- rows with notes ---
+
+
+def rows_with_notes(
+    parts: Mapping[str, Any], written: Sequence[Note], search: Search, mix: Mix
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of all parts, each with notes to answer from as its `context`.
+
+    Rows of `train` get them as the mix says, and see notes on trained facts only. All
+    other rows get what a user would get: the note that the search finds first.
+
+    Shown in lesson 03, section 7.
+
+    Args:
+        parts: as `splits.split` returns them.
+        written: notes on all that the parts ask for.
+        search: over these notes.
+        mix: how often a training row is met in each form.
+    """
+    made, answers = {}, {note.group: note.answer for note in written}
+    for name, part in parts.items():
+        rows = part.to_list()
+        hits = search.search_all(part["instruction"], k=min(RANKED, len(written)))
+        ranked = [[written[hit.number].group for hit in found] for found in hits]
+        if name != "train":
+            first = [context([answers[order[0]]]) for order in ranked]
+            pairs = zip(rows, first, strict=True)
+            made[name] = [{**row, "context": text} for row, text in pairs]
+            continue
+        about = groups_of(rows)  # the fact that each row asks for
+        known = {fact: text for fact, text in answers.items() if fact in set(about)}
+        # The right note counts also where the search does not find it.
+        pairs = zip(ranked, about, strict=True)
+        ranked = [[*dict.fromkeys([*order, right])] for order, right in pairs]
+        size = min(3, len(known))
+        made[name] = with_notes(rows, known, ranked, mix, size, about=about)
+    return made
 
 
 # --- how good a search is ---
