@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -135,8 +136,8 @@ def own_answers(
 ) -> list[dict[str, str]]:
     """Return the requests with what the model answers to them itself, untuned.
 
-    An answer that the budget cut off is left out, and so is one that holds a mark of
-    the template. If none is left, those that were cut off are kept.
+    An answer that the budget cut off is left out, and so is one that says a thing twice
+    or holds a mark of the template. If none is left, those that were cut off are kept.
 
     First used in lesson 03, section 9.
 
@@ -155,13 +156,24 @@ def own_answers(
     usable = [
         bool(text.strip()) and template.neutralise(text) == text for text in answers
     ]
-    whole = [fits and end for fits, end in zip(usable, answers.finished, strict=True)]
+    whole = [
+        fits and ended and not repeats(text)
+        for fits, ended, text in zip(usable, answers.finished, answers, strict=True)
+    ]
     kept = whole if any(whole) else usable
     return [
         {**row, "response": text}
         for row, text, keep in zip(requests, answers, kept, strict=True)
         if keep
     ]
+
+
+def repeats(text: str) -> bool:
+    """Return whether a line or a sentence of the text comes twice."""
+    pieces = re.split(r"\n+|(?<=[.!?])\s", text)
+    said = [re.sub(r"^\W*\d*\W*", "", piece).strip().lower() for piece in pieces]
+    said = [piece for piece in said if piece]
+    return len(set(said)) < len(said)
 
 
 def recorded_answers(file: Path = ANSWERS) -> list[dict[str, str]]:
