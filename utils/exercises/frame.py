@@ -10,20 +10,32 @@ To add an exercise:
    right answer deserves to hear. Decorate it with
    `@exercise("what to replace ... with")`.
 2. Put the stub, the check and the solution into the notebook of the lesson.
+   Where the learner changes a function that runs already, the check raises `NotTried`
+   as long as it does what it did; a function whose body is `...` counts as untouched.
 3. Plant at least two mistakes for it in `tests/support/wrong_answers/lesson_NN.py`,
    each with the hint that it must get. Without them, tests fail.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Steps of the interpreter that compute nothing; what is left of an empty function is
+# that it loads None.
+_NO_WORK = ("RESUME", "NOP", "RETURN_VALUE")
+
 
 class Wrong(Exception):
     """The answer has a mistake that the check knows; the message is its hint."""
+
+
+class NotTried(Exception):
+    """The answer is code that still does what it did before the learner came."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +64,20 @@ def exercise(task: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]
     """Turn a function that raises `Wrong` or returns praise into a check.
 
     Args:
-        task: completes "Not tried yet: replace ... with".
+        task: completes "Not tried yet: replace ... with"; `NotTried("…")` says it in
+            words of its own.
     """
 
     def decorate(judge: Callable[..., str]) -> Callable[..., Verdict]:
         @functools.wraps(judge)
         def check(answer: Any, *arguments: Any, **options: Any) -> Verdict:
+            untouched = Verdict(None, f"replace ... with {task}.")
             if _untouched(answer):
-                return Verdict(None, f"replace ... with {task}.")
+                return untouched
             try:
                 return Verdict(True, judge(answer, *arguments, **options))
+            except NotTried as task_again:
+                return Verdict(None, str(task_again)) if str(task_again) else untouched
             except Wrong as hint:
                 return Verdict(False, str(hint))
 
@@ -71,12 +87,23 @@ def exercise(task: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]
 
 
 def _untouched(answer: Any) -> bool:
-    """Return whether an answer is `...`, or a list or dictionary that still has one."""
+    """Return whether an answer is `...`, or still has one.
+
+    A list or a dictionary may hold it; it may be all that a function's body does.
+    """
     if isinstance(answer, Mapping):
         answer = list(answer.values())
     if isinstance(answer, list | tuple):
         return any(part is ... for part in answer)
-    return answer is ...
+    return answer is ... or (inspect.isfunction(answer) and _does_nothing(answer))
+
+
+def _does_nothing(function: Callable) -> bool:
+    """Return whether a function's body is `...` or `pass`, below a docstring or not."""
+    steps = [
+        step for step in dis.get_instructions(function) if step.opname not in _NO_WORK
+    ]
+    return len(steps) == 1 and steps[0].argval is None
 
 
 def require_type(
