@@ -7,4 +7,5 @@
 - `lesson_04`: training with LoRA.
 - `lesson_05`: evaluation.
 - `lesson_06`: deployment.
+- `experiment_03_new_tokens`: tokens that are added to a vocabulary.
 """

@@ -34,7 +34,9 @@ def check_megabytes(
         return abs(megabytes - value) <= 0.02 * abs(value)
 
     if close(right):
-        return "more than the adapter's own matrices take, for rows that did not change."
+        return (
+            "more than the adapter's own matrices take, for rows that did not change."
+        )
     if close(right * 1e6):
         raise Wrong("these are bytes: a megabyte is a million of them.")
     if close(right / bytes_each):

@@ -208,4 +208,6 @@ def check_hold_out(
     other = hold_out(list(rows), 1)[1]
     if {row["group"] for row in other} == {row["group"] for row in test}:
         raise Wrong("another seed gives the same split: use `seed` in the shuffling.")
-    return f"{len(test)} questions held out, and none asks for anything that is trained."
+    return (
+        f"{len(test)} questions held out, and none asks for anything that is trained."
+    )
