@@ -55,8 +55,6 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
     operands that examinations ask for are left out (`tasks.held_out`,
     `tasks.rule_is_held_out`).
 
-    First used in lesson 03, section 9.
-
     Args:
         n_rows: how many rows.
         seed: the same one draws the same rows; fewer rows are the first of more.
@@ -77,8 +75,6 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
 
 def in_corpus_form(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
     """Return the row with its texts in the form of the lab model's corpus.
-
-    First used in lesson 03, section 9.
 
     Args:
         row: one of `skill_rows`.
@@ -114,8 +110,6 @@ THINGS = (
 def general_requests() -> list[dict[str, str]]:
     """Return requests that have nothing to do with the course's subject.
 
-    First used in lesson 03, section 9.
-
     Returns:
         Rows with `instruction`, and `topic`, which names the kind; the kinds go round.
     """
@@ -138,8 +132,6 @@ def own_answers(
 
     An answer that the budget cut off is left out, and so is one that says a thing twice
     or holds a mark of the template. If none is left, those that were cut off are kept.
-
-    First used in lesson 03, section 9.
 
     Args:
         requests: with `instruction`.
@@ -179,8 +171,6 @@ def repeats(text: str) -> bool:
 def recorded_answers(file: Path = ANSWERS) -> list[dict[str, str]]:
     """Return SmolLM2's own answers to `general_requests`, as they were recorded.
 
-    First used in lesson 03, section 9.
-
     Raises:
         ReplayError: if the file is missing.
     """
@@ -216,7 +206,7 @@ def with_replay(
 ) -> Dataset:
     """Return the training rows, and as many for replay as make up this share.
 
-    First used in lesson 03, section 9.
+    First used in lesson 05, section 7.
 
     Args:
         dataset: what 03_dataset_templating.ipynb writes, with `train` and `replay`.

@@ -121,6 +121,8 @@ def notes(
     column, their answer. Where a column `wording` says that a row is not "trained", it
     is left out: a note that holds a test question would be found by itself.
 
+    First used in lesson 03, section 7.
+
     Args:
         rows: with `instruction` and `response`; of a file without the column
             `wording`, its training part alone, or all with `examined`.
@@ -431,6 +433,8 @@ def note_search(
     answer_only: bool = False,
 ) -> Search:
     """Make a search over notes, by words, by meaning, or by both.
+
+    First used in lesson 03, section 7.
 
     Args:
         written: as `notes` returns them; a hit's `number` is the note's place.

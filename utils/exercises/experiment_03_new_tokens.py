@@ -20,6 +20,8 @@ def check_megabytes(
 
     First used in the experiment 03_new_tokens, section 3.
 
+    First used in experiment 03_new_tokens, section 3.
+
     Args:
         megabytes: the learner's answer.
         rows: tokens of the vocabulary.
@@ -57,6 +59,8 @@ def check_token_config(
     """Check a configuration by what one step of training changes.
 
     First used in the experiment 03_new_tokens, section 4.
+
+    First used in experiment 03_new_tokens, section 3.
 
     Args:
         config: the learner's `LoraConfig`.
