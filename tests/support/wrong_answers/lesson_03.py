@@ -36,7 +36,8 @@ WRONG_ANSWERS = {
         ("labels = [0] * len(prompt_ids) + completion_ids", "0 is a token"),
     ],
     "check_collate": [
-        ("answer = my_collate", "the loss sees padding"),
+        ("answer = my_collate", "compare nothing"),
+        (COLLATE.format(ids_side="", mask=0, labels="PAD"), "the loss sees padding"),
         ("answer = my_collate(few)", "without brackets"),
         (
             COLLATE.format(ids_side="", mask=1, labels=-100),
