@@ -491,7 +491,7 @@ def groups_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
     Rows without a column of `GROUP_COLUMNS` are grouped by equal answers.
 
-    First used in lesson 03, section 6.
+    First used in lesson 03, section 7.
     """
     return [_group(row) for row in rows]
 
