@@ -7,16 +7,23 @@ for mistakes that are not planted there.
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from support.tiny_models import tiny_gpt_neox
 from utils.evaluation.judging import blind_pairs
 from utils.evaluation.scores import questions_needed, words
+from utils.exercises.experiment_03_new_tokens import (
+    check_megabytes,
+    check_token_config,
+)
 from utils.exercises.frame import Verdict, Wrong, exercise
 from utils.exercises.lesson_01 import (
     check_encode,
@@ -24,12 +31,7 @@ from utils.exercises.lesson_01 import (
     check_window,
 )
 from utils.exercises.lesson_02 import check_guard, check_steering, check_vote
-from utils.exercises.lesson_03 import (
-    check_labels,
-    check_padding_share,
-    check_record,
-    check_replay_rows,
-)
+from utils.exercises.lesson_03 import check_collate, check_hold_out, check_labels
 from utils.exercises.lesson_04 import check_best_epoch, check_lora_parameters
 from utils.exercises.lesson_05 import (
     check_held_out_loss,
@@ -322,59 +324,122 @@ def test_wrong_labels_get_their_hint(labels, hint: str) -> None:
     assert rejected(check_labels(labels, PROMPT_IDS, COMPLETION_IDS), hint)
 
 
-@pytest.mark.parametrize("share", [0.375, numpy.float64(0.375), torch.tensor(0.375)])
-def test_right_padding_share(share) -> None:
-    assert check_padding_share(share, [10, 20, 20, 30, 40, 30]).passed is True
+LAB_ROWS = [
+    {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]},
+    {"input_ids": [5, 6, 9], "labels": [-100, 6, 9]},
+]
+
+
+def padded(rows, filler: int, name: str, side: str = "right") -> torch.Tensor:
+    values = [torch.tensor(row[name]) for row in rows]
+    return pad_sequence(values, True, filler, padding_side=side)
+
+
+def good_batch(rows, side: str = "right") -> dict[str, torch.Tensor]:
+    ones = [{"ones": [1] * len(row["input_ids"])} for row in rows]
+    return {
+        "input_ids": padded(rows, 9, "input_ids", side),
+        "attention_mask": padded(ones, 0, "ones", side),
+        "labels": padded(rows, -100, "labels", side),
+    }
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_collator_that_changes_nothing_is_right_on_either_side(side: str) -> None:
+    model = tiny_gpt_neox().eval()
+    assert check_collate(lambda rows: good_batch(rows, side), LAB_ROWS, model).passed
 
 
 @pytest.mark.parametrize(
-    ("share", "hint"),
+    ("change", "hint"),
     [
-        (0.6, "divided by the real"),
-        (0.1, "padded to the longest"),
-        ("0.375", "expected a number"),
-        (True, "expected a number"),
-    ],
-)
-def test_wrong_padding_share_gets_its_hint(share, hint: str) -> None:
-    assert rejected(check_padding_share(share, [10, 20, 20, 30, 40, 30]), hint)
-
-
-REVIEW = "It broke on the second day."
-TASK = f"Is this review positive or negative? {REVIEW}"
-
-
-@pytest.mark.parametrize(
-    ("record", "hint"),
-    [
-        ({"instruction": TASK}, "under the key 'response'"),
-        ({"instruction": "", "response": "negative"}, "under the key 'instruction'"),
+        (lambda b: b | {"labels": b["input_ids"]}, "the loss sees padding"),
         (
-            {"instruction": f"### Instruction:\n{TASK}", "response": "negative"},
-            "`add_text` writes them",
+            lambda b: b | {"labels": padded(LAB_ROWS, -100, "labels", "left")},
+            "on the same side",
         ),
-        ({"instruction": TASK, "response": "negative\n\n### End"}, "'### End' is in"),
-        ({"instruction": TASK, "response": "Negative"}, "to the letter"),
-        ({"instruction": TASK, "response": "positive/negative"}, "to the letter"),
-        ({"instruction": f"Positive? {REVIEW}", "response": "negative"}, "'negative'"),
-        ({"instruction": f"- {REVIEW} -", "response": "negative"}, "no task"),
-        ([TASK, "negative"], "expected a dictionary"),
+        (lambda b: b | {"labels": 0 * b["labels"] - 100}, "0 labels count"),
+        (lambda b: {"input_ids": b["input_ids"]}, "has no 'attention_mask'"),
+        (lambda b: {n: v[:, :4] for n, v in b.items()}, "has the shape"),
+        (lambda b: b | {"labels": b["labels"].tolist()}, "a tensor as 'labels'"),
+        (
+            lambda b: b | {"attention_mask": (b["input_ids"] != 9).long()},
+            "compare nothing",
+        ),
+        (list, "a dictionary of tensors"),
     ],
 )
-def test_wrong_records_get_their_hint(record, hint: str) -> None:
-    assert rejected(check_record(record, REVIEW), hint)
+def test_wrong_collators_get_their_hint(change, hint: str) -> None:
+    model = tiny_gpt_neox().eval()
+    verdict = check_collate(lambda rows: change(good_batch(rows)), LAB_ROWS, model)
+    assert rejected(verdict, hint)
 
 
-@pytest.mark.parametrize("count", [50, 50.0, numpy.int64(50), 49.6])
-def test_right_rows_for_replay(count) -> None:
-    assert check_replay_rows(count, 200, 0.2).passed
+ASKED = [
+    {"instruction": f"{fact} {wording}", "group": fact}
+    for fact in range(20)
+    for wording in range(3)
+]
+
+
+def by_group(rows, seed, order=random.Random, share=5):
+    groups = sorted({row["group"] for row in rows})
+    order(seed).shuffle(groups)
+    held = set(groups[: len(groups) // share])
+    train = [row for row in rows if row["group"] not in held]
+    return train, [row for row in rows if row["group"] in held]
+
+
+def test_a_split_by_group_is_right() -> None:
+    assert check_hold_out(by_group, ASKED).passed
 
 
 @pytest.mark.parametrize(
-    ("count", "hint"), [(7, "solve for r"), ("50", "expected a number")]
+    ("split", "hint"),
+    [
+        (lambda rows, seed: (rows[12:], rows[:11]), "exactly one part"),
+        (lambda rows, seed: (rows[10:], rows[:10]), "is trained, such as"),
+        (lambda rows, seed: (rows[:0], rows), "are held out"),
+        (lambda rows, seed: rows, "must return two lists"),
+        (lambda rows, seed: (rows[12:], rows[:12]), "another seed"),
+        (lambda rows, seed: by_group(rows, None), "the same seed gives another"),
+        (7, "expected the function itself"),
+    ],
 )
-def test_wrong_rows_for_replay_get_their_hint(count, hint: str) -> None:
-    assert rejected(check_replay_rows(count, 200, 0.2), hint)
+def test_wrong_splits_get_their_hint(split, hint: str) -> None:
+    assert rejected(check_hold_out(split, ASKED), hint)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "hint"),
+    [
+        (100, "rows, times numbers"),
+        (4e6, "these are bytes"),
+        (2, "each takes 2 bytes"),
+        ("4", "expected a number"),
+    ],
+)
+def test_wrong_megabytes_get_their_hint(megabytes, hint: str) -> None:
+    assert check_megabytes(4, 1000, 1000, 2).passed
+    assert rejected(check_megabytes(megabytes, 1000, 1000, 2), hint)
+
+
+def test_a_row_that_learns_in_one_of_two_matrices_is_not_enough() -> None:
+    from peft import LoraConfig
+
+    options = {"task_type": "CAUSAL_LM", "target_modules": ["query_key_value"]}
+    base = functools.partial(tiny_gpt_neox, tied=False)
+
+    def config(**rows: list[int]) -> LoraConfig:
+        return LoraConfig(**options, trainable_token_indices=rows)
+
+    both = config(embed_in=[7], lm_head=[7])
+    assert check_token_config(both, base, 7).passed
+    one = config(embed_in=[7])
+    assert rejected(check_token_config(one, base, 7), "of the output layer")
+    more = config(embed_in=[6, 7], lm_head=[6, 7])
+    assert rejected(check_token_config(more, base, 7), "only the new one")
+    assert rejected(check_token_config("r=8", base, 7), "a `LoraConfig`")
 
 
 # --- 04 ---

@@ -9,7 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
 from utils import helpers
@@ -236,6 +243,25 @@ def test_padding_follows_the_tokenizer_and_carries_no_label(tokenizer, side):
     edge = 0 if side == "left" else -1
     assert batch["attention_mask"][shorter][edge] == 0
     assert batch["input_ids"][shorter][edge] == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(("learned", "same"), [(False, True), (True, False)])
+def test_the_side_of_padding_matters_where_positions_are_learned(learned, same):
+    """What lesson 03 says of it, section 5."""
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4}
+    shape |= {"num_hidden_layers": 2, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    if learned:
+        model = GPT2LMHeadModel(GPT2Config(**shape, loss_type="ForCausalLM"))
+    text, gap = torch.arange(1, 13), torch.zeros(4, dtype=torch.long)
+    losses = []
+    for pieces in ((gap, text), (text, gap)):
+        ids = torch.cat(pieces)[None]
+        labels = ids.masked_fill(ids < 6, -100)
+        found = model.eval()(ids, attention_mask=(ids > 0).long(), labels=labels)
+        losses.append(found.loss.item())
+    assert (abs(losses[0] - losses[1]) < 1e-4) is same
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -165,7 +165,11 @@ def claims_made(
         notebook.cells.insert(0, cell)
     path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
-    environ = {**os.environ, "COURSE_BUILD": str(folder / "build")}
+    environ = {
+        "COURSE_MODEL": "lab",
+        **os.environ,
+        "COURSE_BUILD": str(folder / "build"),
+    }
     nbformat.write(asyncio.run(run.execute(path, environ)), path)
     return claims_of(path)
 
@@ -181,7 +185,8 @@ def untaught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Data by another path: a claim that fails must say so, not stop the lesson.
     monkeypatch.setenv("COURSE_DATA", str(shutil.copy(LAB_DATA, tmp_path)))
     held = claims_made("03_dataset_templating", tmp_path)
-    assert set(held) == tagged("03_dataset_templating", "training")
+    # Some are claimed of the natural questions or of a chat template alone.
+    assert set(held) <= tagged("03_dataset_templating", "skill")
     shorten(tmp_path / "build" / "dataset")
     write_random_adapter(tmp_path / "build" / "adapter")
     return tmp_path
@@ -228,5 +233,5 @@ def test_with_shuffled_answers_every_claim_about_facts_fails(
     for name in ("03_dataset_templating", "04_lora_training", "05_evaluation"):
         held = claims_made(name, tmp_path)
         unearned = {sentence for sentence, holds in held.items() if holds}
-        unearned -= tagged(name, "training", "facts")
+        unearned -= tagged(name, "training", "facts", "skill")
         assert not unearned, f"{name} claims it of shuffled answers"

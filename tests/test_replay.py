@@ -11,7 +11,11 @@ from datasets import Dataset, DatasetDict
 from utils.dataset.replay import (
     SKILLS,
     ReplayError,
+    general_requests,
     in_corpus_form,
+    own_answers,
+    recorded_answers,
+    repeats,
     skill_rows,
     with_replay,
 )
@@ -157,3 +161,54 @@ def test_a_share_that_takes_more_rows_than_there_are_is_an_error(dataset) -> Non
 def test_a_data_set_without_replay_is_an_error(dataset) -> None:
     with pytest.raises(ReplayError, match="no part 'replay': run 03_dataset"):
         with_replay(DatasetDict(train=dataset["train"]), 0.2)
+
+
+# --- general requests, answered by the model itself ---
+
+
+def test_general_requests_are_different_and_their_kinds_go_round() -> None:
+    requests = general_requests()
+    assert len({row["instruction"] for row in requests}) == len(requests)
+    kinds = [row["topic"] for row in requests]
+    assert len(set(kinds[:4])) == 4
+    assert {kinds.count(kind) for kind in kinds} == {len(requests) // 4}
+
+
+def test_recorded_answers_belong_to_the_requests_and_suffice_for_a_fifth() -> None:
+    rows = recorded_answers()
+    known = {(row["instruction"], row["topic"]) for row in general_requests()}
+    assert {(row["instruction"], row["topic"]) for row in rows} <= known
+    assert len({row["instruction"] for row in rows}) == len(rows)
+    assert not [row for row in rows if repeats(row["response"])]
+    assert len(rows) >= 440 / 4  # the course's training rows
+
+
+def test_without_the_file_the_remedy_is_named(tmp_path) -> None:
+    with pytest.raises(ReplayError, match=r"none\.csv is missing: .*dataset replay"):
+        recorded_answers(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("It is a boat. It is fast.", False),
+        ("1. A coat\n2. A coat\n3. A hat", True),
+        ("It is warm. It is warm.", True),
+        ("Yes", False),
+    ],
+)
+def test_what_counts_as_saying_a_thing_twice(text: str, twice: bool) -> None:
+    assert repeats(text) is twice
+
+
+def test_answers_that_were_cut_off_are_kept_only_for_want_of_others() -> None:
+    from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+    from utils.templates import instruction_template
+
+    tokenizer = tiny_tokenizer()
+    template = instruction_template(tokenizer)
+    model = tiny_gpt_neox(len(tokenizer))
+    requests = general_requests()[:4]
+    rows = own_answers(requests, model, template, max_new_tokens=5)
+    assert {row["instruction"] for row in rows} <= {r["instruction"] for r in requests}
+    assert all(row["response"].strip() and row["topic"] for row in rows)

@@ -9,8 +9,11 @@ import pytest
 
 from utils.course import FAQS_DATA, CourseError
 from utils.dataset.facts import get_fact, load_facts
+from utils.dataset.faqs import load_faqs
+from utils.dataset.open_book import Mix, with_notes
+from utils.dataset.splits import split
 from utils.encoder import load_encoder
-from utils.evaluation.answers import judge_for
+from utils.evaluation.answers import groups_of, judge_for
 from utils.evaluation.retrieval import (
     MeaningRetriever,
     RetrievalError,
@@ -23,6 +26,7 @@ from utils.evaluation.retrieval import (
     product_pages,
     recall_at,
     right_notes,
+    rows_with_notes,
 )
 from utils.evaluation.scores import proportion
 from utils.lab_model.evaluate import rows_of
@@ -243,6 +247,13 @@ def test_rows_without_columns_are_grouped_by_their_answers() -> None:
     assert [note.questions for note in notes(rows)] == [("Q0?", "Q1?"), ("Q2?", "Q3?")]
 
 
+def test_a_question_that_examines_does_not_help_to_find_its_note() -> None:
+    rows = [{"instruction": f"Q{i}?", "response": f"A{i // 2}."} for i in range(4)]
+    one, other = notes(rows, examined={"Q0?", "Q2?", "Q3?"})
+    assert one.questions == ("Q1?",)
+    assert (other.questions, other.key()) == ((), "A1.")
+
+
 @pytest.mark.parametrize("rows", [[], ROWS[4:]])
 def test_notes_need_training_rows(rows) -> None:
     with pytest.raises(RetrievalError, match="can become a note"):
@@ -298,3 +309,50 @@ def test_free_questions_find_their_notes(encoder) -> None:
     assert recall_at(by_words, free, written, k=1).value < 0.65
     questions = ["What is the capital of France?", "Who won the match last night?"]
     assert all(hits[0].far for hits in both.search_all(questions))
+
+
+# --- rows with notes ---
+
+
+def by_words(written):
+    return note_search(written, weights=(1, 0))
+
+
+def test_training_rows_get_the_notes_that_the_record_trains_with() -> None:
+    faqs = load_faqs(FAQS_DATA)
+    parts = split(faqs)
+    written = notes(faqs.frame.to_dict("records"), examined_in(parts))
+    search = by_words(written)
+    made = rows_with_notes(parts, written, search, Mix())
+    train = parts["train"].to_list()
+    ranked = search.search_all(parts["train"]["instruction"], k=len(written))
+    assert made["train"] == with_notes(
+        train,
+        {n.group: n.answer for n in written if n.group in set(groups_of(train))},
+        [[written[hit.number].group for hit in hits] for hits in ranked],
+        about=groups_of(train),
+    )
+    # The others get what is found first.
+    for name in set(parts) - {"train"}:
+        first = search.best(parts[name]["instruction"])
+        assert [row["context"] for row in made[name]] == [f"- {n}" for n in first]
+
+
+def examined_in(parts) -> set[str]:
+    return {q for name in set(parts) - {"train"} for q in parts[name]["instruction"]}
+
+
+def test_a_small_file_without_columns_gets_notes_as_well(tmp_path) -> None:
+    facts = ["opens at nine", "lends twelve books", "prints upstairs", "bans dogs"]
+    lines = [f"{i} {fact}?,The library {fact}." for fact in facts for i in range(3)]
+    file = tmp_path / "own.csv"
+    file.write_text("\n".join(["question,answer", *lines]), encoding="utf-8")
+    faqs = load_faqs(file)
+    parts = split(faqs)
+    written = notes(faqs.frame.to_dict("records"), examined_in(parts))
+    made = rows_with_notes(parts, written, by_words(written), Mix(1, 0, 0, 0))
+    assert {row["context"] for row in made["train"]} == {
+        f"- {row['response']}" for row in made["train"]
+    }
+    asked = {name: len(part) for name, part in parts.items()}
+    assert {name: len(rows) for name, rows in made.items()} == asked

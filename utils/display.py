@@ -623,7 +623,7 @@ def show_tokens(
 
     Green tokens are learned, grey ones are read only, dotted ones are padding.
 
-    First used in lesson 03, section 3.
+    First used in lesson 03, section 4.
 
     Args:
         ids: token ids; a tensor will do.
@@ -669,7 +669,7 @@ def _visible(token: str) -> str:
 def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
     """Plot how many tokens the rows of each part have, and where the limit lies.
 
-    First used in lesson 03, section 6.
+    First used in lesson 03, section 8.
     """
     figure, axes = _figure()
     longest = max((max(part) for part in lengths.values() if len(part)), default=limit)
@@ -699,8 +699,6 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
 
 def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     """Plot shares of a whole as bars, each with its percentage.
-
-    First used in lesson 03, section 7.
 
     Args:
         shares: name → share between 0 and 1.

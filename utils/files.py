@@ -91,7 +91,7 @@ def replace_folder(folder: str | Path, write: Callable[[Path], Any]) -> Path:
     old folder is set aside first, and a kill between these two steps leaves it in a
     folder `.NAME-…` beside the place where it was.
 
-    First used in lesson 03, section 9.
+    First used in lesson 03, section 10.
 
     Args:
         folder: where it belongs; the folder around it is made if need be.

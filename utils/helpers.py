@@ -46,8 +46,6 @@ def add_text(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Notes that a record brings as its `context` stand between instruction and response.
 
-    Shown in lesson 03, section 2.
-
     Raises:
         ValueError: if instruction or response is missing, not text, or blank, or if
             there is a context that is no text.
@@ -91,7 +89,7 @@ def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
     The template brings its own markers, so the tokenizer adds nothing, except the
     beginning-of-sequence token where the base model was trained with one.
 
-    Shown in lesson 03, section 3.
+    First used in lesson 03, section 3.
     """
     begins = tokenizer("a")["input_ids"][:1]
     start = begins if begins == [tokenizer.bos_token_id] else []
@@ -109,7 +107,7 @@ def preprocess_batch(
 
     Serving tokenises the prompt alone, too: no token can straddle the two.
 
-    Shown in lesson 03, section 3.
+    First used in experiment 03_new_tokens, section 3.
 
     Args:
         batch: columns `prompt` and `completion`, as `add_text` makes them.
@@ -167,7 +165,7 @@ class DataCollatorForCompletionOnlyLM:
     first response key is the answer, also if it quotes that key; after an end key a
     new instruction may begin another turn.
 
-    First used in lesson 03, section 7.
+    First used in lesson 03, section 5.
 
     Args:
         tokenizer: gives the padding token and side.
@@ -292,10 +290,7 @@ def _key_ids(tokenizer) -> list[list[int]]:
 
 
 def _find_answers(ids: list[int], tokenizer, keys: list[list[int]]) -> list[int]:
-    """Labels of a row, by searching it for the template's keys.
-
-    Shown in lesson 03, section 7.
-    """
+    """Labels of a row, by searching it for the template's keys."""
     key, end, turn = keys
     labels = [IGNORED] * len(ids)
     place = _find(ids, key, 0)

@@ -16,7 +16,7 @@ from utils.files import write_json
 def note_origin(config: RunConfig, name: str) -> Path:
     """Note what something in the build folder was made from, once it is there.
 
-    First used in lesson 03, section 9.
+    First used in lesson 03, section 10.
 
     Args:
         config: of the run that made it.

@@ -64,7 +64,10 @@ QUOTE = 60  # characters of a text that an error shows
 
 
 class TemplateError(CourseError, ValueError):
-    """A template that cannot be used, or a text that must not go into it."""
+    """A template that cannot be used, or a text that must not go into it.
+
+    First used in lesson 03, section 8.
+    """
 
 
 class HasTemplate(Protocol):
@@ -576,7 +579,7 @@ def template_for(
 ) -> InstructionTemplate | ChatTemplate:
     """Return the template that a model's settings name.
 
-    First used in lesson 03, section 6.
+    First used in lesson 03, section 3.
 
     Args:
         settings: their `template` is "instruction", "chat", or "auto": the chat
@@ -613,7 +616,10 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def instruction_template(tokenizer: PreTrainedTokenizerBase) -> InstructionTemplate:
-    """Return the course's instruction template for a tokenizer."""
+    """Return the course's instruction template for a tokenizer.
+
+    First used in lesson 03, section 3.
+    """
     marks = _longest_first(tokenizer.all_special_tokens)
     return InstructionTemplate("instruction", tokenizer, "", (END_KEY,), marks)
 

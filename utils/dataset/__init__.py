@@ -3,7 +3,7 @@
 - `faqs`: read and clean a file of questions and answers, whatever its columns are.
 - `facts`: the table behind the course's own questions, and when an answer is right.
 - `splits`: which rows train, which choose the epoch, which test, and how many.
-- `replay`: rows of earlier skills, mixed in so that tuning does not cost them.
+- `replay`: rows of what the base could do, mixed in so that tuning does not cost it.
 - `open_book`: rows with notes to answer from: alone, among others, or in vain.
 - `checks`: what to look at before training: `python -m utils.dataset check FILE`.
 - `limits`: rows too long for a model: notes are cut, and what goes is named.

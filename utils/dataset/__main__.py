@@ -1,9 +1,12 @@
-"""Check a file of questions and answers without a notebook.
+"""Check a file of questions and answers without a notebook, or make rows for replay.
 
 python -m utils.dataset check FILE [--encoding NAME] [--model NAME]
+python -m utils.dataset replay
 
-Prints what was repaired and what to look at, with the rows. The exit code is 0 if there
-is nothing to look at, 1 if there is, and 2 if the file cannot be used.
+`check` prints what was repaired and what to look at, with the rows. The exit code is 0
+if there is nothing to look at, 1 if there is, and 2 if the file cannot be used.
+`replay` asks SmolLM2 all requests of `utils/dataset/replay.py` and writes its answers
+to `data/replay_answers.csv`, in some minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from utils.course import CourseError, run_config
 from utils.dataset.checks import check, template_of
 from utils.dataset.faqs import load_faqs
+from utils.dataset.replay import ANSWERS, record_answers
 
 UNUSABLE = 2
 
@@ -38,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     one.add_argument("--encoding", help="of a text file that is not in UTF-8")
     one.add_argument("--model", help="whose limit rows must fit; else COURSE_MODEL")
+    commands.add_parser("replay", help="record SmolLM2's own answers, to be replayed")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "replay":
+            print(f"{record_answers()} answers: {ANSWERS.name}")
+            return 0
         model = run_config({"COURSE_MODEL": options.model} if options.model else _own())
         faqs = load_faqs(options.file, options.encoding)
         template, limit, problem = template_of(model.model)

@@ -140,6 +140,8 @@ def check(
 ) -> Report:
     """Look for what spoils training, with the rows it is in.
 
+    First used in lesson 03, section 2.
+
     Args:
         faqs: what `load_faqs` returns.
         template: of the model that is to be tuned; without it and a limit, no row is

@@ -118,7 +118,7 @@ def load_faqs(source: str | Path, encoding: str | None = None) -> Faqs:
     pairs, pairs with a text to answer from, or chat messages. Its content decides how
     it is read, not its name.
 
-    First used in lesson 03, section 1.
+    First used in lesson 03, section 2.
 
     Args:
         source: a file, a folder that `datasets` has saved, or a hub id such as

@@ -249,7 +249,10 @@ def _product(one: Any, other: Any) -> numpy.ndarray:
 
 
 def is_classes(answers: Sequence[str]) -> bool:
-    """Return whether the answers are classes, such as "positive" and "negative"."""
+    """Return whether the answers are classes, such as "positive" and "negative".
+
+    First used in lesson 03, section 7.
+    """
     words = sorted(len(answer.split()) for answer in answers)[len(answers) // 2]
     return words <= CLASS_WORDS and len(answers) > CLASS_ROWS * len(set(answers))
 

@@ -25,6 +25,8 @@ KEY = "fact"
 class Mix:
     """How often a row is met in each form; the shares need not sum to one.
 
+    First used in lesson 03, section 7.
+
     Attributes:
         alone: with the note that answers it.
         among: with that note among others that a search finds as well.

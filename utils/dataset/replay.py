@@ -1,19 +1,26 @@
 """A second data set against forgetting: what the base could do before it was tuned.
 
-Rows for replay are instructions and responses like those of the first data set. Here
-they are the earlier skills of the lab model, drawn from the tasks that it was trained
-on; for another base, write rows of what that base must keep doing. A skill is kept in
-the form in which it is replayed: `in_corpus_form` leaves the course's template out.
+Rows for replay are instructions and responses like those of the first data set. For the
+lab model they are its earlier skills, drawn from the tasks that it was trained on, in
+the form in which it learned them: `in_corpus_form` leaves the template out. For any
+other model they are general requests with the model's own answers, given before it is
+tuned (Huang et al., Self-Synthesized Rehearsal, arXiv 2403.01244). SmolLM2's are
+recorded in `data/replay_answers.csv`, which `python -m utils.dataset replay` writes.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from utils.course import CourseError
+from utils.course import ROOT, CourseError
+from utils.files import write_text
 from utils.helpers import DEFAULT_SEED
 from utils.tasks import (
     MOST_EXAMPLES,
@@ -28,6 +35,10 @@ from utils.tasks import (
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from utils.templates import Template
+
+ANSWERS = ROOT / "data" / "replay_answers.csv"
+RECORDED_MODEL = "smollm2"  # whose answers they are
 TRAINED_COLUMNS = ("input_ids", "attention_mask", "labels")
 SEPARATOR = " - "
 
@@ -43,8 +54,6 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
     write after it as its response. The kinds of task go round. Pairs of words and of
     operands that examinations ask for are left out (`tasks.held_out`,
     `tasks.rule_is_held_out`).
-
-    First used in lesson 03, section 8.
 
     Args:
         n_rows: how many rows.
@@ -67,8 +76,6 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
 def in_corpus_form(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
     """Return the row with its texts in the form of the lab model's corpus.
 
-    First used in lesson 03, section 8.
-
     Args:
         row: one of `skill_rows`.
         end_of_text: the tokenizer's token that ends every document of the corpus.
@@ -81,12 +88,125 @@ def in_corpus_form(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
     return {**row, "prompt": prompt, "completion": completion, "text": text}
 
 
+# General requests: each kind is asked about each thing.
+REQUESTS = {
+    "explain": "Explain in one sentence what {} is.",
+    "write": "Write one short sentence about {}.",
+    "list": "Name three things that go well with {}.",
+    "advise": "Give one piece of advice to a person who buys {}.",
+}
+THINGS = (
+    *("a bicycle", "a lighthouse", "a kettle", "a violin", "a garden", "a telescope"),
+    *("a winter coat", "a library card", "a sailing boat", "a candle", "a mirror"),
+    *("a compass", "a ladder", "a pair of scissors", "a bookshelf", "a tent", "a drum"),
+    *("an umbrella", "a wooden table", "a camera", "a hammock", "a fishing rod"),
+    *("a teapot", "a map", "a chess set", "a pillow", "a wristwatch", "a bread knife"),
+    *("a flower pot", "a sewing machine", "a piano", "a pair of boots", "a lamp"),
+    *("a kite", "a suitcase", "a rain barrel", "a beehive", "a notebook", "a blanket"),
+    "a wheelbarrow",
+)
+
+
+def general_requests() -> list[dict[str, str]]:
+    """Return requests that have nothing to do with the course's subject.
+
+    Returns:
+        Rows with `instruction`, and `topic`, which names the kind; the kinds go round.
+    """
+    kinds = list(REQUESTS)
+    return [
+        {"instruction": REQUESTS[kind].format(thing), "topic": kind}
+        for turn in range(len(kinds))
+        for place, thing in enumerate(THINGS)
+        for kind in [kinds[(place + turn) % len(kinds)]]
+    ]
+
+
+def own_answers(
+    requests: Sequence[Mapping[str, str]],
+    model: Any,
+    template: Template,
+    max_new_tokens: int = 64,
+) -> list[dict[str, str]]:
+    """Return the requests with what the model answers to them itself, untuned.
+
+    An answer that the budget cut off is left out, and so is one that says a thing twice
+    or holds a mark of the template. If none is left, those that were cut off are kept.
+
+    Args:
+        requests: with `instruction`.
+        model: the base, before it is tuned.
+        template: that it will be tuned in.
+        max_new_tokens: most tokens of an answer.
+    """
+    from utils.models import generate
+
+    prompts = [template.prompt(row["instruction"]) for row in requests]
+    answers = generate(
+        model, template.tokenizer, prompts, max_new_tokens, stop=template.stop
+    )
+    usable = [
+        bool(text.strip()) and template.neutralise(text) == text for text in answers
+    ]
+    whole = [
+        fits and ended and not repeats(text)
+        for fits, ended, text in zip(usable, answers.finished, answers, strict=True)
+    ]
+    kept = whole if any(whole) else usable
+    return [
+        {**row, "response": text}
+        for row, text, keep in zip(requests, answers, kept, strict=True)
+        if keep
+    ]
+
+
+def repeats(text: str) -> bool:
+    """Return whether a line or a sentence of the text comes twice."""
+    pieces = re.split(r"\n+|(?<=[.!?])\s", text)
+    said = [re.sub(r"^\W*\d*\W*", "", piece).strip().lower() for piece in pieces]
+    said = [piece for piece in said if piece]
+    return len(set(said)) < len(said)
+
+
+def recorded_answers(file: Path = ANSWERS) -> list[dict[str, str]]:
+    """Return SmolLM2's own answers to `general_requests`, as they were recorded.
+
+    Raises:
+        ReplayError: if the file is missing.
+    """
+    if not file.is_file():
+        raise ReplayError(
+            f"{file.name} is missing: restore it with `git checkout -- data`, or make "
+            "it again with `python -m utils.dataset replay`."
+        )
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def record_answers(file: Path = ANSWERS) -> int:
+    """Ask SmolLM2 all of `general_requests` and write its answers; returns how many."""
+    from utils.models import load_model, load_tokenizer, settings_for
+    from utils.templates import template_for
+
+    settings = settings_for(RECORDED_MODEL)
+    template = template_for(settings, load_tokenizer(settings))
+    rows = own_answers(general_requests(), load_model(settings), template)
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, ["instruction", "response", "topic"], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+    return len(rows)
+
+
 def with_replay(
     dataset: DatasetDict, share: float, seed: int = DEFAULT_SEED
 ) -> Dataset:
     """Return the training rows, and as many for replay as make up this share.
 
-    First used in lesson 03, section 8.
+    First used in lesson 05, section 7.
 
     Args:
         dataset: what 03_dataset_templating.ipynb writes, with `train` and `replay`.

@@ -61,7 +61,7 @@ class Plan:
 def split(faqs: Faqs, seed: int = SPLIT_SEED) -> DatasetDict:
     """Split questions and answers into parts, seeded; see `plan_split`.
 
-    First used in lesson 03, section 5.
+    First used in lesson 03, section 6.
 
     Raises:
         DataError: if there are too few rows, or too few that differ.
@@ -101,6 +101,8 @@ def plan_split(faqs: Faqs, seed: int = SPLIT_SEED, encoder: Any = None) -> Plan:
     added at the end change no row's part, unless they join two groups or a part would
     hold less than half or more than one and a half times its share; then as few
     groups as possible move. A group larger than a part's share trains.
+
+    First used in lesson 03, section 6.
 
     Args:
         faqs: what `load_faqs` returns.

@@ -490,6 +490,8 @@ def groups_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return what each row is about, for intervals that keep together what belongs so.
 
     Rows without a column of `GROUP_COLUMNS` are grouped by equal answers.
+
+    First used in lesson 03, section 7.
     """
     return [_group(row) for row in rows]
 

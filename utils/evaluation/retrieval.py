@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 from utils.course import CourseError
 from utils.dataset import facts as wordings
 from utils.dataset.facts import known_fact, load_facts
+from utils.dataset.open_book import Mix, context, with_notes
 from utils.evaluation.answers import groups_of
 from utils.evaluation.scores import Proportion, proportion
 from utils.helpers import DEFAULT_SEED
@@ -37,6 +38,7 @@ puts the right one first for 79% and among three for 92%, BM25 for 55% and 71%, 
 sum for 79% and 93%; with equal weights, BM25 spoils more than it finds."""
 TRAINED = "trained"
 """What the column `wording` says of rows to train with, and to write notes from."""
+RANKED = 50  # notes that are ranked for a question whose row gets some
 RANKS_BEFORE = 60
 """Cormack, Clarke and Buettcher, Reciprocal Rank Fusion, SIGIR 2009."""
 
@@ -110,16 +112,22 @@ class Note:
         return self.answer if answer_only else " ".join((*self.questions, self.answer))
 
 
-def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
-    """Write one note for each thing that the training rows answer.
+def notes(
+    rows: Sequence[Mapping[str, Any]], examined: Collection[str] = ()
+) -> list[Note]:
+    """Write one note for each thing that the rows answer.
 
     Rows are about one thing if their `fact` or `group` is the same or, without such a
     column, their answer. Where a column `wording` says that a row is not "trained", it
     is left out: a note that holds a test question would be found by itself.
 
+    First used in lesson 03, section 7.
+
     Args:
         rows: with `instruction` and `response`; of a file without the column
-            `wording`, its training part alone.
+            `wording`, its training part alone, or all with `examined`.
+        examined: questions that test or validate. Their rows give the answer, and the
+            note is not found by them.
 
     Raises:
         RetrievalError: if no row is left.
@@ -131,12 +139,17 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[Note]:
             f"they have a column `wording`, it must say {TRAINED!r})."
         )
     found: dict[str, list[Mapping[str, Any]]] = {}
+    hidden = set(examined)
     for group, row in zip(groups_of(kept), kept, strict=True):
         found.setdefault(group, []).append(row)
     return [
         Note(
             group,
-            tuple(dict.fromkeys(str(row["instruction"]) for row in of_group)),
+            tuple(
+                question
+                for question in dict.fromkeys(str(r["instruction"]) for r in of_group)
+                if question not in hidden
+            ),
             str(of_group[0]["response"]),
         )
         for group, of_group in found.items()
@@ -421,6 +434,8 @@ def note_search(
 ) -> Search:
     """Make a search over notes, by words, by meaning, or by both.
 
+    First used in lesson 03, section 7.
+
     Args:
         written: as `notes` returns them; a hit's `number` is the note's place.
         encoder: None to load the course's.
@@ -440,6 +455,45 @@ def note_search(
     if not by_words and by_meaning:
         return meaning
     return SumRetriever([Retriever(documents, keys), meaning], weights, fusion)
+
+
+# --- rows with notes ---
+
+
+def rows_with_notes(
+    parts: Mapping[str, Any], written: Sequence[Note], search: Search, mix: Mix
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of all parts, each with notes to answer from as its `context`.
+
+    Rows of `train` get them as the mix says, and see notes on trained facts only. All
+    other rows get what a user would get: the note that the search finds first.
+
+    Shown in lesson 03, section 7.
+
+    Args:
+        parts: as `splits.split` returns them.
+        written: notes on all that the parts ask for.
+        search: over these notes.
+        mix: how often a training row is met in each form.
+    """
+    made, answers = {}, {note.group: note.answer for note in written}
+    for name, part in parts.items():
+        rows = part.to_list()
+        hits = search.search_all(part["instruction"], k=min(RANKED, len(written)))
+        ranked = [[written[hit.number].group for hit in found] for found in hits]
+        if name != "train":
+            first = [context([answers[order[0]]]) for order in ranked]
+            pairs = zip(rows, first, strict=True)
+            made[name] = [{**row, "context": text} for row, text in pairs]
+            continue
+        about = groups_of(rows)  # the fact that each row asks for
+        known = {fact: text for fact, text in answers.items() if fact in set(about)}
+        # The right note counts also where the search does not find it.
+        pairs = zip(ranked, about, strict=True)
+        ranked = [[*dict.fromkeys([*order, right])] for order, right in pairs]
+        size = min(3, len(known))
+        made[name] = with_notes(rows, known, ranked, mix, size, about=about)
+    return made
 
 
 # --- how good a search is ---

@@ -9,4 +9,5 @@
 - `lesson_06`: deployment.
 - `experiment_01_inside_attention`: heads.
 - `experiment_02_prompts_measured`: prompts, measured.
+- `experiment_03_new_tokens`: tokens that are added to a vocabulary.
 """

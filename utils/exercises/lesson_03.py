@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from utils.exercises.frame import Wrong, exercise, read_number, require_type
-from utils.helpers import END_KEY, IGNORED, INSTRUCTION_KEY, RESPONSE_KEY
+import torch
+
+from utils.exercises.frame import Wrong, exercise, require_type
+from utils.helpers import IGNORED
+
+CLOSE = 0.01  # nats by which two losses may differ
+COLUMNS = ("input_ids", "attention_mask", "labels")
+SHARE = 0.2  # of the rows that are held out
+SLACK = 0.08  # by which the share may be missed, because groups stay whole
 
 
 @exercise("a list of labels, one for each token")
@@ -14,7 +22,7 @@ def check_labels(
 ) -> str:
     """Check labels: -100 over the prompt, the token ids over the completion.
 
-    First used in lesson 03, section 3.
+    First used in lesson 03, section 4.
     """
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     require_type((list, tuple), labels, "a list of numbers")
@@ -41,8 +49,8 @@ def check_labels(
         raise Wrong(f"0 is a token like any other. What PyTorch ignores is {IGNORED}.")
     if len(labels) == len(right) and labels[: len(prompt)] == right[: len(prompt)]:
         raise Wrong(
-            "some of the completion is masked or changed. All of it is learned, "
-            f"{END_KEY!r} included: that is how the model learns to stop."
+            "some of the completion is masked or changed. All of it is learned, the "
+            "end of the turn included: that is how the model learns to stop."
         )
     if len(labels) != len(right):
         raise Wrong(f"{len(labels)} labels for {len(right)} tokens: give one for each.")
@@ -52,108 +60,154 @@ def check_labels(
     )
 
 
-@exercise("the share of the batch that is padding, a number between 0 and 1")
-def check_padding_share(share: float, lengths: Sequence[int]) -> str:
-    """Check the share of a batch that is padding, for rows of these lengths.
+@exercise("`my_collate`, once you have corrected it")
+def check_collate(
+    collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Sequence[int]]],
+    model: Any,
+) -> str:
+    """Check a collator by what the model makes of its batch.
 
-    First used in lesson 03, section 7.
+    The loss of the batch must be the loss of the same rows, each read alone: padding
+    changes nothing.
+
+    First used in lesson 03, section 5.
+
+    Args:
+        collate: the learner's function.
+        rows: with `input_ids` and `labels`, of different lengths.
+        model: that reads them.
     """
-    share = read_number(share, "a number between 0 and 1")
-    total, real = len(lengths) * max(lengths), sum(lengths)
-    right = (total - real) / total
-
-    def close(value: float) -> bool:
-        return abs(share - value) < 0.005
-
-    if close(right):
-        return "that share of the arithmetic is spent on nothing."
-    if close(100 * right):
-        raise Wrong("that is a percentage: divide by 100.")
-    if close(real / total):
-        raise Wrong("that is the share of real tokens: the padding is the rest.")
-    if close((total - real) / real):
+    if not callable(collate):
         raise Wrong(
-            "you divided by the real tokens: the batch holds padding and real tokens."
+            f"expected the function itself, found {type(collate).__name__}: write "
+            "`answer = my_collate`, without brackets."
         )
-    if close(total - real):
-        raise Wrong("that is the number of padding tokens: divide by all positions.")
-    raise Wrong(
-        "every row is padded to the longest: the batch has `len(lengths) * "
-        "max(lengths)` positions, of which `sum(lengths)` are real."
+    batch = collate([dict(row) for row in rows])
+    require_type(Mapping, batch, "a dictionary of tensors from your function")
+    missing = [name for name in COLUMNS if name not in batch]
+    if missing:
+        raise Wrong(f"the batch has no {missing[0]!r}.")
+    longest = max(len(row["input_ids"]) for row in rows)
+    for name in COLUMNS:
+        require_type(torch.Tensor, batch[name], f"a tensor as {name!r}")
+        if tuple(batch[name].shape) != (len(rows), longest):
+            raise Wrong(
+                f"{name!r} has the shape {tuple(batch[name].shape)}: {len(rows)} rows "
+                f"and {longest} tokens are ({len(rows)}, {longest})."
+            )
+    ids, mask, labels = (batch[name] for name in COLUMNS)
+    if (ids < 0).any():
+        raise Wrong(
+            f"no token has the id {int(ids.min())}: pad `input_ids` with a token that "
+            f"exists. {IGNORED} is for the labels."
+        )
+    real = sum(len(row["input_ids"]) for row in rows)
+    if int(mask.sum()) > real:
+        raise Wrong(
+            "the attention mask is 1 over padding, so the model reads it as text."
+        )
+    if int(mask.sum()) < real:
+        raise Wrong(
+            "the attention mask is 0 over a token of a row. A row may hold the padding "
+            "token itself: go by the length of each row and compare nothing."
+        )
+    learned = sum(_learned(row["labels"]) for row in rows)
+    found = sum(_learned(row) for row in labels.tolist())
+    if found > learned:
+        raise Wrong(
+            f"{found} labels count for the loss where the rows have {learned}: the "
+            f"loss sees padding. Pad the labels with {IGNORED}."
+        )
+    if found < learned:
+        raise Wrong(f"{found} labels count for the loss where the rows have {learned}.")
+    alone, together = _loss_alone(model, rows), _loss(model, ids, mask, labels)
+    if abs(alone - together) > CLOSE:
+        raise Wrong(
+            f"the model's loss is {together:.3f} on the batch and {alone:.3f} on the "
+            "rows one by one: ids, mask and labels must be padded on the same side."
+        )
+    return (
+        f"the loss is {together:.2f} on the batch, and the same on the rows one by one."
     )
 
 
-@exercise("the two texts of the record")
-def check_record(record: Mapping[str, str], text: str) -> str:
-    """Check a record for another task, here sentiment, about the given text.
+def _learned(labels: Sequence[int]) -> int:
+    """Return how many labels count; the first one has nothing before it."""
+    return sum(label != IGNORED for label in list(labels)[1:])
 
-    First used in lesson 03, section 2.
-    """
-    require_type(Mapping, record, "a dictionary with `instruction` and `response`")
-    for key in ("instruction", "response"):
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise Wrong(f"there is no text under the key {key!r}.")
-    instruction, response = record["instruction"], record["response"]
-    if any(key in instruction + response for key in (INSTRUCTION_KEY, RESPONSE_KEY)):
-        raise Wrong("the template's keys are in your text: `add_text` writes them.")
-    if END_KEY in response:
-        raise Wrong(f"{END_KEY!r} is in your response: `add_text` writes it.")
-    if text not in instruction:
-        raise Wrong("the instruction must hold the review itself, word for word.")
-    task = instruction.replace(text, " ")
-    if not any(character.isalpha() for character in task):
-        raise Wrong("the review alone is no task: say what to do with it.")
-    missing = [one for one in ("positive", "negative") if one not in task.lower()]
-    if missing:
-        raise Wrong(
-            f"the instruction does not name the class {missing[0]!r}: a model can only "
-            "choose between classes that it is told of."
+
+def _loss(model: Any, ids: Any, mask: Any, labels: Any) -> float:
+    with torch.no_grad():
+        output = model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            labels=labels.to(model.device),
         )
-    given = response.strip()
-    if given.lower() == "positive":
-        raise Wrong("read the review again: the customer is not happy.")
-    if len(given.split()) > 1:
-        raise Wrong("a class is best learned as one word: shorten the response.")
-    if given != "negative":
-        raise Wrong(
-            f"{given!r} is neither *positive* nor *negative*, to the letter: a class "
-            "is written the same way every time."
-        )
-    return "the same template carries any task that is text in and text out."
+    return float(output.loss)
 
 
-@exercise("the number of rows for replay")
-def check_replay_rows(count: int, n_train: int, share: float) -> str:
-    """Check how many rows for replay make up a share of all rows.
+def _loss_alone(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> float:
+    """Return the mean loss over all labelled tokens, of rows that are read alone."""
+    total, count = 0.0, 0
+    for row in rows:
+        ids, labels = (torch.tensor([list(row[n])]) for n in ("input_ids", "labels"))
+        learned = _learned(row["labels"])
+        total += learned * _loss(model, ids, torch.ones_like(ids), labels)
+        count += learned
+    return total / count
 
-    First used in lesson 03, section 8.
+
+@exercise("`hold_out`, once you have changed it")
+def check_hold_out(
+    hold_out: Callable[[Sequence[Mapping[str, Any]], int], tuple[list, list]],
+    rows: Sequence[Mapping[str, Any]],
+) -> str:
+    """Check a split by what it does to rows: groups whole, a fifth held out.
+
+    First used in lesson 03, section 6.
 
     Args:
-        count: the learner's answer.
-        n_train: the training rows, which all stay.
-        share: of replay in all rows, from 0 to below 1.
+        hold_out: takes rows and a seed, returns rows to train with and rows to test.
+        rows: with `instruction` and `group`.
     """
-    count = read_number(count, "a number of rows")
-    right = n_train * share / (1 - share)
-
-    def close(value: float) -> bool:
-        return abs(count - value) <= 1
-
-    if close(right):
-        return "of all rows, those for replay included, they are that share."
-    if close(share * n_train):
+    if not callable(hold_out):
         raise Wrong(
-            "that is the share of the training rows. Beside those, it is a smaller "
-            "share of all rows."
+            f"expected the function itself, found {type(hold_out).__name__}: write "
+            "`answer = hold_out`, without brackets."
         )
-    if close(n_train + right):
-        raise Wrong("that is how many rows there are in all: how many are replay?")
-    if close(n_train * (1 - share)):
-        raise Wrong("that leaves training rows out: all of them stay.")
-    if close(n_train * (1 - share) / share):
+    try:
+        train, test = (list(part) for part in hold_out(list(rows), 0))
+    except (TypeError, ValueError) as error:
         raise Wrong(
-            "you turned the shares round: that much would nearly all be replay."
+            f"the function must return two lists, train and test ({error})."
+        ) from None
+    given = sorted(row["instruction"] for row in rows)
+    if sorted(row["instruction"] for row in [*train, *test]) != given:
+        raise Wrong(
+            f"{len(train)} and {len(test)} rows came back of {len(rows)}: each row "
+            "belongs in exactly one part."
         )
-    raise Wrong(
-        "with r rows for replay, r / (n_train + r) is to be the share: solve for r."
+    groups = {row["group"] for row in train}
+    leaked = [row for row in test if row["group"] in groups]
+    if leaked:
+        raise Wrong(
+            f"{len(leaked)} of {len(test)} test questions ask for something that is "
+            f"trained, such as {leaked[0]['instruction']!r}: shuffle the groups and "
+            "keep each one whole."
+        )
+    share = len(test) / len(rows)
+    if abs(share - SHARE) > SLACK:
+        raise Wrong(f"{share:.0%} of the rows are held out: make it about {SHARE:.0%}.")
+    again = hold_out(list(rows), 0)[1]
+    if [row["instruction"] for row in again] != [row["instruction"] for row in test]:
+        raise Wrong(
+            "the same seed gives another split: draw with `random.Random(seed)`, and "
+            "sort a set before you shuffle it."
+        )
+    other = hold_out(list(rows), 1)[1]
+    if {row["group"] for row in other} == {row["group"] for row in test}:
+        raise Wrong("another seed gives the same split: use `seed` in the shuffling.")
+    return (
+        f"{len(test)} questions held out, and none asks for anything that is trained."
     )

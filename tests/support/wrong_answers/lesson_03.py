@@ -1,32 +1,31 @@
 """Mistakes planted in the exercises of 03_dataset_templating."""
 
+COLLATE = """\
+def my_collate(rows):
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = [torch.tensor(row["labels"]) for row in rows]
+    input_ids = pad_sequence(ids, batch_first=True, padding_value=PAD{ids_side})
+    mask = pad_sequence(
+        [torch.ones_like(row) for row in ids], batch_first=True, padding_value={mask}
+    )
+    labels = pad_sequence(labels, batch_first=True, padding_value={labels})
+    return {{"input_ids": input_ids, "attention_mask": mask, "labels": labels}}
+
+answer = my_collate
+"""
+HOLD_OUT = """\
+def hold_out(rows, seed):
+    groups = sorted({{row["group"] for row in rows}})
+    random.Random({seed}).shuffle(groups)
+    held = set(groups[: round({share} * len(groups))])
+    test = [row for row in rows if row["group"] in held]
+    return [row for row in rows if {train}], test
+
+answer = hold_out
+"""
+NOT_HELD = 'row["group"] not in held'
+
 WRONG_ANSWERS = {
-    "check_record": [
-        (
-            'record = {"instruction": f"Is this positive or negative? {review}", '
-            '"response": "positive"}',
-            "not happy",
-        ),
-        ('record = {"instruction": review, "response": "negative"}', "is no task"),
-        (
-            'record = {"instruction": "Is it good?", "response": "negative"}',
-            "hold the review itself",
-        ),
-        (
-            'record = {"instruction": f"Is this positive or negative? {review}", '
-            '"response": "It is negative."}',
-            "learned as one word",
-        ),
-        (
-            'record = {"instruction": f"Is this positive or negative? {review}", '
-            '"response": "non-negative"}',
-            "to the letter",
-        ),
-        (
-            'record = {"instruction": f"Classify: {review}", "response": "negative"}',
-            "does not name the class",
-        ),
-    ],
     "check_labels": [
         ("labels = prompt_ids + completion_ids", "learn to write questions"),
         ("labels = completion_ids", "the prompt needs labels"),
@@ -36,25 +35,36 @@ WRONG_ANSWERS = {
         ),
         ("labels = [0] * len(prompt_ids) + completion_ids", "0 is a token"),
     ],
-    "check_padding_share": [
+    "check_collate": [
+        ("answer = my_collate", "compare nothing"),
+        (COLLATE.format(ids_side="", mask=0, labels="PAD"), "the loss sees padding"),
+        ("answer = my_collate(few)", "without brackets"),
         (
-            "share = sum(batch_lengths) / (len(batch_lengths) * max(batch_lengths))",
-            "share of real tokens",
+            COLLATE.format(ids_side="", mask=1, labels=-100),
+            "is 1 over padding",
         ),
         (
-            "share = 100 - 100 * sum(batch_lengths) / "
-            "(len(batch_lengths) * max(batch_lengths))",
-            "a percentage",
+            COLLATE.format(ids_side=', padding_side="left"', mask=0, labels=-100),
+            "on the same side",
         ),
         (
-            "share = len(batch_lengths) * max(batch_lengths) - sum(batch_lengths)",
-            "number of padding tokens",
+            COLLATE.format(ids_side="", mask=0, labels=-100).replace("PAD", "-100"),
+            "no token has the id -100",
         ),
     ],
-    "check_replay_rows": [
-        ("count = replay_share * n_train", "of the training rows"),
-        ("count = n_train / (1 - replay_share)", "rows there are in all"),
-        ("count = (1 - replay_share) * n_train", "leaves training rows out"),
-        ("count = n_train * (1 - replay_share) / replay_share", "turned the shares"),
+    "check_hold_out": [
+        ("answer = hold_out", "that is trained, such as"),
+        (
+            HOLD_OUT.format(seed="seed", share=0.5, train=NOT_HELD),
+            "are held out: make it about",
+        ),
+        (
+            HOLD_OUT.format(seed="seed", share=0.2, train="True"),
+            "exactly one part",
+        ),
+        (
+            HOLD_OUT.format(seed="0", share=0.2, train=NOT_HELD),
+            "another seed gives the same split",
+        ),
     ],
 }
