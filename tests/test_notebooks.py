@@ -20,6 +20,7 @@ import nbformat
 import pytest
 
 from support.lessons import CLAIM_TAG, claims_in
+from support.reading_time import check_call
 from support.wrong_answers import wrong_answers
 from utils.course import ROOT
 from utils.run import find_notebooks
@@ -62,20 +63,6 @@ def is_compared(cell: nbformat.NotebookNode) -> bool:
         or set(output.get("data", {})) - {"image/png", "image/jpeg"}
         for output in cell.outputs
     )
-
-
-def check_call(cell: nbformat.NotebookNode) -> ast.Call | None:
-    """Return the `check_…` call that ends an exercise's cell."""
-    if cell.cell_type != "code":
-        return None
-    body = ast.parse(cell.source).body
-    last = body[-1] if body else None
-    if not (isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)):
-        return None
-    function = last.value.func
-    if isinstance(function, ast.Name) and function.id.startswith("check_"):
-        return last.value
-    return None
 
 
 def exercises(path: Path) -> list[tuple[int, ast.Call, str]]:

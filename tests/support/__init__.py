@@ -8,6 +8,7 @@ tiny_models: a tokenizer and a GPT-NeoX, made in a moment.
 tiny_artifact: a tiny base, an adapter, and the archive made of them.
 entry_point: calls the deployed entry point in this process; bad requests.
 resumable: a training run that may be killed at any moment.
+reading_time: how long a lesson takes, by a stated rule; writes the numbers into it.
 word_problems: reads problems with numbers back from the text alone.
 machines: machines to choose settings for.
 """
