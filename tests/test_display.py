@@ -14,6 +14,8 @@ from support.tiny_models import tiny_tokenizer
 from utils import display, helpers
 from utils.deployment.serving import Timing
 from utils.display import (
+    guess,
+    guess_line,
     in_md,
     plot_bars,
     plot_chances,
@@ -127,7 +129,7 @@ def test_ids_and_labels_of_different_rows_are_an_error(row) -> None:
 def drawn(monkeypatch):
     """The figures that would be displayed."""
     figures = []
-    monkeypatch.setattr(display, "_show", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(display, "_show", lambda figure, *_: figures.append(figure))
     return figures
 
 
@@ -296,6 +298,102 @@ def test_timings(shown) -> None:
     assert "one by one, in a list" in shown[0].alt
     with pytest.raises(ValueError, match="no timings"):
         plot_timings({})
+
+
+# the reader's guess
+
+
+@pytest.fixture
+def axis() -> Axes:
+    """An axis with a bar and a legend, as a cell draws it."""
+    _, axes = display._figure()
+    axes.bar([0, 1], [0.2, 0.5], label="measured")
+    axes.legend()
+    return axes
+
+
+def legend_of(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("untouched", [..., [..., ...], {0: ...}])
+def test_an_untouched_guess_draws_nothing(axis, untouched) -> None:
+    guess(axis, untouched)
+    assert not axis.lines
+    assert legend_of(axis) == ["measured"]
+
+
+@pytest.mark.parametrize(
+    ("my_guess", "places", "heights"),
+    [
+        (0.3, [0, 1], [0.3, 0.3]),
+        ([0.1, ...], [0], [0.1]),
+        ({0: 0.1, 1: 0.4}, [0, 1], [0.1, 0.4]),
+    ],
+)
+def test_a_guess_is_drawn_and_named(axis, my_guess, places, heights) -> None:
+    guess(axis, my_guess, "mine")
+    (line,) = axis.lines
+    assert list(line.get_xdata()) == places
+    assert list(line.get_ydata()) == heights
+    assert legend_of(axis) == ["mine", "measured"]
+
+
+@pytest.mark.parametrize("my_guess", ["a third", [0.1, "half"], {0: True}])
+def test_a_guess_that_is_no_number_is_an_error(axis, my_guess) -> None:
+    with pytest.raises(ValueError, match="my_guess holds .* write a number"):
+        guess(axis, my_guess)
+
+
+@pytest.mark.parametrize(
+    ("my_guess", "measured", "form", "line"),
+    [
+        (0.3, 0.42, "{:.0%}", "**30%**. Measured: **42%**. Your guess was too low."),
+        (50, 0.42, "{:.0%}", "**50%**. Measured: **42%**. Your guess was too high."),
+        (0.421, 0.42, "{:.0%}", "**42%**. Measured: **42%**. You were right."),
+        (3, 4, "{} ids", "**3 ids**. Measured: **4 ids**. Your guess was too low."),
+        (" moo", " quack", "{!r}", "**' moo'**. Measured: **' quack'**."),
+        ("moo", "moo", "{}", "**moo**. Measured: **moo**. You were right."),
+    ],
+)
+def test_a_guess_is_compared_in_a_line(my_guess, measured, form, line) -> None:
+    assert guess_line(my_guess, measured, form).data == f"Your guess: {line}"
+
+
+def test_a_line_says_what_to_do_where_nobody_has_guessed() -> None:
+    line = guess_line(..., 0.42, "{:.0%}").data
+    assert line.startswith("Measured: **42%**. You have not guessed: write yours")
+    with pytest.raises(ValueError, match="'a third': .* such as 0.3 for 30%"):
+        guess_line("a third", 0.42, "{:.0%}")
+
+
+def test_plots_draw_the_guess(drawn) -> None:
+    scores = {name: proportion([True, False]) for name in ("base", "tuned")}
+    plot_proportions(scores, x="model", y="right", guess=0.1, my_guess={"tuned": 80})
+    plot_proportions(scores, x="model", y="right", my_guess=...)
+    plot_curves({"one": scores, "two": scores}, x="model", y="right", my_guess=[0.1])
+    plot_bars({"one": {1: 20, 2: 30}}, x="steps", y="tokens", my_guess={2: 25})
+    assert legend_of(drawn[0].axes[0]) == ["guessing", "your guess"]
+    line = drawn[0].axes[0].lines[-1]
+    assert [*line.get_xdata(), *line.get_ydata()] == [1, 0.8]
+    assert drawn[1].axes[0].get_legend() is None
+    names = [text.get_text() for text in drawn[2].legends[0].get_texts()]
+    assert sorted(names) == ["one", "two", "your guess"]
+    assert list(drawn[3].axes[0].lines[-1].get_xdata()) == [1]
+    with pytest.raises(ValueError, match=r"names \['best'\], but plotted are"):
+        plot_proportions(scores, x="model", y="right", my_guess={"best": 0.5})
+
+
+def test_plotted_shares_stand_in_the_metadata(shown) -> None:
+    scores = {"base": proportion([False] * 4), "tuned": proportion([True, False])}
+    plot_proportions(scores, x="model", y="right")
+    plot_bars({"right": scores}, x="model", y="right")
+    plot_bars({"tokens": {"base": 10}}, x="model", y="tokens")
+    assert [picture.metadata for picture in shown] == [
+        {display.PLOTTED_SHARES: [0.0, 0.5]},
+        {display.PLOTTED_SHARES: [0.0, 0.5]},
+        {},
+    ]
 
 
 # 05_evaluation

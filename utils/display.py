@@ -12,8 +12,10 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML, Image, Markdown, display
@@ -21,6 +23,7 @@ from IPython.display import HTML, Image, Markdown, display
 from utils.colours import (
     BLUE,
     GREY,
+    INK,
     LEARNED_GROUND,
     ORANGE,
     PADDING_OUTLINE,
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
 
     from utils.evaluation.scores import Difference, Estimate, Proportion
 
+Guess = EllipsisType | Real | Sequence | Mapping
+"""What a reader writes for `my_guess`; `...` as long as the cell is untouched."""
+
+PLOTTED_SHARES = "course_plotted_shares"
 LABEL_WIDTH = 9  # characters; a bar's name may take several lines
 FIGURE_SIZE, FIGURE_LINE = 8, 10.5  # of the figures below an axis, in points
 
@@ -101,6 +108,86 @@ def with_interval(estimate: Estimate) -> str:
         f"{bound:{sign}.0%}" for bound in (estimate.value, estimate.low, estimate.high)
     )
     return f"{value} ({low} to {high})"
+
+
+# --- the reader's guess ---
+
+
+def guess(axis: Axes, my_guess: Guess, label: str = "your guess") -> None:
+    """Draw a reader's guess into a plot; nothing, where it is still `...`.
+
+    Args:
+        axis: of matplotlib, which may have its legend already; the guess is added.
+        my_guess: a number is a dotted line across; several numbers are crosses at 0, 1,
+            2 and so on, where bars with names stand; x → y are crosses at each x. One
+            of several may still be `...`.
+        label: what the legend says.
+
+    Raises:
+        ValueError: if it is no number.
+    """
+    if _draw_guess(axis, my_guess, label):
+        axis.legend(frameon=False)
+
+
+def guess_line(my_guess: Any, measured: Any, form: str = "{}") -> Markdown:
+    """Return a line that compares a reader's guess with what came out.
+
+    Args:
+        my_guess: a number or a text; `...` where the cell is untouched.
+        measured: what came out, of the same kind.
+        form: how both are written, such as "{:.0%}", "{:.1f} nats" or "{!r}". Where it
+            writes percent, a guess of 30 means 0.3.
+
+    Raises:
+        ValueError: if a number was measured and the guess is none.
+    """
+    found = f"Measured: **{form.format(measured)}**."
+    if my_guess is ...:
+        return Markdown(
+            f"{found} You have not guessed: write yours in place of `...` and run the "
+            "cell again."
+        )
+    if isinstance(measured, Real) and not isinstance(measured, bool):
+        my_guess = _number(my_guess, share="%}" in form)
+    said = f"Your guess: **{form.format(my_guess)}**."
+    if form.format(my_guess) == form.format(measured):
+        return Markdown(f"{said} {found} You were right.")
+    if isinstance(my_guess, Real) and not isinstance(my_guess, bool):
+        side = "low" if my_guess < measured else "high"
+        return Markdown(f"{said} {found} Your guess was too {side}.")
+    return Markdown(f"{said} {found}")
+
+
+def _number(value: Any, share: bool = False) -> float:
+    """Return a guess as a number; of a share, 30 counts as 30%."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ValueError(
+            f"my_guess holds {value!r}: write a number in place of `...`"
+            + (", such as 0.3 for 30%." if share else ".")
+        )
+    return value / 100 if share and value > 1 else value
+
+
+def _draw_guess(
+    axis: Axes, my_guess: Guess, label: str = "your guess", share: bool = False
+) -> bool:
+    """Draw it without a legend; return whether there was something to draw."""
+    look = {"color": INK, "label": label, "zorder": 3}
+    if isinstance(my_guess, Mapping):
+        points = dict(my_guess)
+    elif isinstance(my_guess, Sequence) and not isinstance(my_guess, str):
+        points = dict(enumerate(my_guess))
+    elif my_guess is ...:
+        return False
+    else:
+        axis.axhline(_number(my_guess, share), linestyle=":", **look)
+        return True
+    points = {x: _number(y, share) for x, y in points.items() if y is not ...}
+    if points:
+        places, heights = list(points), list(points.values())
+        axis.plot(places, heights, "x", markersize=9, markeredgewidth=2, **look)
+    return bool(points)
 
 
 # --- 01: language models ---
@@ -244,6 +331,7 @@ def plot_proportions(
     y: str,
     guess: float | None = None,
     difference: Mapping[Any, Difference] | None = None,
+    my_guess: Guess = ...,
 ) -> None:
     """Plot proportions with 95% intervals: a line over numbers, else points.
 
@@ -257,15 +345,22 @@ def plot_proportions(
         y: name of the vertical axis.
         guess: the share that guessing gets, as a dashed line.
         difference: what was varied → how much better, one more row below the axis.
+        my_guess: the reader's: a share, one for each point, or what was varied → share.
     """
     if not scores:
         raise ValueError("There are no scores to plot: give at least one.")
     figure, axes = _figure()
+    legend, names = [], []
     if guess is not None:
-        axes.axhline(guess, color=GREY, linestyle="--", label="guessing")
-        axes.legend(frameon=False)
+        legend.append(axes.axhline(guess, color=GREY, linestyle="--"))
+        names.append("guessing")
     _draw_scores(figure, axes, {y: scores}, x, y, difference or {})
-    _show(figure, f"{y} against {x}, with 95% intervals")
+    if _draw_guess(axes, _placed(my_guess, scores), share=True):
+        legend.append(axes.lines[-1])
+        names.append("your guess")
+    if legend:
+        axes.legend(legend, names, frameon=False)
+    _show(figure, f"{y} against {x}, with 95% intervals", _values({y: scores}))
 
 
 def plot_curves(
@@ -273,6 +368,7 @@ def plot_curves(
     x: str,
     y: str,
     difference: Mapping[Any, Difference] | None = None,
+    my_guess: Guess = ...,
 ) -> None:
     """Plot several series of proportions with 95% intervals, on the same axes.
 
@@ -287,6 +383,7 @@ def plot_curves(
         x: name of the horizontal axis.
         y: name of the vertical axis.
         difference: what was varied → how much better, one more row below the axis.
+        my_guess: the reader's: a share, one for each place, or what was varied → share.
 
     Raises:
         ValueError: if there is nothing to plot, or the series vary different things.
@@ -302,9 +399,37 @@ def plot_curves(
             )
     figure, axes = _figure()
     _draw_scores(figure, axes, curves, x, y, difference or {})
-    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False)
+    drawn = _draw_guess(axes, _placed(my_guess, keys), share=True)
+    columns = len(curves) + drawn
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     names = ", ".join(curves)
-    _show(figure, f"{y} against {x}, with 95% intervals, for: {names}")
+    description = f"{y} against {x}, with 95% intervals, for: {names}"
+    _show(figure, description, _values(curves))
+
+
+def _values(curves: Mapping[str, Mapping[Any, Proportion]]) -> list[float]:
+    """Return all shares that are plotted."""
+    return [score.value for scores in curves.values() for score in scores.values()]
+
+
+def _placed(my_guess: Guess, keys: Iterable[Any], bars: bool = False) -> Guess:
+    """Return a guess with places on the axis instead of the names that stand there.
+
+    Numbers are their own places, but below bars.
+    """
+    keys = list(keys)
+    numeric = not bars and all(isinstance(key, int | float) for key in keys)
+    if isinstance(my_guess, Sequence) and not isinstance(my_guess, str):
+        my_guess = dict(zip(keys, my_guess, strict=False))
+    if not isinstance(my_guess, Mapping):
+        return my_guess
+    if unknown := [name for name in my_guess if name not in keys]:
+        raise ValueError(
+            f"my_guess names {unknown}, but plotted are {keys}: use these names."
+        )
+    return {
+        name if numeric else keys.index(name): share for name, share in my_guess.items()
+    }
 
 
 def _draw_scores(
@@ -421,7 +546,10 @@ def _write_below(
 
 
 def plot_bars(
-    bars: Mapping[str, Mapping[Any, float | Estimate]], x: str, y: str
+    bars: Mapping[str, Mapping[Any, float | Estimate]],
+    x: str,
+    y: str,
+    my_guess: Guess = ...,
 ) -> None:
     """Plot groups of bars with their heights, one bar of each series in a group.
 
@@ -432,6 +560,7 @@ def plot_bars(
             estimate. All series have the same groups.
         x: name of the horizontal axis.
         y: name of the vertical axis.
+        my_guess: the reader's: a height, one for each group, or group → height.
 
     Raises:
         ValueError: if there is nothing to plot, or a series has other groups.
@@ -469,8 +598,18 @@ def plot_bars(
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
     axes.set(xlabel=x, ylabel=y)
     axes.margins(y=0.1)
-    figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
-    _show(figure, f"{y} against {x}, as bars, for: {', '.join(bars)}")
+    columns = len(bars) + _draw_guess(axes, _placed(my_guess, groups, bars=True))
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
+    description = f"{y} against {x}, as bars, for: {', '.join(bars)}"
+    _show(figure, description, _shares_among(bars))
+
+
+def _shares_among(bars: Mapping[str, Mapping[Any, float | Estimate]]) -> list[float]:
+    """Return the heights of bars that are proportions."""
+    from utils.evaluation.scores import Proportion
+
+    heights = [height for series in bars.values() for height in series.values()]
+    return [height.value for height in heights if isinstance(height, Proportion)]
 
 
 def _height(height: float | Estimate, digits: int) -> str:
@@ -587,7 +726,7 @@ def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
     axes.bar_label(bars, labels=[f"{share:.0%}" for share in shares.values()])
     axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _show(figure, f"{y} against {x}")
+    _show(figure, f"{y} against {x}", list(shares.values()))
 
 
 # --- 04: training with LoRA ---
@@ -670,7 +809,8 @@ def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
         axes.grid(alpha=0.25)
     first.set_ylim(len(methods) - 0.5, -0.5)
     names = " and ".join(shares.values())
-    _show(figure, f"{names} of every run, by method: {', '.join(methods)}")
+    description = f"{names} of every run, by method: {', '.join(methods)}"
+    _show(figure, description, [value for name in shares for value in runs[name]])
 
 
 # --- 05: evaluation ---
@@ -841,8 +981,21 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
     return figure, panels[0] if columns == 1 else panels
 
 
-def _show(figure: Any, description: str) -> None:
+def _show(figure: Any, description: str, shares: Sequence[float] = ()) -> None:
+    """Display a figure as PNG; `shares` are the proportions that it plots.
+
+    They go into the metadata of the output, where a test sees how many of a lesson's
+    plotted proportions lie near 0 or 100%: what does is better said in a sentence.
+    """
     picture = io.BytesIO()
     figure.savefig(picture, format="png", facecolor="white")
     width = int(figure.get_figwidth() * 96)
-    display(Image(picture.getvalue(), width=width, alt=description))
+    metadata = {PLOTTED_SHARES: [round(float(share), 3) for share in shares]}
+    display(
+        Image(
+            picture.getvalue(),
+            width=width,
+            alt=description,
+            metadata=metadata if len(shares) else None,
+        )
+    )

@@ -4,8 +4,8 @@
 
 The rule: 150 words of prose a minute, 6 seconds a line of code, 15 seconds a cell with
 output, 4 minutes an exercise. A folded `<details>` block (a solution) takes no time,
-nor do blank lines, the addresses of links, the alt text of pictures and the numbers that
-this command writes. The time of computing is not in it.
+nor do blank lines, the addresses of links, the alt text of pictures and the numbers
+that this command writes. The time of computing is not in it.
 
 The command writes the numbers into the notebook: into the row `| **time** | … |` of its
 title, and as a line `*N minutes*` under each heading `## N · Title`.
