@@ -165,6 +165,7 @@ BREACHES = {
         ),
         ("course.py", "import utils.run", "utils.course -> utils.run"),
         ("course.py", "import utils.road_map", "utils.course -> utils.road_map"),
+        ("course.py", "import utils.whole", "utils.course -> utils.whole"),
     ],
     "Nothing imports the lab model's workshop": [
         (

@@ -11,7 +11,7 @@ What all lessons share:
 - `machine`: processor or card, how threads wait, and which precision is faster.
 - `tasks`: few-shot relations, rules and word problems that the lab model is asked.
 - `ngrams`: next tokens from counts, to compare a model with.
-- `colours`: the colours of plots, report and road map.
+- `colours`: the colours of plots, report and drawings.
 - `files`: files and folders written whole or not at all.
 - `origins`: which model and data a file of the build folder was made from.
 
@@ -29,6 +29,7 @@ What shows, checks and runs the lessons:
 - `run`: executes the notebooks and prints the table: `make run`.
 - `record`: measures the main road with one model: `python -m utils.record smollm2`.
 - `road_map`: draws the road map's pictures: `python -m utils.road_map`.
+- `whole`: draws the whole, a lesson's part lit: `python -m utils.whole`.
 
 Stand-ins and the workshop, which no learner has to open:
 

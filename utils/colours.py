@@ -31,10 +31,12 @@ def surprise_ground(share: float) -> str:
 BEFORE = "#9aa3ab"
 AFTER = BLUE
 
-# --- the road map ---
+# --- the road map and the drawing of the whole ---
 
 CARD = "#f4f6f8"
 LIT = "#0b5cad"
 LIT_INK = "#ffffff"
 UNLIT = "#ffffff"
+LIT_GROUND = "#dbe9f8"
+PANEL = "#c3ccd4"
 INK = "#24323f"
