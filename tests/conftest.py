@@ -79,7 +79,10 @@ MakeNotebook = Callable[..., Path]
 
 @pytest.fixture
 def make_notebook(tmp_path: Path) -> MakeNotebook:
-    """Return a function that writes a notebook of code cells into `tmp_path`."""
+    """Return a function that writes a notebook of code cells into `tmp_path`.
+
+    A name such as "experiments/01_first.ipynb" puts it into a folder.
+    """
 
     def make(name: str, *sources: str, metadata: dict | None = None) -> Path:
         notebook = nbformat.v4.new_notebook(metadata=metadata or {})
@@ -87,6 +90,7 @@ def make_notebook(tmp_path: Path) -> MakeNotebook:
             cell = nbformat.v4.new_code_cell(source, id=f"cell-{number}")
             notebook.cells.append(cell)
         path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, path)
         return path
 

@@ -99,6 +99,118 @@ def test_run_shows_progress_and_table_and_leaves_copies(
     assert source.read_bytes() == before
 
 
+@pytest.fixture
+def course(make_notebook: MakeNotebook) -> list[str]:
+    """A course with two lessons and three experiments; their names in order."""
+    names = ["01_first", "04_second"]
+    names += [f"experiments/{name}" for name in ("01_inside", "04_alike", "04_rates")]
+    for name in names:
+        make_notebook(f"{name}.ipynb", "40 + 2")
+    return names
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ([], [0, 1, 2, 3, 4]),
+        (["04"], [1]),
+        (["experiments"], [2, 3, 4]),
+        (["experiments/"], [2, 3, 4]),
+        (["experiments/04"], [3, 4]),
+        (["experiments/04_rates", "01"], [0, 4]),
+        (["experiments/04_rates.ipynb", "04_rates"], [4]),
+        (["04_second.ipynb"], [1]),
+    ],
+)
+def test_lessons_and_experiments_are_chosen_by_number_or_name(
+    tmp_path: Path, course: list[str], wanted: list[str], found: list[int]
+) -> None:
+    paths = run.find_notebooks(tmp_path, wanted)
+    assert [run.name_of(path) for path in paths] == [course[n] for n in found]
+
+
+def test_an_unknown_experiment_is_named_with_those_that_exist(
+    tmp_path: Path, course: list[str]
+) -> None:
+    with pytest.raises(
+        run.RunError, match="'experiments/02': give some of 01, 04, exp"
+    ):
+        run.find_notebooks(tmp_path, ["experiments/02"])
+
+
+def test_experiments_run_after_the_lessons_and_find_the_figures(
+    tmp_path: Path, make_notebook: MakeNotebook
+) -> None:
+    make_notebook("01_first.ipynb", "42")
+    path = make_notebook(
+        "experiments/01_inside.ipynb", "import os\nos.getcwd()", FIGURE
+    )
+    notebook = nbformat.read(path, as_version=4)
+    shown = nbformat.v4.new_markdown_cell("# Inside\n\n![a map](../figures/map.svg)")
+    notebook.cells.insert(0, shown)
+    nbformat.write(notebook, path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "map.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    )
+    done = run_course(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "[2/2] experiments/01_inside.ipynb" in done.stdout
+    table = done.stdout[done.stdout.index("\nnotebook") :].splitlines()
+    assert table[3].split()[0] == "experiments/01_inside"
+    assert table[3].endswith("right answers: 93%")
+    folder = tmp_path / "build" / "run"
+    executed = nbformat.read(folder / "experiments" / "01_inside.ipynb", as_version=4)
+    assert executed.cells[1].outputs[0].data["text/plain"] == repr(str(path.parent))
+    page = (folder / "experiments" / "01_inside.html").read_text(encoding="utf-8")
+    assert 'src="data:image/svg+xml;base64,' in page
+    assert (folder / "figures" / "map.svg").is_file()
+
+
+def test_an_experiment_alone_and_in_place(
+    tmp_path: Path, make_notebook: MakeNotebook
+) -> None:
+    lesson = make_notebook("01_first.ipynb", "1 / 0").read_bytes()
+    path = make_notebook("experiments/01_inside.ipynb", "40 + 2")
+    done = run_course(tmp_path, "--in-place", "experiments/01_inside")
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] experiments/01_inside.ipynb" in done.stdout
+    stored = nbformat.read(path, as_version=4)
+    assert stored.cells[0].outputs[0].data["text/plain"] == "42"
+    assert (tmp_path / "01_first.ipynb").read_bytes() == lesson
+    make_notebook("experiments/01_inside.ipynb", "1 / 0")
+    done = run_course(tmp_path, "experiments")
+    assert done.returncode == 1
+    assert "experiments/01_inside.ipynb, cell 1 of 1 (cell-0) failed." in done.stderr
+
+
+def test_a_lesson_chooses_its_model_where_none_is_set(
+    tmp_path: Path, make_notebook: MakeNotebook
+) -> None:
+    code = "from utils.course import run_config\nprint(run_config(model='smollm2'))"
+    make_notebook("01_first.ipynb", code)
+    for model, shown, header in (
+        (
+            None,
+            "model smollm2 · data data/amazon",
+            "each lesson's own model and data · ",
+        ),
+        ("small", "model small · data data/amazon", "model small · data data/amazon"),
+        ("lab", "model lab · data data/lab_questions", "model lab · data data/lab"),
+    ):
+        done = subprocess.run(
+            command(tmp_path),
+            env={**environment(tmp_path), **({"COURSE_MODEL": model} if model else {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout.startswith(header), done.stdout + done.stderr
+        path = tmp_path / "build" / "run" / "01_first.ipynb"
+        executed = nbformat.read(path, as_version=4)
+        assert executed.cells[0].outputs[0].text.startswith(shown)
+
+
 def test_kernel_is_the_running_interpreter_whatever_is_registered(
     tmp_path: Path, make_notebook: MakeNotebook
 ) -> None:

@@ -26,7 +26,7 @@ What shows, checks and runs the lessons:
 
 - `display`: text in colour, and the plots.
 - `exercises`: a check for each exercise, with a hint for each known mistake.
-- `run`: executes the notebooks and prints the table: `make run`.
+- `run`: executes lessons and experiments and prints the table: `make run`.
 - `record`: measures the main road with one model: `python -m utils.record smollm2`.
 - `road_map`: draws the road map's pictures: `python -m utils.road_map`.
 - `whole`: draws the whole, a lesson's part lit: `python -m utils.whole`.

@@ -61,7 +61,7 @@ class PreflightError(CourseError):
 
 
 class ClaimError(CourseError):
-    """A claim that must hold on the embedded model did not."""
+    """A claim that must hold with the course's defaults did not."""
 
 
 def portable_name(path: Path | str) -> str:
@@ -485,7 +485,7 @@ def claim(sentence: str, holds: bool, config: RunConfig | None = None) -> Claim:
         config: the run's configuration; read from the environment by default.
 
     Raises:
-        ClaimError: when the claim fails on the embedded model and data, where the
+        ClaimError: when the claim fails on the lesson's own model and data, where the
             course promises it.
         TypeError: when `holds` is no single truth value.
     """
@@ -494,10 +494,12 @@ def claim(sentence: str, holds: bool, config: RunConfig | None = None) -> Claim:
             f"The verdict of the claim {sentence!r} is {holds!r}: give True or False."
         )
     verdict = Claim(sentence, bool(holds))
-    if not verdict.holds and (config or run_config()).embedded:
+    # A lesson's own model need not be the lab model: it counts that none was chosen.
+    chosen = config is None and os.environ.get("COURSE_MODEL", "").strip()
+    if not (verdict.holds or chosen) and (config or run_config()).embedded:
         raise ClaimError(
-            f"✗ {sentence}. This claim must hold on the lab model: run the notebook "
-            "from the top; if it still fails, the course has a fault."
+            f"✗ {sentence}. This claim must hold with the course's defaults: run the "
+            "notebook from the top; if it still fails, the course has a fault."
         )
     _show_line(str(verdict))
     return verdict

@@ -1,7 +1,10 @@
 """Execute the notebooks in order and show what came out: `python -m utils.run`.
 
-    python -m utils.run                  all notebooks, results in COURSE_BUILD/run
-    python -m utils.run 03 04            only these
+    python -m utils.run                  all lessons, then all experiments; results in
+                                         COURSE_BUILD/run
+    python -m utils.run 03 04            only these lessons
+    python -m utils.run experiments      only the experiments
+    python -m utils.run experiments/04   those of lesson 04; a whole name is one of them
     python -m utils.run --in-place 03    store the outputs in notebooks/ itself
 
 Exit codes: 0 all ran, 1 a cell failed or a setting is wrong, 130 interrupted.
@@ -32,7 +35,14 @@ from typing import IO, TYPE_CHECKING
 import nbformat
 import psutil
 
-from utils.course import KEY_FIGURE, ROOT, CourseError, RunConfig, run_config
+from utils.course import (
+    KEY_FIGURE,
+    ROOT,
+    CourseError,
+    RunConfig,
+    portable_name,
+    run_config,
+)
 from utils.files import write_text
 from utils.machine import openmp_setting
 
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
     from nbclient import NotebookClient
 
 NOTEBOOKS = ROOT / "notebooks"
+EXPERIMENTS = "experiments"  # a folder in that of the lessons
 INTERRUPTED = 130
 # What a kernel gets to clean up after itself (delete an endpoint, say), in seconds.
 GRACE = 20
@@ -85,24 +96,59 @@ class Result:
     figure: str
 
 
-def find_notebooks(folder: Path, numbers: Sequence[str] = ()) -> list[Path]:
-    """Return the notebooks of `folder` in order, or those with these numbers.
+def find_notebooks(folder: Path, wanted: Sequence[str] = ()) -> list[Path]:
+    """Return the lessons of `folder` in order, then its experiments; or some of them.
+
+    Args:
+        folder: of the lessons; the experiments lie in its folder `experiments`.
+        wanted: a lesson's number or name, "experiments", or "experiments/" and the
+            number or name of an experiment; ".ipynb" at the end does not matter.
 
     Raises:
-        RunError: when there is none, or a number fits none.
+        RunError: when there is none, or something wanted fits none.
     """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    paths += sorted((folder / EXPERIMENTS).glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise RunError(
             f"There is no notebook named NN_….ipynb in {folder}: give another folder."
         )
-    known = ", ".join(path.name[:2] for path in paths)
-    for number in numbers:
-        if not any(path.name.startswith(f"{number}_") for path in paths):
-            raise RunError(f"There is no notebook {number!r}: give some of {known}.")
-    if not numbers:
+    if not wanted:
         return paths
-    return [path for path in paths if path.name[:2] in numbers]
+    chosen: set[Path] = set()
+    for one in wanted:
+        fitting = [path for path in paths if _fits(path, one)]
+        if not fitting:
+            known = ", ".join(
+                name_of(path) if is_experiment(path) else path.name[:2]
+                for path in paths
+            )
+            raise RunError(f"There is no notebook {one!r}: give some of {known}.")
+        chosen.update(fitting)
+    return [path for path in paths if path in chosen]
+
+
+def is_experiment(path: Path) -> bool:
+    """Return whether a notebook is an experiment, and no lesson."""
+    return path.parent.name == EXPERIMENTS
+
+
+def name_of(path: Path) -> str:
+    """Return a notebook's name, such as "04_lora_training", "experiments/04_rates"."""
+    return f"{EXPERIMENTS}/{path.stem}" if is_experiment(path) else path.stem
+
+
+def _fits(path: Path, wanted: str) -> bool:
+    """Return whether a notebook is meant; see `find_notebooks`."""
+    wanted = wanted.strip("/").removesuffix(".ipynb")
+    name = name_of(path)
+    folder = EXPERIMENTS if is_experiment(path) else None
+    return wanted in (name, path.stem, folder) or name.startswith(f"{wanted}_")
+
+
+def _home(paths: Sequence[Path]) -> Path:
+    """Return the folder of the lessons, which that of the experiments lies in."""
+    return paths[0].parent.parent if is_experiment(paths[0]) else paths[0].parent
 
 
 def key_figure_of(notebook: nbformat.NotebookNode) -> str:
@@ -275,7 +321,8 @@ async def execute(
             await client.async_start_new_kernel_client()
             for index, cell in enumerate(notebook.cells):
                 on_cell(index + 1, count)
-                where = f"{path.name}, cell {index + 1} of {count} ({cell.get('id')})"
+                place = f"cell {index + 1} of {count} ({cell.get('id')})"
+                where = f"{name_of(path)}.ipynb, {place}"
                 try:
                     await _execute_cell(client, index, where, log)
                 except RunError:
@@ -295,7 +342,7 @@ def _read_without_outputs(path: Path) -> nbformat.NotebookNode:
     except Exception as error:
         raise RunError(
             f"{path.name} is not a notebook that can be read ({error}): restore it "
-            f"with `git checkout -- notebooks/{path.name}`."
+            f"with `git checkout -- notebooks/{name_of(path)}.ipynb`."
         ) from error
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -362,11 +409,13 @@ async def run(
     """
     environ = {
         **os.environ,
-        "COURSE_MODEL": config.model,
-        "COURSE_DATA": str(config.data),
         "COURSE_AWS": config.aws,
         "COURSE_BUILD": str(config.build),
     }
+    # What is not set is for each lesson to choose.
+    for name, value in (("COURSE_MODEL", config.model), ("COURSE_DATA", config.data)):
+        if _is_set(name):
+            environ[name] = str(value)
     folder = config.build / "run"
     if not in_place:
         _prepare(folder, paths)
@@ -375,9 +424,9 @@ async def run(
 
         def keep_failed(notebook: nbformat.NotebookNode, path: Path = path) -> None:
             if not in_place:
-                write_text(folder / path.name, as_text(clean(notebook)))
+                write_text(_result(folder, path, "ipynb"), as_text(clean(notebook)))
 
-        head = f"[{position}/{len(paths)}] {path.name}"
+        head = f"[{position}/{len(paths)}] {name_of(path)}.ipynb"
         notebook, seconds = await _execute_with_progress(
             path, environ, head, keep_failed
         )
@@ -385,21 +434,40 @@ async def run(
         if in_place:
             write_text(path, text)
         else:
-            write_text(folder / path.name, text)
+            write_text(_result(folder, path, "ipynb"), text)
             page = as_page(notebook, path.stem, path.parent)
-            write_text(folder / f"{path.stem}.html", page)
-        results.append(Result(path.stem, seconds, key_figure_of(notebook)))
+            write_text(_result(folder, path, "html"), page)
+        results.append(Result(name_of(path), seconds, key_figure_of(notebook)))
         # Lets a signal through that came while the files were written.
         await asyncio.sleep(0)
     return results
 
 
+def _is_set(variable: str) -> bool:
+    return bool(os.environ.get(variable, "").strip())
+
+
+def _settings_line(config: RunConfig) -> str:
+    """Return the configuration in one line; what is not set, lessons choose."""
+    line = str(config)
+    if not _is_set("COURSE_MODEL"):
+        line = line.replace(f"model {config.model}", "each lesson's own model", 1)
+        if not _is_set("COURSE_DATA"):
+            line = line.replace(f" · data {portable_name(config.data)}", " and data", 1)
+    return line
+
+
+def _result(folder: Path, path: Path, kind: str) -> Path:
+    """Return where the executed copy, or the page, of a notebook belongs."""
+    return folder / f"{name_of(path)}.{kind}"
+
+
 def _prepare(folder: Path, paths: Sequence[Path]) -> None:
     """Remove what earlier runs left of these notebooks, and copy their figures."""
     for path in paths:
-        for old in (folder / path.name, folder / f"{path.stem}.html"):
-            old.unlink(missing_ok=True)
-    figures = paths[0].parent / "figures"
+        for kind in ("ipynb", "html"):
+            _result(folder, path, kind).unlink(missing_ok=True)
+    figures = _home(paths) / "figures"
     if figures.is_dir():
         shutil.copytree(figures, folder / "figures", dirs_exist_ok=True)
 
@@ -463,7 +531,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m utils.run", description="Execute the course's notebooks."
     )
     parser.add_argument(
-        "numbers", nargs="*", metavar="NN", help="only these, such as 03 04"
+        "notebooks",
+        nargs="*",
+        metavar="NN",
+        help="such as 03 or experiments/04_rates; `experiments` is all of those",
     )
     parser.add_argument(
         "--in-place",
@@ -471,7 +542,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="store the outputs in the notebooks instead of in the build folder",
     )
     parser.add_argument(
-        "--notebooks", type=Path, default=NOTEBOOKS, help="the folder they lie in"
+        "--notebooks",
+        dest="folder",
+        type=Path,
+        default=NOTEBOOKS,
+        help="the folder they lie in",
     )
     return parser.parse_args(argv)
 
@@ -487,17 +562,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _stop_on_signal)
     try:
         config = run_config()
-        paths = find_notebooks(arguments.notebooks.resolve(), arguments.numbers)
-        if arguments.in_place and not (config.embedded and config.aws == "local"):
+        paths = find_notebooks(arguments.folder.resolve(), arguments.notebooks)
+        defaults = config.embedded and not _is_set("COURSE_MODEL")
+        if arguments.in_place and not (defaults and config.aws == "local"):
             raise RunError(
                 f"Outputs are stored from the defaults only, and this is {config}: "
                 "unset COURSE_MODEL, COURSE_DATA and COURSE_AWS."
             )
-        print(f"{config} · {openmp_setting()}", flush=True)
+        print(f"{_settings_line(config)} · {openmp_setting()}", flush=True)
         results = asyncio.run(_stoppable(paths, config, in_place=arguments.in_place))
         print("\n" + table(results))
         if arguments.in_place:
-            print(f"\nStored in {_shown(paths[0].parent)}.")
+            print(f"\nStored in {_shown(_home(paths))}.")
         else:
             print(f"\nExecuted copies and pages: {_shown(config.build / 'run')}")
         return 0
