@@ -9,6 +9,7 @@ tiny_artifact: a tiny base, an adapter, and the archive made of them.
 entry_point: calls the deployed entry point in this process; bad requests.
 resumable: a training run that may be killed at any moment.
 reading_time: how long a lesson takes, by a stated rule; writes the numbers into it.
+second_edition: rules for lessons that state their reading time.
 word_problems: reads problems with numbers back from the text alone.
 machines: machines to choose settings for.
 """
