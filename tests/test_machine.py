@@ -34,6 +34,7 @@ from utils.machine import (
     precision_race,
 )
 from utils.models import MODELS, load_model, model_shapes, this_machine
+from utils.run import find_notebooks
 
 # --- threads ---
 
@@ -129,7 +130,7 @@ def test_the_endpoints_worker_gets_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem[:2]
+    "path", find_notebooks(ROOT / "notebooks"), ids=lambda path: path.stem
 )
 def test_a_notebook_imports_the_course_before_torch(path) -> None:
     """Whoever opens it in a JupyterLab of their own gets the setting too."""

@@ -20,16 +20,31 @@ import nbformat
 import pytest
 
 from support.lessons import CLAIM_TAG, claims_in
-from support.reading_time import check_call
-from support.wrong_answers import wrong_answers
+from support.reading_time import check_call, minutes_of, stated_in
+from support.second_edition import (
+    EVIDENCE,
+    cited_without_link,
+    dead_links,
+    general_without_evidence,
+    is_second_edition,
+    near_the_ends,
+    plots_without_a_note,
+    plotted_shares,
+    silent_cells,
+)
+from support.wrong_answers import module_of, wrong_answers
 from utils.course import ROOT
-from utils.run import find_notebooks
+from utils.run import find_notebooks, is_experiment, name_of
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 CELL_TIMEOUT = 300
 LONGEST_CELL = 25
+MOST_CELLS = 90
+LONGEST_READING = 60  # minutes
+MOST_SILENT = 0.15  # of the code cells
+MOST_NEAR = 0.30  # of the plotted shares, within five points of 0 or 100%
 WIDEST_LINE = 88
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 
 # Paths that belong to the course's subject, not to the machine it ran on.
 KNOWN_PATHS = re.compile(r"/(opt/(ml|djl)|dev|ping|invocations|models|predictions)\b")
@@ -124,6 +139,9 @@ def test_opening(path: Path) -> None:
     assert "run_config(" in first.source
     assert "set_seed()" in first.source
     assert "preflight(" in second.source
+    if is_experiment(path):
+        assert re.search(r"\]\(\.\./\d\d_\w+\.ipynb", title.source), "no way back"
+        return
     number = path.name[:2]
     assert (
         f"figures/road_map_{number}.svg" in title.source
@@ -237,7 +255,9 @@ def test_tags_are_known_and_name_claims_of_their_cell(path: Path) -> None:
     """Those of claims are explained in support/lessons.py."""
     for cell in read(path).cells:
         of_claims = [tag for tag in tags(cell) if CLAIM_TAG.fullmatch(tag)]
-        assert set(tags(cell)) - set(of_claims) <= {"nbval-ignore-output"}, cell.id
+        prose = cell.cell_type == "markdown"
+        others = set(EVIDENCE) if prose else {"nbval-ignore-output"}
+        assert set(tags(cell)) - set(of_claims) <= others, cell.id
         numbers = [CLAIM_TAG.fullmatch(tag)[1] for tag in of_claims]
         claims = [str(number) for number in range(1, len(claims_in(cell)) + 1)]
         all_at_once = numbers == [None] and claims
@@ -262,9 +282,9 @@ def test_exercises_have_solution_and_planted_mistakes(path: Path) -> None:
         re.MULTILINE,
     )
     assert len(checks) == len(found), "a check must be the last line of its cell"
-    planted = wrong_answers(path.stem[:2])
+    planted = wrong_answers(path)
     assert planted.keys() == {call.func.id for _, call, _ in found}, (
-        f"see tests/support/wrong_answers/lesson_{path.stem[:2]}.py"
+        f"see tests/support/wrong_answers/{module_of(path)}.py"
     )
     for _, call, solution in found:
         ast.parse(solution)
@@ -273,6 +293,58 @@ def test_exercises_have_solution_and_planted_mistakes(path: Path) -> None:
         assert len(mistakes) >= 2, f"plant two mistakes for {call.func.id}"
         hints = {hint for _, hint in mistakes}
         assert len(hints) == len(mistakes)
+
+
+@each_notebook
+def test_links_lead_somewhere(path: Path) -> None:
+    assert not dead_links(path, path.parents[2 if is_experiment(path) else 1])
+
+
+# --- rules of the second edition: of lessons that state how long reading them takes ---
+
+
+def second_editions() -> list[Path]:
+    """The notebooks whose title states the reading time."""
+    return [path for path in NOTEBOOKS if is_second_edition(read(path))]
+
+
+each_second_edition = pytest.mark.parametrize("path", second_editions(), ids=name_of)
+
+
+@each_second_edition
+def test_it_is_short_and_states_how_long_it_takes(path: Path) -> None:
+    assert len(read(path).cells) <= MOST_CELLS
+    remedy = "run tests/support/reading_time.py"
+    sections, whole = minutes_of(read(path))
+    assert stated_in(read(path)) == (sections, whole), remedy
+    assert whole <= LONGEST_READING
+
+
+@each_second_edition
+def test_most_cells_show_more_than_ticks(path: Path) -> None:
+    silent, count = silent_cells(read(path))
+    assert len(silent) <= MOST_SILENT * count, f"{len(silent)} of {count}: {silent}"
+
+
+@each_second_edition
+def test_few_plotted_shares_lie_near_the_ends(path: Path) -> None:
+    missing = plots_without_a_note(read(path))
+    assert not missing, f"store the outputs of {missing} again"
+    shares = plotted_shares(read(path))
+    near = near_the_ends(shares)
+    assert near <= MOST_NEAR * len(shares), f"{near} of {len(shares)}: write sentences"
+
+
+@each_second_edition
+def test_it_has_enough_exercises(path: Path) -> None:
+    assert len(exercises(path)) >= (2 if is_experiment(path) else 3)
+
+
+@each_second_edition
+def test_statements_about_models_in_general_name_their_evidence(path: Path) -> None:
+    bare = general_without_evidence(read(path))
+    assert not bare, f"tag these cells with one of {', '.join(EVIDENCE)}: {bare}"
+    assert not cited_without_link(read(path)), "a cited statement has its link"
 
 
 # --- running them ---------------------------------------------------------------------
@@ -319,7 +391,7 @@ def with_proofs(path: Path) -> nbformat.NotebookNode:
     for number, call, solution in reversed(exercises(path)):
         check = ast.unparse(call)
         cases = [(solution, check, None)]
-        for answer, hint in wrong_answers(path.stem[:2])[call.func.id]:
+        for answer, hint in wrong_answers(path)[call.func.id]:
             cases.append((answer, check, hint))
         proof = nbformat.v4.new_code_cell(
             PROOF.format(cases=cases), id=f"proof-{number}"
@@ -352,11 +424,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
+def copy_of(path: Path, shared: Path, prefix: str = "") -> Path:
+    """Return where a notebook's copy belongs; an experiment in a folder again."""
+    target = (shared / f"{name_of(path)}.ipynb").with_name(prefix + path.name)
+    target.parent.mkdir(exist_ok=True)
+    return target
+
+
 @each_notebook
 def test_strict_nbval_and_exercises(path: Path, shared: Path) -> None:
     for number, _, _ in exercises(path):
         assert stub_says_not_tried(read(path).cells[number])
-    target = shared / path.name
+    target = copy_of(path, shared)
     nbformat.write(with_proofs(path), target)
     done = strict_nbval(target, shared / "build")
     assert done.returncode == 0, done.stdout[-6000:]
@@ -381,7 +460,7 @@ def test_strict_nbval_fails_when_an_output_is_altered(path: Path, shared: Path) 
     number = next(n for n, cell in enumerate(notebook.cells) if is_compared(cell))
     assert any(altered(output) for output in notebook.cells[number].outputs)
     notebook.cells = notebook.cells[: number + 1]
-    target = shared / f"altered_{path.name}"
+    target = copy_of(path, shared, "altered_")
     nbformat.write(notebook, target)
     done = strict_nbval(target, shared / "build")
     assert done.returncode == 1, done.stdout[-3000:]

@@ -28,7 +28,7 @@ def test_every_client_talks_to_this_machine(aws) -> None:
     """Those of all services that the course names, from whatever session."""
     from sagemaker.core.utils.utils import SageMakerClient
 
-    sources = [*ROOT.glob("utils/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+    sources = [*ROOT.glob("utils/**/*.py"), *ROOT.glob("notebooks/**/*.ipynb")]
     named = re.compile(r'\.client\(\s*\\?"([a-z0-9-]+)')
     services = {
         service
@@ -199,7 +199,7 @@ def test_a_whole_deployment_sends_nothing_away(tmp_path) -> None:
 def test_sdk_calls_that_ignore_the_endpoint_variable_are_not_used() -> None:
     """They would ask the real STS, whatever AWS_ENDPOINT_URL says."""
     forbidden = ("default_bucket(", "get_caller_identity_arn(", "get_execution_role(")
-    for path in [*ROOT.glob("utils/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]:
+    for path in [*ROOT.glob("utils/**/*.py"), *ROOT.glob("notebooks/**/*.ipynb")]:
         text = path.read_text(encoding="utf-8")
         assert not [word for word in forbidden if word in text], path.name
 

@@ -1,4 +1,7 @@
-"""Which lesson shows or uses which function of `utils`, read from the notebooks."""
+"""Which lesson shows or uses which function of `utils`, read from the notebooks.
+
+An experiment counts for what no lesson shows or uses.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,38 @@ from pathlib import Path
 
 import nbformat
 
-from utils.course import ROOT
+from utils.run import NOTEBOOKS, find_notebooks, is_experiment
 
 SECTION = re.compile(r"^## (?P<number>\d+) · ", re.MULTILINE)
 SENTENCE = re.compile(
-    r"(?:Shown|First used) in lesson \d\d, (?:section \d+|before section 1)\."
+    r"(?:Shown|First used) in (?:lesson \d\d|experiment \d\d_\w+), "
+    r"(?:section \d+|before section 1)\."
 )
 
 
-def sentences() -> dict[str, str]:
+def sentences(folder: Path = NOTEBOOKS) -> dict[str, str]:
     """Return "module:name" → the sentence that its docstring has to hold.
 
     "Shown" where a lesson shows the source, or that of one of its methods; else "First
-    used", in the first lesson whose code names it. Functions and classes count,
-    constants have no docstring.
+    used", in the first lesson whose code names it; else the same of the experiments.
+    Functions and classes count, constants have no docstring.
     """
+    paths = find_notebooks(folder)
+    lessons = [path for path in paths if not is_experiment(path)]
+    experiments = [path for path in paths if is_experiment(path)]
+    found = _sentences_of(experiments) | _sentences_of(lessons)
+    return {
+        target: sentence
+        for target, sentence in sorted(found.items())
+        if _has_docstring(_object(target))
+    }
+
+
+def _sentences_of(notebooks: list[Path]) -> dict[str, str]:
+    """Return the sentences for what these notebooks show or use."""
     used: dict[str, str] = {}
     shown: dict[str, str] = {}
-    for notebook in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for notebook in notebooks:
         for place, tree, imported in _cells(notebook):
             for name, target in imported.items():
                 if _named(tree, name):
@@ -43,21 +60,18 @@ def sentences() -> dict[str, str]:
                         target = f"{_object(target).__name__}:{names[1]}"
                     if target:
                         shown.setdefault(target, f"Shown in {place}.")
-    found = used | shown
-    return {
-        target: sentence
-        for target, sentence in sorted(found.items())
-        if _has_docstring(_object(target))
-    }
+    return used | shown
 
 
 def _cells(notebook: Path) -> Iterator[tuple[str, ast.Module, dict[str, str]]]:
     """Yield each code cell with its place and what is imported from `utils` by then."""
-    place, imported = f"lesson {notebook.name[:2]}, before section 1", {}
+    kind = "experiment" if is_experiment(notebook) else "lesson"
+    name = notebook.stem if is_experiment(notebook) else notebook.name[:2]
+    place, imported = f"{kind} {name}, before section 1", {}
     for cell in nbformat.read(notebook, nbformat.NO_CONVERT).cells:
         if cell.cell_type == "markdown":
             for section in SECTION.finditer(cell.source):
-                place = f"lesson {notebook.name[:2]}, section {section['number']}"
+                place = f"{kind} {name}, section {section['number']}"
             continue
         tree = ast.parse(cell.source)
         for node in ast.walk(tree):
