@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -170,6 +171,23 @@ def tiny_llama(
             **ids,
         )
     )
+
+
+def narrow_llama(config: LlamaConfig) -> LlamaForCausalLM:
+    """An untrained Llama as deep as another, with its heads and vocabulary, but narrow.
+
+    What a lesson looks up by number, a layer or a head, exists here too. The caller
+    seeds torch.
+
+    Args:
+        config: of the model that it stands in for; not changed.
+    """
+    config = copy.deepcopy(config)
+    config.head_dim = 8
+    config.hidden_size = config.head_dim * config.num_attention_heads
+    config.intermediate_size = 2 * config.hidden_size
+    config.initializer_range = 0.2
+    return LlamaForCausalLM(config)
 
 
 def tiny_gpt_neox(
