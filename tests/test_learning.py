@@ -1,6 +1,6 @@
 """What fine-tuning must achieve, and must not achieve on shuffled answers.
 
-Lessons 03 and 04 run twice: on the course's questions, and on a copy in which every
+Lessons 03 and 04 run twice, with the lab model: on the course's questions, and on a copy in which every
 question has some other question's answer. And what the lessons claim of learning is not
 claimed where nothing was learned; tags of the cells say which claims need no learning
 (support/lessons.py).
@@ -165,7 +165,8 @@ def claims_made(
         notebook.cells.insert(0, cell)
     path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
-    environ = {**os.environ, "COURSE_BUILD": str(folder / "build")}
+    build = str(folder / "build")
+    environ = {**os.environ, "COURSE_BUILD": build, "COURSE_MODEL": "lab"}
     nbformat.write(asyncio.run(run.execute(path, environ)), path)
     return claims_of(path)
 

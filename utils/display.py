@@ -741,9 +741,6 @@ def plot_losses(
     history: Sequence[Mapping[str, float]], logarithmic: bool = False
 ) -> None:
     """Plot training and held-out loss over the epochs.
-
-    First used in lesson 04, section 4.
-
     Args:
         history: `trainer.state.log_history`, or what `save_history` wrote of it.
         logarithmic: whether the axis of the loss is, to tell small ones apart.
@@ -848,9 +845,6 @@ def plot_stacked(bars: Mapping[str, Mapping[str, float]], y: str) -> None:
 
 def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
     """Plot one point a run, one line a method, one panel a measure.
-
-    First used in lesson 04, section 7.
-
     Args:
         runs: with a column `method`, and the columns to plot, between 0 and 1.
         shares: column → name of its axis.

@@ -254,7 +254,7 @@ def settings_for(name: str) -> ModelSettings:
 def this_machine(race: bool = True) -> Machine:
     """Ask PyTorch what this machine has: the facts that `nvidia-smi` prints.
 
-    First used in lesson 04, section 1.
+    First used in lesson 04, section 2.
 
     Args:
         race: decide between float32 and bfloat16 where nothing else does, which takes
@@ -336,7 +336,7 @@ def choose_quantisation(
 ) -> tuple[Literal["8bit", "none"], str]:
     """Choose how to hold the frozen base on this machine, and say why.
 
-    First used in lesson 04, section 1.
+    First used in lesson 05, section 1.
     """
     if not machine.gpu:
         return "none", (
@@ -463,8 +463,6 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
     gradients repacks its weights for a kernel that has no backward pass, for good. Any
     training after that fails (layers with biases) or follows wrong gradients (without),
     and merging an adapter makes the weights useless.
-
-    Shown in lesson 04, section 1.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -309,7 +309,7 @@ def judge_for(
 ) -> Judge:
     """Make the judge for answers to these rows.
 
-    First used in lesson 04, section 2.
+    First used in lesson 04, section 1.
 
     Args:
         rows: that will be judged, with `instruction`, `response` and what there is of
@@ -490,6 +490,8 @@ def groups_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return what each row is about, for intervals that keep together what belongs so.
 
     Rows without a column of `GROUP_COLUMNS` are grouped by equal answers.
+
+    First used in lesson 04, section 1.
     """
     return [_group(row) for row in rows]
 

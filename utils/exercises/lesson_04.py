@@ -195,7 +195,7 @@ def _judge_gradient(
 def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
     """Check the epoch after which the held-out loss was lowest, in any history.
 
-    First used in lesson 04, section 4.
+    First used in lesson 04, section 5.
     """
     epoch = read_number(epoch, "the number of an epoch")
     held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}

@@ -44,10 +44,7 @@ class TrainingError(CourseError):
 
 
 def lora_config(settings: ModelSettings) -> LoraConfig:
-    """Configure LoRA: which layers get low-rank matrices, of which rank and scale.
-
-    Shown in lesson 04, section 3.
-    """
+    """Configure LoRA: which layers get low-rank matrices, of which rank and scale."""
     from peft import LoraConfig
 
     modules = settings.target_modules
@@ -64,7 +61,7 @@ def lora_config(settings: ModelSettings) -> LoraConfig:
 def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """Wrap the layers that the settings name, and freeze everything else.
 
-    First used in lesson 04, section 3.
+    First used in lesson 04, section 6.
 
     Raises:
         ModelError: if one of the layers is not in this model; peft alone says so only
@@ -100,7 +97,7 @@ def training_arguments(
     measured after every epoch, and in the end the best epoch is kept; arithmetic is in
     the precision that is the faster on this machine (`Machine.bf16`).
 
-    Shown in lesson 04, section 4.
+    First used in lesson 04, section 5.
 
     Args:
         settings: learning rate, epochs and batch size come from here.
@@ -162,7 +159,7 @@ def choose_attention(
 ) -> str:
     """Choose the attention to load a model with for training: "eager" or "sdpa".
 
-    First used in lesson 04, section 1.
+    First used in lesson 05, section 7.
 
     Args:
         settings: of the model.
@@ -182,6 +179,8 @@ def completion_trainer(
     completion_logits_only: bool = True,
 ) -> Trainer:
     """Return a Trainer that learns completions and prints no dictionaries of losses.
+
+    First used in lesson 04, section 5.
 
     Args:
         model: as `add_lora` returns it, or any other with trainable parameters.
@@ -209,10 +208,7 @@ def completion_trainer(
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Return how many parameters are trained, and how many there are.
-
-    First used in lesson 04, section 3.
-    """
+    """Return how many parameters are trained, and how many there are."""
     # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()
