@@ -741,6 +741,7 @@ def plot_losses(
     history: Sequence[Mapping[str, float]], logarithmic: bool = False
 ) -> None:
     """Plot training and held-out loss over the epochs.
+
     Args:
         history: `trainer.state.log_history`, or what `save_history` wrote of it.
         logarithmic: whether the axis of the loss is, to tell small ones apart.
@@ -789,6 +790,7 @@ def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
             if points:
                 highest = max(highest, *(loss for _, loss in points))
                 look = {"color": colour, "marker": marker, "markersize": 4}
+                look["clip_on"] = False
                 axes.plot(*zip(*points, strict=True), label=name, **look)
         if not axes.lines:
             raise ValueError(
@@ -845,6 +847,7 @@ def plot_stacked(bars: Mapping[str, Mapping[str, float]], y: str) -> None:
 
 def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
     """Plot one point a run, one line a method, one panel a measure.
+
     Args:
         runs: with a column `method`, and the columns to plot, between 0 and 1.
         shares: column → name of its axis.

@@ -68,6 +68,7 @@ class Bottleneck(nn.Module):
 
     output + up(gelu(down(output))), as in Houlsby et al., arXiv 1902.00751. `up` starts
     as zeros, so at first nothing changes.
+
     Args:
         layer: whose output has the shape (…, width).
         width: of the model.
@@ -214,6 +215,7 @@ def make_study(
     n_questions: int = 30,
 ) -> Study:
     """Take rows and questions from all over a templated data set for a comparison.
+
     Args:
         settings: of the model at hand; a large one is replaced by the lab model.
         dataset: with the columns `instruction` and `response`, and a part `replay`
@@ -281,6 +283,7 @@ def make_trainer(
     method: Method, study: Study, folder: str, seed: int, **changes: Any
 ) -> Trainer:
     """Return a Trainer for one epoch of small batches, which prints nothing.
+
     Args:
         method: one of `METHODS`.
         study: gives model and rows.
@@ -311,6 +314,7 @@ def fine_tune(
     method: Method, study: Study, seed: int, **changes: Any
 ) -> tuple[nn.Module, float]:
     """Train by one method; the arguments are those of `make_trainer`.
+
     Returns:
         The trained model, ready to answer, and the seconds that training took.
     """
@@ -407,6 +411,7 @@ def compare(
     study: Study, names: Iterable[str] = tuple(METHODS), seeds: Sequence[int] = range(3)
 ) -> pandas.DataFrame:
     """Train and measure each method with each seed, under a progress bar.
+
     Returns:
         One row a run: `method`, `seed`, `trained` (numbers), `MB`, `seconds`, `loss`,
         `right` and `kept` (see `measure`).
@@ -433,6 +438,7 @@ def sweep(
     study: Study, seeds: Sequence[int] = (0,), **values: Sequence[Any]
 ) -> pandas.DataFrame:
     """Train LoRA with every combination of some settings, under a progress bar.
+
     Args:
         study: gives model and rows.
         seeds: each combination is trained once with each.

@@ -61,7 +61,7 @@ def lora_config(settings: ModelSettings) -> LoraConfig:
 def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """Wrap the layers that the settings name, and freeze everything else.
 
-    First used in lesson 04, section 6.
+    First used in lesson 05, section 7.
 
     Raises:
         ModelError: if one of the layers is not in this model; peft alone says so only
@@ -97,7 +97,7 @@ def training_arguments(
     measured after every epoch, and in the end the best epoch is kept; arithmetic is in
     the precision that is the faster on this machine (`Machine.bf16`).
 
-    First used in lesson 04, section 5.
+    First used in lesson 05, section 2.
 
     Args:
         settings: learning rate, epochs and batch size come from here.
@@ -179,8 +179,6 @@ def completion_trainer(
     completion_logits_only: bool = True,
 ) -> Trainer:
     """Return a Trainer that learns completions and prints no dictionaries of losses.
-
-    First used in lesson 04, section 5.
 
     Args:
         model: as `add_lora` returns it, or any other with trainable parameters.

@@ -43,6 +43,7 @@ def track_runs(build: Path) -> None:
 
 def tracked_history(run_name: str) -> list[dict[str, float]]:
     """Return the losses of the newest run of this name, as the Trainer logs them.
+
     Returns:
         Rows as in `trainer.state.log_history`, with `epoch`, `step`, and `loss` or
         `eval_loss`.
@@ -119,10 +120,7 @@ def tracked_run(arguments: TrainingArguments) -> str | None:
 def save_history(
     history: Sequence[Mapping[str, float]], settings: ModelSettings, file: str | Path
 ) -> Path:
-    """Write the Trainer's log and the settings to a JSON file, all or nothing.
-
-    First used in lesson 04, section 6.
-    """
+    """Write the Trainer's log and the settings to a JSON file, all or nothing."""
     from dataclasses import asdict
 
     content = {"settings": asdict(settings), "history": list(history)}
