@@ -218,7 +218,7 @@ def test_no_losses_are_an_error() -> None:
 
 def test_losses_of_several_runs_share_an_axis(shown, monkeypatch) -> None:
     limits = []
-    monkeypatch.setattr(Axes, "set_ylim", lambda axes, *both: limits.append(both))
+    monkeypatch.setattr(Axes, "set_ylim", lambda _, *both, **__: limits.append(both))
     high = [{"loss": 4.0, "epoch": 1}, {"eval_loss": 5.0, "epoch": 1}]
     plot_loss_panels({"one": high, "other": [{"loss": 0.5, "epoch": 0.5}]})
     assert is_png(shown[0])

@@ -436,7 +436,7 @@ def steps(model, parts) -> None:
         (weighed(3 / 4, 1 / 4), "weighs parts by rows"),
         (weighed(12 / 11, 10 / 11), "2 times as long"),
         (weighed(0.9, 0.1), "another gradient"),
-        (steps, "the optimizer steps after"),
+        (steps, "after all parts"),
         (lambda model, parts: None, "no gradient is there"),
         (lambda model: None, "stopped with TypeError"),
         (5 / 11, "expected a function"),
