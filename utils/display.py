@@ -771,7 +771,7 @@ def plot_losses(
 
 
 def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Plot training and held-out loss of several runs side by side, on one axis.
+    """Plot training and held-out loss of several runs side by side, each from zero.
 
     First used in lesson 04, section 5.
 
@@ -783,12 +783,10 @@ def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     """
     figure, panels = _figure(columns=max(2, len(histories)))
     figure.set_size_inches(3 * len(panels), 3.2)
-    highest = 0.0
     for axes, (title, history) in zip(panels, histories.items(), strict=False):
         for key, name, colour, marker in LOSSES:
             points = [(row["epoch"], row[key]) for row in history if key in row]
             if points:
-                highest = max(highest, *(loss for _, loss in points))
                 look = {"color": colour, "marker": marker, "markersize": 4}
                 look["clip_on"] = False
                 axes.plot(*zip(*points, strict=True), label=name, **look)
@@ -797,9 +795,7 @@ def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
                 f"The history {title!r} holds no losses: train first, and log at least "
                 "once."
             )
-        axes.set(title=title, xlabel="epoch", xlim=(0, None))
-    for axes in panels:
-        axes.set_ylim(0, 1.05 * highest or 1)
+        axes.set(title=title, xlabel="epoch", xlim=(0, None), ylim=(0, None))
     panels[0].set_ylabel("loss (nats a token)")
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False)
