@@ -354,7 +354,7 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     The interval is the percentile bootstrap over rows at 95%, 2,000 resamples: the
     tokens of one answer are not independent. With one row it has no width.
 
-    First used in lesson 04, section 4.
+    First used in lesson 05, section 2.
 
     Args:
         losses: as `token_losses` returns them.
