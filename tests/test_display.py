@@ -23,11 +23,13 @@ from utils.display import (
     plot_curves,
     plot_differences,
     plot_lengths,
+    plot_loss_panels,
     plot_losses,
     plot_proportions,
     plot_questions_needed,
     plot_runs,
     plot_shares,
+    plot_stacked,
     plot_timings,
     plot_words,
     score_table,
@@ -193,6 +195,34 @@ def test_losses_are_plotted(shown, logarithmic) -> None:
 def test_no_losses_are_an_error() -> None:
     with pytest.raises(ValueError, match="train first"):
         plot_losses([{"train_runtime": 1.0}])
+    with pytest.raises(ValueError, match="The history 'long' holds no losses"):
+        plot_loss_panels({"long": [{"train_runtime": 1.0}]})
+
+
+def test_losses_of_several_runs_stand_side_by_side(shown, monkeypatch) -> None:
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda _, title: titles.append(title))
+    high = [{"loss": 4.0, "epoch": 1}, {"eval_loss": 5.0, "epoch": 1}]
+    plot_loss_panels({"one": high, "other": [{"loss": 0.5, "epoch": 0.5}]})
+    assert is_png(shown[0])
+    assert titles == ["one", "other"]
+    assert shown[0].alt == "Training and held-out loss by epoch: one, other"
+
+
+def test_parts_are_stacked_and_their_sum_stands_on_top(shown, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(Axes, "bar_label", lambda *_, labels, **__: told.append(labels))
+    bars = {"all": {"base": 538, "Adam": 1076}, "LoRA": {"base": 538, "Adam": 39.4}}
+    plot_stacked(bars, y="MB")
+    assert is_png(shown[0])
+    assert told == [["1,614", "577"]]
+
+
+def test_bars_to_stack_must_have_the_same_parts() -> None:
+    with pytest.raises(ValueError, match="no bars to plot"):
+        plot_stacked({}, y="MB")
+    with pytest.raises(ValueError, match="The bar 'b' has the parts"):
+        plot_stacked({"a": {"x": 1}, "b": {"y": 1}}, y="MB")
 
 
 def test_lengths_are_plotted_also_when_a_part_is_empty(shown) -> None:

@@ -36,7 +36,7 @@ def test_no_docstring_names_a_lesson_that_does_not_use_it() -> None:
 
 
 def test_lessons_show_and_use_what_they_should() -> None:
-    assert SENTENCES["utils.training.recipe:lora_config"].startswith(
-        "Shown in lesson 04"
+    assert SENTENCES["utils.training.adapters:save_adapter"].startswith(
+        "First used in lesson 04"
     )
     assert len(SENTENCES) > 80

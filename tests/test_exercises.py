@@ -32,7 +32,11 @@ from utils.exercises.lesson_01 import (
 )
 from utils.exercises.lesson_02 import check_guard, check_steering, check_vote
 from utils.exercises.lesson_03 import check_collate, check_hold_out, check_labels
-from utils.exercises.lesson_04 import check_best_epoch, check_lora_parameters
+from utils.exercises.lesson_04 import (
+    check_accumulation,
+    check_best_epoch,
+    check_lora_parameters,
+)
 from utils.exercises.lesson_05 import (
     check_held_out_loss,
     check_questions,
@@ -490,6 +494,60 @@ def test_dense_alone_is_not_all_layers_whose_names_begin_so() -> None:
 )
 def test_wrong_lora_parameters_get_their_hint(count, hint: str) -> None:
     assert rejected(check_lora_parameters(count, tiny_gpt_neox(), RANK, TARGET), hint)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[dict[str, torch.Tensor]]:
+    """Two parts of a batch, of three rows and one, with 2, 2, 2 and 5 labels."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for rows, learned in ((3, 2), (1, 5)):
+        ids = torch.randint(3, 90, (rows, 8), generator=generator)
+        labels = ids.masked_fill(torch.arange(8) < 8 - learned, -100)
+        made.append({"input_ids": ids, "labels": labels})
+    return made
+
+
+def weighed(*weights: float) -> Callable:
+    def accumulate(model, parts) -> None:
+        for weight, part in zip(weights, parts, strict=True):
+            (weight * model(**part).loss).backward()
+
+    return accumulate
+
+
+def test_the_right_accumulation_is_accepted_and_leaves_no_trace(parts) -> None:
+    model = tiny_gpt_neox().eval()
+    before = [one.clone() for one in model.parameters()]
+    assert check_accumulation(weighed(6 / 11, 5 / 11), model, parts).passed
+    assert all(map(torch.equal, before, model.parameters()))
+    assert all(one.grad is None for one in model.parameters())
+
+
+def steps(model, parts) -> None:
+    weighed(6 / 11, 5 / 11)(model, parts)
+    with torch.no_grad():
+        for one in model.parameters():
+            one -= one.grad
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "hint"),
+    [
+        (weighed(3 / 4, 1 / 4), "weighs parts by rows"),
+        (weighed(12 / 11, 10 / 11), "2 times as long"),
+        (weighed(0.9, 0.1), "another gradient"),
+        (steps, "after all parts"),
+        (lambda model, parts: None, "no gradient is there"),
+        (lambda model: None, "stopped with TypeError"),
+        (5 / 11, "expected a function"),
+    ],
+)
+def test_wrong_accumulations_get_their_hint(parts, accumulate, hint: str) -> None:
+    model = tiny_gpt_neox().eval()
+    before = [one.clone() for one in model.parameters()]
+    assert rejected(check_accumulation(accumulate, model, parts), hint)
+    assert all(map(torch.equal, before, model.parameters()))
 
 
 HISTORY = [

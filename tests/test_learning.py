@@ -1,9 +1,9 @@
 """What fine-tuning must achieve, and must not achieve on shuffled answers.
 
-Lessons 03 and 04 run twice: on the course's questions, and on a copy in which every
-question has some other question's answer. And what the lessons claim of learning is not
-claimed where nothing was learned; tags of the cells say which claims need no learning
-(support/lessons.py).
+Lessons 03 and 04 run twice with the lab model: on its questions, and on a copy in which
+every question has some other question's answer. And what the lessons claim of learning
+is not claimed where nothing was learned; tags of the cells say which claims need no
+learning (support/lessons.py).
 """
 
 from __future__ import annotations

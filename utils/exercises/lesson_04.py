@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from utils.exercises.frame import Wrong, exercise, read_number
+
+if TYPE_CHECKING:
+    import torch
 
 
 @exercise("the number of parameters that LoRA would train")
@@ -82,11 +85,117 @@ def _linear_shapes(model: Any, target: str | None = None) -> list[tuple[int, int
     ]
 
 
+@exercise("a function accumulate(model, parts)")
+def check_accumulation(
+    accumulate: Callable[[Any, Sequence[Mapping[str, torch.Tensor]]], Any],
+    model: Any,
+    parts: Sequence[Mapping[str, torch.Tensor]],
+) -> str:
+    """Run the learner's function, and compare its gradient with the whole batch's.
+
+    First used in lesson 04, section 4.
+
+    Args:
+        accumulate: the learner's function: takes the model and the parts of a batch.
+        model: some of whose parameters are trained; its gradients are cleared.
+        parts: batches with `labels`, with different numbers of labelled tokens.
+    """
+    import torch
+
+    if not callable(accumulate):
+        raise Wrong("expected a function: def accumulate(model, parts): …")
+    trained = [one for one in model.parameters() if one.requires_grad]
+
+    def gradient() -> torch.Tensor | None:
+        some = [one.grad for one in trained]
+        if all(one is None for one in some):
+            return None
+        pairs = zip(some, trained, strict=True)
+        flat = [(torch.zeros_like(w) if g is None else g).flatten() for g, w in pairs]
+        return torch.cat(flat).clone()
+
+    alone = []
+    for part in parts:
+        model.zero_grad()
+        model(**part).loss.backward()
+        alone.append(gradient())
+    model.zero_grad()
+    before = [one.detach().clone() for one in trained]
+    try:
+        accumulate(model, parts)
+        found = gradient()
+    except Exception as error:
+        raise Wrong(f"it stopped with {type(error).__name__}: {error}") from None
+    finally:
+        changed = not all(map(torch.equal, before, trained))
+        for weight, value in zip(trained, before, strict=True):
+            weight.data.copy_(value)
+        model.zero_grad()
+    if changed:
+        raise Wrong(
+            "it changed the weights: the optimizer steps once, after all parts."
+        )
+    if found is None:
+        raise Wrong(
+            "no gradient is there after it: call backward() on a loss of a part."
+        )
+    return _judge_gradient(found, alone, parts)
+
+
+def _judge_gradient(
+    found: torch.Tensor,
+    alone: Sequence[torch.Tensor],
+    parts: Sequence[Mapping[str, torch.Tensor]],
+) -> str:
+    """Tell the right gradient from those of known mistakes."""
+    labels = [part["labels"] for part in parts]
+    learned = [int((one[:, 1:] != -100).sum()) for one in labels]
+
+    def weighed(weights: Sequence[float], whole: float | None = None) -> torch.Tensor:
+        total = whole or sum(weights)
+        return sum(w / total * g for w, g in zip(weights, alone, strict=True))
+
+    def is_like(other: torch.Tensor) -> bool:
+        return bool((found - other).norm() < 1e-3 * other.norm())
+
+    right = weighed(learned)
+    if is_like(right):
+        return "the gradient is that of the whole batch, in the memory of its parts."
+    ones = [1.0] * len(parts)
+    if is_like(weighed(ones, 1)):
+        raise Wrong(
+            f"that adds up {len(parts)} means, so it is too long: each part counts "
+            "by its share of the batch only."
+        )
+    if is_like(weighed(ones)):
+        raise Wrong(
+            "every part counts the same in it, though they have "
+            f"{' and '.join(map(str, learned))} labelled tokens."
+        )
+    if is_like(weighed([len(one) for one in labels])):
+        raise Wrong("that weighs parts by rows: a loss is a mean over labelled tokens.")
+    if is_like(weighed([one.numel() for one in labels])):
+        raise Wrong("that weighs by all tokens: count those whose label is not -100.")
+
+    def points_along(other: torch.Tensor) -> bool:
+        return bool(found @ other > 0.9999 * found.norm() * other.norm())
+
+    if points_along(alone[-1]):
+        raise Wrong("only the last part is left in it: do not clear gradients between.")
+    if points_along(right):
+        length = (found.norm() / right.norm()).item()
+        raise Wrong(f"it is {length:.3g} times as long as it should be.")
+    raise Wrong(
+        "it is another gradient than the batch's: call backward() once for each part, "
+        "on its loss times its share of the labelled tokens."
+    )
+
+
 @exercise("the number of an epoch")
 def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
     """Check the epoch after which the held-out loss was lowest, in any history.
 
-    First used in lesson 04, section 4.
+    First used in lesson 04, section 5.
     """
     epoch = read_number(epoch, "the number of an epoch")
     held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}

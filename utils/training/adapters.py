@@ -44,7 +44,7 @@ def save_adapter(
     The template that it was tuned in goes with it, so that whoever serves it asks in
     the same: in course_template.json and, for plain servers, in the tokenizer.
 
-    First used in lesson 04, section 5.
+    First used in lesson 04, section 6.
 
     Args:
         model: base and adapter.
@@ -196,7 +196,7 @@ def load_adapter(
 ) -> PeftModel:
     """Put a saved adapter on the base that it was trained on, ready to answer.
 
-    First used in lesson 04, section 5.
+    First used in lesson 05, section 1.
 
     Args:
         base: what it was trained on.

@@ -71,8 +71,6 @@ class Bottleneck(nn.Module):
     output + up(gelu(down(output))), as in Houlsby et al., arXiv 1902.00751. `up` starts
     as zeros, so at first nothing changes.
 
-    Shown in lesson 04, section 7.
-
     Args:
         layer: whose output has the shape (…, width).
         width: of the model.
@@ -124,10 +122,7 @@ class Method:
 
 
 def load_for_training(settings: ModelSettings, **options: Any) -> PreTrainedModel:
-    """Load the base in 32 bits, or as the options say, with its faster attention.
-
-    First used in lesson 04, section 8.
-    """
+    """Load the base in 32 bits, or as the options say, with its faster attention."""
     attention = choose_attention(settings, this_machine())
     options = {"dtype": torch.float32, "attn_implementation": attention} | options
     return load_model(settings, **options)
@@ -223,8 +218,6 @@ def make_study(
 ) -> Study:
     """Take rows and questions from all over a templated data set for a comparison.
 
-    First used in lesson 04, section 4.
-
     Args:
         settings: of the model at hand; a large one is replaced by the lab model.
         dataset: with the columns `instruction` and `response`, and a part `replay`
@@ -314,8 +307,6 @@ def make_trainer(
 ) -> Trainer:
     """Return a Trainer for one epoch of small batches, which prints nothing.
 
-    First used in lesson 04, section 4.
-
     Args:
         method: one of `METHODS`.
         study: gives model and rows.
@@ -346,8 +337,6 @@ def fine_tune(
     method: Method, study: Study, seed: int, **changes: Any
 ) -> tuple[nn.Module, float]:
     """Train by one method; the arguments are those of `make_trainer`.
-
-    First used in lesson 04, section 7.
 
     Returns:
         The trained model, ready to answer, and the seconds that training took.
@@ -391,8 +380,6 @@ def loss_on(model: nn.Module, study: Study, rows: Sequence[Mapping[str, Any]]) -
 
     Unlike `scores.token_losses` it asks the model for it, and so counts right where
     a method puts tokens of its own in front.
-
-    First used in lesson 04, section 7.
     """
     batch = _batch(model, study, rows)
     with torch.inference_mode():
@@ -448,8 +435,6 @@ def compare(
 ) -> pandas.DataFrame:
     """Train and measure each method with each seed, under a progress bar.
 
-    First used in lesson 04, section 7.
-
     Returns:
         One row a run: `method`, `seed`, `trained` (numbers), `MB`, `seconds`, `loss`,
         `right` and `kept` (see `measure`).
@@ -476,8 +461,6 @@ def sweep(
     study: Study, seeds: Sequence[int] = (0,), **values: Sequence[Any]
 ) -> pandas.DataFrame:
     """Train LoRA with every combination of some settings, under a progress bar.
-
-    First used in lesson 04, section 7.
 
     Args:
         study: gives model and rows.

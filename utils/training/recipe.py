@@ -45,10 +45,7 @@ class TrainingError(CourseError):
 
 
 def lora_config(settings: ModelSettings) -> LoraConfig:
-    """Configure LoRA: which layers get low-rank matrices, of which rank and scale.
-
-    Shown in lesson 04, section 3.
-    """
+    """Configure LoRA: which layers get low-rank matrices, of which rank and scale."""
     from peft import LoraConfig
 
     modules = settings.target_modules
@@ -65,7 +62,7 @@ def lora_config(settings: ModelSettings) -> LoraConfig:
 def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """Wrap the layers that the settings name, and freeze everything else.
 
-    First used in lesson 04, section 3.
+    First used in lesson 05, section 7.
 
     Raises:
         ModelError: if one of the layers is not in this model; peft alone says so only
@@ -101,7 +98,7 @@ def training_arguments(
     measured after every epoch, and in the end the best epoch is kept; arithmetic is in
     the precision that is the faster on this machine (`Machine.bf16`).
 
-    Shown in lesson 04, section 4.
+    First used in lesson 05, section 2.
 
     Args:
         settings: learning rate, epochs and batch size come from here.
@@ -163,7 +160,7 @@ def choose_attention(
 ) -> str:
     """Choose the attention to load a model with for training: "eager" or "sdpa".
 
-    First used in lesson 04, section 1.
+    First used in lesson 05, section 7.
 
     Args:
         settings: of the model.
@@ -242,10 +239,7 @@ def _require_answers(name: str, rows: Any) -> None:
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Return how many parameters are trained, and how many there are.
-
-    First used in lesson 04, section 3.
-    """
+    """Return how many parameters are trained, and how many there are."""
     # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()

@@ -24,8 +24,6 @@ def track_runs(build: Path) -> None:
 
     Where the variable MLFLOW_TRACKING_URI is set, such as to the ARN of an MLflow
     server on SageMaker, the runs go there instead.
-
-    Shown in lesson 04, section 4.
     """
     # Neither reports on its use to its makers nor on the tables that it creates.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -45,8 +43,6 @@ def track_runs(build: Path) -> None:
 
 def tracked_history(run_name: str) -> list[dict[str, float]]:
     """Return the losses of the newest run of this name, as the Trainer logs them.
-
-    First used in lesson 04, section 4.
 
     Returns:
         Rows as in `trainer.state.log_history`, with `epoch`, `step`, and `loss` or
@@ -124,10 +120,7 @@ def tracked_run(arguments: TrainingArguments) -> str | None:
 def save_history(
     history: Sequence[Mapping[str, float]], settings: ModelSettings, file: str | Path
 ) -> Path:
-    """Write the Trainer's log and the settings to a JSON file, all or nothing.
-
-    First used in lesson 04, section 5.
-    """
+    """Write the Trainer's log and the settings to a JSON file, all or nothing."""
     from dataclasses import asdict
 
     content = {"settings": asdict(settings), "history": list(history)}

@@ -15,19 +15,35 @@ WRONG_ANSWERS = {
             "are narrow",
         ),
     ],
+    "check_accumulation": [
+        (
+            "def accumulate(model, parts):\n"
+            "    for part in parts:\n"
+            "        model(**part).loss.backward()",
+            "adds up 2 means",
+        ),
+        (
+            "def accumulate(model, parts):\n"
+            "    for part in parts:\n"
+            "        (model(**part).loss / len(parts)).backward()",
+            "every part counts the same",
+        ),
+        (
+            "def accumulate(model, parts):\n"
+            "    for part in parts:\n"
+            "        model.zero_grad()\n"
+            "        model(**part).loss.backward()",
+            "only the last part",
+        ),
+    ],
     "check_best_epoch": [
         (
-            'best_epoch = min(small_run, key=lambda row: row.get("loss", 99))["epoch"]',
+            'best_epoch = min(history, key=lambda row: row.get("loss", 99))["epoch"]',
             "the training loss is lowest",
         ),
         (
-            'best_epoch = min(r["eval_loss"] for r in small_run if "eval_loss" in r)',
+            'best_epoch = min(r["eval_loss"] for r in history if "eval_loss" in r)',
             "that is the loss",
-        ),
-        (
-            'measured = [r["eval_loss"] for r in small_run if "eval_loss" in r]\n'
-            "best_epoch = measured.index(min(measured))",
-            "count from 0",
         ),
     ],
 }
