@@ -82,7 +82,7 @@ def in_md(text: str) -> Markdown:
 def show_source(*things: Any) -> None:
     """Show the source of functions, classes, modules or files, in that order.
 
-    First used in lesson 03, section 2.
+    First used in lesson 03, section 7.
 
     Raises:
         FileNotFoundError: if a path leads nowhere.
@@ -546,7 +546,7 @@ def plot_bars(
 ) -> None:
     """Plot groups of bars with their heights, one bar of each series in a group.
 
-    First used in lesson 04, section 7.
+    First used in lesson 05, section 2.
 
     Args:
         bars: name of a series → group → height, with its 95% interval where it is an
