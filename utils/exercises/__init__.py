@@ -9,4 +9,6 @@
 - `lesson_06`: deployment.
 - `experiment_01_inside_attention`: heads.
 - `experiment_02_prompts_measured`: prompts, measured.
+- `experiment_04_methods_compared`: ways to fine-tune.
+- `experiment_04_quantisation`: 8 and 4 bits.
 """
