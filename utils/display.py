@@ -849,10 +849,18 @@ def plot_paths(
     axes.set(xlabel=x, ylabel=y)
     for axis in logarithmic:
         getattr(axes, f"set_{axis}scale")("log")
+        scale = getattr(axes, f"{axis}axis")
+        scale.set_major_formatter(lambda value, _: f"{value:g}")
+        scale.set_minor_formatter(lambda value, _: _if_two_or_five(value))
     drawn = _draw_guess(axes, my_guess)
     columns = min(len(paths) + drawn, 4)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     _show(figure, f"{y} against {x}, for: {', '.join(paths)}")
+
+
+def _if_two_or_five(value: float) -> str:
+    """Return a number that begins with 2 or 5 as text, another one as nothing."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
 
 
 # --- 05: evaluation ---

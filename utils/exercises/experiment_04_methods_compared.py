@@ -54,9 +54,7 @@ def check_scaled(scaled: type, model: Any, batch: Mapping[str, Any]) -> str:
     try:
         loss = model(**batch).loss
     except Exception as error:
-        raise Wrong(
-            f"the model stops with {type(error).__name__}: {error}."
-        ) from error
+        raise Wrong(f"the model stops with {type(error).__name__}: {error}.") from error
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise Wrong("nothing would be trained: a torch.nn.Parameter is, a tensor not.")

@@ -73,9 +73,7 @@ def check_split(
         try:
             found = split(x, weight)
         except Exception as error:
-            raise Wrong(
-                f"split stops with {type(error).__name__}: {error}."
-            ) from error
+            raise Wrong(f"split stops with {type(error).__name__}: {error}.") from error
         if getattr(found, "shape", None) != exact.shape:
             raise Wrong(f"expected a product of shape {tuple(exact.shape)}.")
         apart = ((found - exact).norm() / exact.norm()).item()

@@ -29,7 +29,8 @@ WRONG_ANSWERS = {
             "have to be added",
         ),
         (
-            _SPLIT + "large = x.abs() > threshold\n    return x[large] @ weight[large].T",
+            _SPLIT + "large = x.abs() > threshold\n"
+            "    return x[large] @ weight[large].T",
             "split stops with",
         ),
         (_SPLIT + "return x", "expected a product of shape"),
