@@ -67,8 +67,8 @@ def check_split(
     worst = 0.0
     for places, rows in (((), 1), ((3,), 1), ((0, 70), 4)):
         x = torch.randn(rows, weight.shape[1], generator=draw).clamp(-4, 4)
-        for place in places:
-            x[0, place] = -60.0 if place else 60.0
+        for place, large in zip(places, (60.0, -60.0), strict=False):
+            x[0, place] = large
         exact = x @ weight.T
         try:
             found = split(x, weight)
