@@ -853,7 +853,7 @@ def plot_paths(
         scale.set_major_formatter(lambda value, _: f"{value:g}")
         scale.set_minor_formatter(lambda value, _: _if_two_or_five(value))
     drawn = _draw_guess(axes, my_guess)
-    columns = min(len(paths) + drawn, 4)
+    columns = min(len(paths) + drawn, 3)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     _show(figure, f"{y} against {x}, for: {', '.join(paths)}")
 
