@@ -868,6 +868,52 @@ def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
     _show(figure, description, [value for name in shares for value in runs[name]])
 
 
+def plot_paths(
+    paths: Mapping[str, Sequence[tuple[float, float]]],
+    x: str,
+    y: str,
+    logarithmic: str = "xy",
+    my_guess: Guess = ...,
+) -> None:
+    """Plot lines through points, one line a name.
+
+    First used in experiment 04_methods_compared, section 3.
+
+    Args:
+        paths: name → points (x, y), in the order in which the line visits them.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+        logarithmic: which axes are, "x", "y", both or "".
+        my_guess: the reader's height, or x → height.
+
+    Raises:
+        ValueError: if there is nothing to plot.
+    """
+    if not paths or not all(paths.values()):
+        raise ValueError("There are no points to plot: give each line at least one.")
+    figure, axes = _figure()
+    markers = "os^Dvp*"
+    for number, (name, points) in enumerate(paths.items()):
+        look = {"marker": markers[number % len(markers)], "markersize": 5}
+        look["color"] = (*SERIES, GREY)[number % (len(SERIES) + 1)]
+        axes.plot(*zip(*points, strict=True), label=name, **look)
+    axes.set(xlabel=x, ylabel=y)
+    for axis in logarithmic:
+        getattr(axes, f"set_{axis}scale")("log")
+        scale = getattr(axes, f"{axis}axis")
+        scale.set_major_formatter(lambda value, _: f"{value:g}")
+        scale.set_minor_formatter(lambda value, _: _if_two_or_five(value))
+    drawn = _draw_guess(axes, my_guess)
+    columns = min(len(paths) + drawn, 3)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
+    _show(figure, f"{y} against {x}, for: {', '.join(paths)}")
+
+
+def _if_two_or_five(value: float) -> str:
+    """Return a number that begins with 2 or 5 as text, another one as nothing."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
+
+
 # --- 05: evaluation ---
 
 

@@ -10,4 +10,6 @@
 - `experiment_01_inside_attention`: heads.
 - `experiment_02_prompts_measured`: prompts, measured.
 - `experiment_03_new_tokens`: tokens that are added to a vocabulary.
+- `experiment_04_methods_compared`: ways to fine-tune.
+- `experiment_04_quantisation`: 8 and 4 bits.
 """

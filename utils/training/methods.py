@@ -29,11 +29,11 @@ from utils.helpers import (
     preprocess_batch,
 )
 from utils.models import (
-    MODELS,
     ModelSettings,
     generate,
     load_model,
     load_tokenizer,
+    settings_for,
     this_machine,
 )
 from utils.templates import Template, TemplateError, template_for
@@ -231,7 +231,7 @@ def make_study(
     """
     from utils.tasks import problems
 
-    settings = settings if n_parameters <= SMALL else MODELS["lab"]
+    settings = settings if n_parameters <= SMALL else settings_for("lab")
     settings = replace(settings, epochs=1, batch_size=STUDY_BATCH)
     tokenizer = load_tokenizer(settings)
     template = template_for(settings, tokenizer)
