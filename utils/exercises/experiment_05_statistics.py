@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from utils.evaluation.scores import questions_needed
-from utils.exercises.frame import NotTried, Wrong, exercise, read_number
+from utils.exercises.frame import NotTried, Wrong, exercise
 
 WORDS, FORMATS = 60, 4
 CANDIDATES, ASKED, REPORTS = 16, 80, 400
@@ -131,51 +130,7 @@ def _mean_report(
         try:
             said.append(float(report(hits)))
         except Exception as error:
-            raise Wrong(f"report stops with {type(error).__name__}: {error}.") from error
+            raise Wrong(
+                f"report stops with {type(error).__name__}: {error}."
+            ) from error
     return float(np.mean(said))
-
-
-@exercise("a number of words")
-def check_words(
-    n_words: float, by_word: Sequence[Sequence[float]] | np.ndarray, gain: float
-) -> str:
-    """Check how many clusters find a gain four times in five.
-
-    First used in experiment 05_statistics, section 6.
-
-    Args:
-        n_words: the learner's answer.
-        by_word: what is known of the gains, a row a word and a column a format.
-        gain: to be found.
-    """
-    number = read_number(n_words, "a number of words")
-    values = np.asarray(by_word, float)
-    wanted = questions_needed(float(values.mean(axis=1).std()), gain)
-    answers = questions_needed(float(values.std()), gain)
-    formats = values.shape[1]
-
-    def near(other: float) -> bool:
-        return abs(number - other) <= max(2.0, 0.06 * other)
-
-    if near(wanted):
-        return f"{number:,.0f} words, and {formats} times as many answers."
-    if near(wanted * formats):
-        raise Wrong(
-            f"that is how many answers you need. Each word gives {formats} of them."
-        )
-    if near(answers):
-        raise Wrong(
-            "that takes the spread from answer to answer, and so counts each format "
-            "as a question of its own."
-        )
-    if near(answers / formats):
-        raise Wrong(
-            f"dividing by {formats} alone treats the formats of a word as independent: "
-            "multiply by the design effect, too."
-        )
-    if number < wanted:
-        raise Wrong(
-            "too few. The spread is that of the words' mean gains, "
-            "by_word.mean(axis=1).std(); it is not divided by the root of their number."
-        )
-    raise Wrong("too many. Which spread did you take, and which gain, as a share?")

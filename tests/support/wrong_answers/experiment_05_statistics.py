@@ -47,21 +47,4 @@ WRONG_ANSWERS = {
         ("report = lambda hits: hits[hits]", "stops with IndexError"),
         ("report = 0.8", "expected a function"),
     ],
-    "check_words": [
-        ("n_words = questions_needed(by_word.std(), 0.05)", "answer to answer"),
-        ("n_words = questions_needed(by_word.std(), 0.05) / 4", "design effect, too"),
-        (
-            "n_words = 4 * questions_needed(by_word.mean(axis=1).std(), 0.05)",
-            "how many answers",
-        ),
-        (
-            "n_words = questions_needed(by_word.mean(axis=1).std() / 80**0.5, 0.05)",
-            "root of their number",
-        ),
-        (
-            "n_words = questions_needed(by_word.mean(axis=1).std(), 0.01)",
-            "Which spread",
-        ),
-        ('n_words = "many"', "expected a number"),
-    ],
 }
