@@ -9,4 +9,5 @@
 - `lesson_06`: deployment.
 - `experiment_01_inside_attention`: heads.
 - `experiment_02_prompts_measured`: prompts, measured.
+- `experiment_05_statistics`: the statistics of evaluation.
 """

@@ -44,7 +44,7 @@ WRONG_ANSWERS = {
             "    return hits[best, 40:].sum() / 80",
             "by the share of its hits",
         ),
-        ("report = lambda hits: hits[hits]", "stops with IndexError"),
+        ("report = lambda hits: hits[hits]", "stops with TypeError"),
         ("report = 0.8", "expected a function"),
     ],
 }
