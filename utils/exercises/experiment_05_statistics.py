@@ -72,7 +72,7 @@ def check_cluster_interval(cluster_interval: Callable[..., Any]) -> str:
     )
 
 
-@exercise("a function that scores the winner on other words")
+@exercise("a function that scores the winner on other questions")
 def check_report(report: Callable[[np.ndarray], float]) -> str:
     """Check that a reported score is what the winner is worth, on simulated hits.
 
@@ -88,12 +88,12 @@ def check_report(report: Callable[[np.ndarray], float]) -> str:
     if abs(alike - greatest) < TOLERANCE / 2:
         raise NotTried(
             f"of {CANDIDATES} candidates that are all right on {SHARE:.0%}, report "
-            f"says {alike:.0%}; score the winner on words that did not choose it."
+            f"says {alike:.0%}; score the winner on questions that did not choose it."
         )
     if alike > SHARE + TOLERANCE:
         raise Wrong(
             f"of candidates that are all right on {SHARE:.0%}, report still says "
-            f"{alike:.0%}: some words both choose the winner and score it."
+            f"{alike:.0%}: some questions both choose the winner and score it."
         )
     if alike < SHARE - TOLERANCE:
         raise Wrong(
