@@ -65,6 +65,16 @@ def accuracy(half: str, rule: bool, encoder=None, references=None) -> float:
 # --- measured on answers labelled by hand ---
 
 
+def test_experiment_05_has_the_held_out_half() -> None:
+    path = FAQS_DATA.with_name("judged_answers.csv")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    held_out = labelled("held out")
+    assert rows == [
+        {name: row[name] for name in row if name != "half"} for row in held_out
+    ]
+
+
 def test_the_labelled_answers_are_many_mixed_and_of_all_kinds() -> None:
     rows = labelled(HALVES[0]) + labelled(HALVES[1])
     assert len(rows) >= 160

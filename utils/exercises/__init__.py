@@ -12,4 +12,5 @@
 - `experiment_03_new_tokens`: tokens that are added to a vocabulary.
 - `experiment_04_methods_compared`: ways to fine-tune.
 - `experiment_04_quantisation`: 8 and 4 bits.
+- `experiment_05_statistics`: the statistics of evaluation.
 """
