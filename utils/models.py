@@ -464,7 +464,7 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
     training after that fails (layers with biases) or follows wrong gradients (without),
     and merging an adapter makes the weights useless.
 
-    Shown in lesson 04, section 1.
+    Shown in experiment 04_quantisation, section 5.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
