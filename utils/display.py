@@ -877,7 +877,7 @@ def plot_paths(
 ) -> None:
     """Plot lines through points, one line a name.
 
-    First used in experiment 04_methods_compared, section 3.
+    First used in experiment 04_methods_compared, section 1.
 
     Args:
         paths: name → points (x, y), in the order in which the line visits them.

@@ -465,6 +465,8 @@ def keep_4bit_trainable(model: torch.nn.Module) -> None:
     gradients repacks its weights for a kernel that has no backward pass, for good. Any
     training after that fails (layers with biases) or follows wrong gradients (without),
     and merging an adapter makes the weights useless.
+
+    Shown in experiment 04_quantisation, section 5.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -71,6 +71,8 @@ class Bottleneck(nn.Module):
     output + up(gelu(down(output))), as in Houlsby et al., arXiv 1902.00751. `up` starts
     as zeros, so at first nothing changes.
 
+    Shown in experiment 04_methods_compared, section 2.
+
     Args:
         layer: whose output has the shape (…, width).
         width: of the model.
@@ -91,7 +93,10 @@ class Bottleneck(nn.Module):
 
 
 def add_bottlenecks(base: PreTrainedModel, narrow: int = BOTTLENECK) -> PreTrainedModel:
-    """Freeze a model and put a `Bottleneck` after each feed-forward network."""
+    """Freeze a model and put a `Bottleneck` after each feed-forward network.
+
+    First used in experiment 04_methods_compared, section 2.
+    """
     base.requires_grad_(False)
     for block in [part for part in base.modules() if hasattr(part, "mlp")]:
         detour = Bottleneck(block.mlp, base.config.hidden_size, narrow)
@@ -217,6 +222,8 @@ def make_study(
     n_questions: int = 30,
 ) -> Study:
     """Take rows and questions from all over a templated data set for a comparison.
+
+    First used in experiment 04_methods_compared, section 1.
 
     Args:
         settings: of the model at hand; a large one is replaced by the lab model.
@@ -354,6 +361,8 @@ def fine_tune(
 def measure(model: nn.Module, study: Study) -> dict[str, float]:
     """Measure what a study asks of a model.
 
+    First used in experiment 04_methods_compared, section 4.
+
     Returns:
         `loss`, the held-out loss in nats a token; `right`, the share of right answers
         to the study's questions; `kept`, the share of solved problems of its earlier
@@ -380,6 +389,8 @@ def loss_on(model: nn.Module, study: Study, rows: Sequence[Mapping[str, Any]]) -
 
     Unlike `scores.token_losses` it asks the model for it, and so counts right where
     a method puts tokens of its own in front.
+
+    First used in experiment 04_methods_compared, section 1.
     """
     batch = _batch(model, study, rows)
     with torch.inference_mode():
@@ -397,6 +408,8 @@ def training_megabytes(
     model: nn.Module, study: Study, rows: int = STUDY_BATCH
 ) -> float:
     """Count what training holds in memory, in MB; nothing is measured.
+
+    First used in experiment 04_methods_compared, section 2.
 
     Weights, for each trained number its gradient and Adam's two averages, and what one
     forward pass keeps for the backward pass.
