@@ -50,6 +50,8 @@ class ReplayError(CourseError, ValueError):
 def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
     """Draw instructions from the lab model's earlier skills, none of them twice.
 
+    First used in experiment 04_methods_compared, section 1.
+
     A row takes the prompt of a task as its instruction and what the model learned to
     write after it as its response. The kinds of task go round. Pairs of words and of
     operands that examinations ask for are left out (`tasks.held_out`,
@@ -75,6 +77,8 @@ def skill_rows(n_rows: int, seed: int = DEFAULT_SEED) -> list[dict[str, str]]:
 
 def in_corpus_form(row: Mapping[str, str], end_of_text: str) -> dict[str, str]:
     """Return the row with its texts in the form of the lab model's corpus.
+
+    First used in experiment 04_methods_compared, section 1.
 
     Args:
         row: one of `skill_rows`.

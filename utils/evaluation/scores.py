@@ -520,6 +520,8 @@ def exact_match(answer: str, expected: str) -> bool:
 def token_f1(answer: str, expected: str) -> float:
     """Return the harmonic mean of precision and recall, counted in words.
 
+    First used in experiment 05_statistics, section 7.
+
     Precision: how much of the answer is expected. Recall: how much of what is expected
     the answer has. The order of words does not count.
     """
