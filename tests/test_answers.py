@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.course import FAQS_DATA, CourseError
+from utils.course import FAQS_DATA, ROOT, CourseError
 from utils.dataset.facts import is_right, load_facts
 from utils.encoder import load_encoder
 from utils.evaluation.answers import (
@@ -25,7 +25,7 @@ from utils.evaluation.answers import (
 from utils.evaluation.scores import proportion
 from utils.lab_model.evaluate import rows_of
 
-LABELLED = Path(__file__).parent / "support" / "judged_answers.csv"
+LABELLED = ROOT / "data" / "judged_answers.csv"
 HALVES = ("development", "held out")
 
 
