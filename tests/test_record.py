@@ -243,3 +243,35 @@ def test_the_table_shows_the_mean_over_seeds_and_an_interval_of_one_run() -> Non
     lines = record.table({"stages": stages}).split("\n")
     assert lines[2].endswith("| 126 | 25% (20 to 40) | 95% (90 to 100) |")
     assert lines[4].endswith("printed | 126 | 25% (20 to 40) | |")
+
+
+# --- reading a record ---
+
+
+def test_a_figure_is_read_with_its_interval_and_a_missing_one_is_none() -> None:
+    numbers = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
+    kept = {"stages": {"untuned": {"figures": {"right": numbers}}}}
+    assert recorded(kept, "untuned", "right") == Estimate(0.5, 0.25, 0.75, 40)
+    assert recorded(kept, "untuned", "wrong") is None
+    assert recorded(kept, "format_0", "right") is None
+
+
+def test_cases_are_those_of_each_system_that_was_recorded() -> None:
+    numbers = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40, "groups": 20}
+    figures = {"open book, right: no notes": numbers}
+    stages = {name: {"figures": figures} for name in ("open_book_1", "open_book_0")}
+    found = cases({"stages": stages | {"search": {"figures": {}}}})
+    assert list(found) == ["tuned, seed 0", "tuned, seed 1"]
+    assert found["tuned, seed 1"]["never trained, no note"].value == 0.5
+    assert found["tuned, seed 0"]["never trained, the right note"] is None
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_record_that_cannot_be_read_says_what_to_do(
+    content: str | None, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(record, "RECORDED", tmp_path)
+    if content:
+        (tmp_path / "trial.json").write_text(content, "utf-8")
+    with pytest.raises(RecordError, match=r"python -m utils\.record trial"):
+        read_record("trial")
