@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from support.tiny_models import tiny_gpt_neox
-from utils.evaluation.judging import blind_pairs
 from utils.evaluation.answers import judge_for
+from utils.evaluation.judging import blind_pairs, labelled_answers
 from utils.evaluation.scores import paired_difference, questions_needed
 from utils.exercises.frame import Verdict, Wrong, exercise
 from utils.exercises.lesson_01 import (
@@ -37,7 +37,6 @@ from utils.exercises.lesson_05 import (
     check_judge,
     check_questions,
     check_votes,
-    labelled_answers,
 )
 from utils.exercises.lesson_06 import check_forgotten_endpoint
 from utils.models import MODELS
@@ -428,11 +427,9 @@ def test_wrong_best_epochs_get_their_hint(epoch, hint: str) -> None:
 # --- 05 ---
 
 
-
 def test_the_courses_judge_passes() -> None:
     def judged(answer: str, row: dict[str, str]) -> bool:
-        asked = {"instruction": row["question"], "response": row["expected"], **row}
-        return judge_for([asked]).right([answer], [asked])[0]
+        return judge_for([row]).right([answer], [row])[0]
 
     assert check_judge(judged).passed
 

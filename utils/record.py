@@ -762,48 +762,59 @@ CASES = {
 """What matters where questions are answered → the figure that says how it went."""
 
 
-def read_record(name: str = "smollm2") -> dict[str, Any]:
-    """Read a record, as `record` wrote it.
-
-    Raises:
-        RecordError: if there is none, or it is damaged.
-    """
-    file = RECORDED / f"{name}.json"
+@functools.cache
+def _read(file: Path) -> dict[str, Any]:
+    """Read a record, as `record` wrote it."""
     try:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(
-            f"{portable_name(file)} cannot be read ({type(error).__name__}): restore it "
-            f"from the repository, or run `python -m utils.record {name}`."
+            f"{portable_name(file)} cannot be read ({type(error).__name__}): restore "
+            f"it from the repository, or run `python -m utils.record {file.stem}`."
         ) from None
 
 
-def recorded(found: Mapping[str, Any], run: str, name: str) -> Estimate | None:
+def recorded(run: str, name: str, model: str = "smollm2") -> Estimate | None:
     """Return a figure of a record with its interval; None if it was not recorded.
 
+    First used in lesson 05, section 2.
+
     Args:
-        found: the record.
         run: the stage that measured it, such as "open_book_0".
         name: of the figure.
+        model: whose record is read.
+
+    Raises:
+        RecordError: if there is no record, or it is damaged.
     """
-    numbers = found["stages"].get(run, {}).get("figures", {}).get(name)
+    stages = _read(RECORDED / f"{model}.json")["stages"]
+    numbers = stages.get(run, {}).get("figures", {}).get(name)
     if numbers is None:
         return None
     return Estimate(*(numbers[key] for key in ("value", "low", "high", "n")))
 
 
-def cases(found: Mapping[str, Any]) -> dict[str, dict[str, Estimate | None]]:
+def cases(model: str = "smollm2") -> dict[str, dict[str, Estimate | None]]:
     """Return system → what is asked (`CASES`) → its share, of the systems recorded.
 
     The tuned model is there once for each seed that it was trained with.
+
+    First used in lesson 05, section 2.
+
+    Args:
+        model: whose record is read.
+
+    Raises:
+        RecordError: if there is no record, or it is damaged.
     """
+    stages = _read(RECORDED / f"{model}.json")["stages"]
     runs = {"untuned": "untuned"}
-    tuned = (stage for stage in sorted(found["stages"]) if stage.startswith("open_book"))
+    tuned = (stage for stage in sorted(stages) if stage.startswith("open_book"))
     runs |= {f"tuned, seed {stage.rpartition('_')[2]}": stage for stage in tuned}
     return {
-        system: {case: recorded(found, run, name) for case, name in CASES.items()}
+        system: {case: recorded(run, name, model) for case, name in CASES.items()}
         for system, run in runs.items()
-        if run in found["stages"]
+        if run in stages
     }
 
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from utils.course import ROOT
 from utils.exercises.frame import Wrong, exercise, read_number
 
-LABELLED = ROOT / "data" / "judged_answers.csv"
 AGREEMENT = 0.78
 """Share of the labelled answers on which a learner's judge must agree with people."""
 INSIDE = "The limit is 128 days."
 """A labelled answer in which the right one, 28 days, is part of another number."""
-
-
-def labelled_answers() -> list[dict[str, str]]:
-    """Return the answers that people labelled; `right` is "yes" or "no"."""
-    with LABELLED.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @exercise("`my_judge`, once you have changed it")
@@ -30,9 +21,11 @@ def check_judge(my_judge: Callable[[str, Mapping[str, str]], bool]) -> str:
     First used in lesson 05, section 3.
 
     Args:
-        my_judge: says whether an answer is right; its row has `question`, `expected`,
-            `must_say` and `must_not_say`.
+        my_judge: says whether an answer is right; its row has `instruction`,
+            `response`, `must_say` and `must_not_say`.
     """
+    from utils.evaluation.judging import labelled_answers
+
     if not callable(my_judge):
         raise Wrong(f"expected a function, found {type(my_judge).__name__}.")
     rows = labelled_answers()
@@ -96,7 +89,9 @@ def check_interval(
         try:
             low, high = interval(gains, list(facts), **options)
         except Exception as problem:
-            raise Wrong(f"interval raises {type(problem).__name__}: {problem}.") from None
+            raise Wrong(
+                f"interval raises {type(problem).__name__}: {problem}."
+            ) from None
         low, high = (read_number(one, "two bounds") for one in (low, high))
         return low, high, high - low
 
