@@ -49,7 +49,7 @@ class ReportError(CourseError, ValueError):
 def fingerprint(adapter: str | Path) -> str:
     """Return the SHA-256 of an adapter's weights, to know later what was evaluated.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
     """
     weights = Path(adapter) / "adapter_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -58,7 +58,7 @@ def fingerprint(adapter: str | Path) -> str:
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write evaluation.json and evaluation.html.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
 
     Args:
         folder: where to.
@@ -100,7 +100,7 @@ def _plain(value: Any) -> dict[str, float]:
 def read_report(file: str | Path) -> dict[str, Any]:
     """Read an evaluation.json.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
 
     Raises:
         ReportError: if it is none, or of another version of the course.

@@ -154,8 +154,6 @@ def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
 def check_questions(n_questions: int, differences: Sequence[float], gain: float) -> str:
     """Check how many questions show a gain of this size four times in five.
 
-    First used in experiment 05_statistics.
-
     Args:
         n_questions: the learner's answer.
         differences: tuned minus base on each of the questions asked so far.
