@@ -21,7 +21,7 @@ SECTIONS = ("model", "data", "adapter", "right", "loss", "text", "skills", "retr
 
 PART_NAMES = {
     "wording": "Trained facts, asked in other words",
-    "fact": "Facts it has read, never trained to answer",
+    "fact": "Facts that no training row mentions",
     "unread": "Facts it has never read",
     "test": "Questions held out",
     "validation": "Questions that chose the epoch",
@@ -185,7 +185,7 @@ luck.</p>
 <p>Tuning on one task can cost others. Replay mixes old tasks into the new ones.</p>
 <h2>Looking answers up instead</h2>
 <table>{_head("questions on", *ways)}{found}</table>
-<p>What changes often, or was never read, is looked up. Form and tone are tuned.</p>
+<p>Looking up needs no training, and follows every change of the documents.</p>
 {people}
 <h2>What was evaluated</h2>
 <p><small>Model {escape(str(report["model"]))}, data {escape(str(report["data"]))},
