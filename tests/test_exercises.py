@@ -18,8 +18,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from support.tiny_models import tiny_gpt_neox
-from utils.evaluation.judging import blind_pairs
-from utils.evaluation.scores import questions_needed, words
+from utils.evaluation.answers import judge_for
+from utils.evaluation.judging import blind_pairs, labelled_answers
+from utils.evaluation.scores import paired_difference, questions_needed
 from utils.exercises.experiment_03_new_tokens import (
     check_megabytes,
     check_token_config,
@@ -38,9 +39,9 @@ from utils.exercises.lesson_04 import (
     check_lora_parameters,
 )
 from utils.exercises.lesson_05 import (
-    check_held_out_loss,
+    check_interval,
+    check_judge,
     check_questions,
-    check_token_f1,
     check_votes,
 )
 from utils.exercises.lesson_06 import check_forgotten_endpoint
@@ -584,46 +585,53 @@ def test_wrong_best_epochs_get_their_hint(epoch, hint: str) -> None:
 
 # --- 05 ---
 
-BATCHES = ([0.5, 2.0], [90, 10])
+
+def test_the_courses_judge_passes() -> None:
+    def judged(answer: str, row: dict[str, str]) -> bool:
+        return judge_for([row]).right([answer], [row])[0]
+
+    assert check_judge(judged).passed
 
 
-@pytest.mark.parametrize("loss", [0.65, torch.tensor(0.65), numpy.float64(0.65)])
-def test_right_held_out_loss(loss) -> None:
-    assert check_held_out_loss(loss, *BATCHES).passed
+def test_a_judge_sees_neither_the_answer_in_its_row_nor_the_label() -> None:
+    seen = []
+
+    def judged(answer: str, row: dict[str, str]) -> bool:
+        seen.append(set(row))
+        return False
+
+    assert rejected(check_judge(judged), "calls every answer wrong")
+    assert len(seen) == len(labelled_answers())
+    assert not set.union(*seen) & {"answer", "right", "kind"}
+
+
+def test_a_judge_of_no_obvious_fault_is_sent_to_look() -> None:
+    turns = iter(range(10_000))
+    assert rejected(check_judge(lambda *_: next(turns) % 2 == 1), "another rule")
+
+
+def test_an_interval_that_draws_facts_passes_whatever_draws_it() -> None:
+    def whole(gains, facts, share=0.95):
+        if share != 0.95:
+            middle = float(numpy.mean(gains))
+            return middle - 0.05, middle + 0.05
+        found = paired_difference(gains, numpy.zeros(len(gains)), groups=facts)
+        return found.low, found.high
+
+    assert check_interval(whole).passed
 
 
 @pytest.mark.parametrize(
-    ("loss", "hint"),
-    [(0.1, "multiply each batch's mean"), ("0.65", "expected a loss")],
-)
-def test_wrong_held_out_losses_get_their_hint(loss, hint: str) -> None:
-    assert rejected(check_held_out_loss(loss, *BATCHES), hint)
-
-
-def shared_words(answer: str, expected: str) -> int:
-    return len(set(words(answer)) & set(words(expected)))
-
-
-@pytest.mark.parametrize(
-    ("f1", "hint"),
+    ("interval", "hint"),
     [
-        (
-            lambda a, e: shared_words(a, e) / len(set(words(a) + words(e))),
-            "the share of all words",
-        ),
-        (
-            lambda a, e: (
-                shared_words(a, e) * (1 / len(words(a)) + 1 / len(words(e))) / 2
-            ),
-            "the harmonic one",
-        ),
-        (lambda a, e: 0.0, "should be 0.571, not 0.000"),
-        (lambda a, e: "high", "expected a number from f1"),
-        (lambda a: 1.0, "raises TypeError"),
+        ("wide", "expected a function"),
+        (lambda gains, facts: (0.1,), "raises ValueError"),
+        (lambda gains, facts, share=0.95: (5.0, 6.0), "does not hold it"),
+        (lambda gains, facts, share=0.95: (-9.0, 9.0), "wide and should be about"),
     ],
 )
-def test_wrong_token_f1_gets_its_hint(f1: Callable, hint: str) -> None:
-    assert rejected(check_token_f1(f1), hint)
+def test_wrong_intervals_get_their_hint(interval, hint: str) -> None:
+    assert rejected(check_interval(interval), hint)
 
 
 JUDGED = blind_pairs(

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from support.tiny_models import tiny_chat_tokenizer, tiny_llama
 from utils import record
 from utils.course import ROOT
+from utils.evaluation.scores import Estimate
 from utils.models import load_model, settings_for
-from utils.record import RecordError, Road
+from utils.record import RecordError, Road, cases, recorded
 from utils.templates import TemplateError, load_template
 from utils.training.adapters import load_adapter
 
@@ -243,3 +244,46 @@ def test_the_table_shows_the_mean_over_seeds_and_an_interval_of_one_run() -> Non
     lines = record.table({"stages": stages}).split("\n")
     assert lines[2].endswith("| 126 | 25% (20 to 40) | 95% (90 to 100) |")
     assert lines[4].endswith("printed | 126 | 25% (20 to 40) | |")
+
+
+# --- reading a record ---
+
+
+@pytest.fixture
+def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a record of the name trial, with these stages."""
+
+    def write(stages: dict) -> None:
+        (tmp_path / "trial.json").write_text(json.dumps({"stages": stages}), "utf-8")
+
+    monkeypatch.setattr(record, "RECORDED", tmp_path)
+    return write
+
+
+NUMBERS = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40, "groups": 20}
+
+
+def test_a_figure_is_read_with_its_interval_and_a_missing_one_is_none(keep) -> None:
+    keep({"untuned": {"figures": {"right": NUMBERS}}})
+    assert recorded("untuned", "right", "trial") == Estimate(0.5, 0.25, 0.75, 40)
+    assert recorded("untuned", "wrong", "trial") is None
+    assert recorded("format_0", "right", "trial") is None
+
+
+def test_cases_are_those_of_each_system_that_was_recorded(keep) -> None:
+    figures = {"figures": {"open book, right: no notes": NUMBERS}}
+    keep({"open_book_1": figures, "open_book_0": figures, "search": {"figures": {}}})
+    found = cases("trial")
+    assert list(found) == ["tuned, seed 0", "tuned, seed 1"]
+    assert found["tuned, seed 1"]["never trained, no note"].value == 0.5
+    assert found["tuned, seed 0"]["never trained, the right note"] is None
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_record_that_cannot_be_read_says_what_to_do(
+    content: str | None, keep, tmp_path: Path
+) -> None:
+    if content:
+        (tmp_path / "trial.json").write_text(content, "utf-8")
+    with pytest.raises(RecordError, match=r"python -m utils\.record trial"):
+        recorded("untuned", "right", "trial")

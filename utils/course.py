@@ -70,7 +70,7 @@ def portable_name(path: Path | str) -> str:
     Outputs of notebooks are committed: an absolute path would differ elsewhere, and so
     would the place of an installation, in the repository or not.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
 
     Args:
         path: of a file or folder; a text is the id of something on the hub, and stays.

@@ -922,8 +922,6 @@ def show_losses(
 ) -> HTML:
     """Return tokens, each the redder the less the model expected it.
 
-    First used in lesson 05, section 2.
-
     Args:
         losses: of each token, in nats; as `evaluation.scores.token_losses` gives them.
         ids: as many token ids.
@@ -947,7 +945,7 @@ def show_losses(
 def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
     """Plot differences with their 95% intervals, a line each, and a line at zero.
 
-    First used in lesson 05, section 6.
+    First used in lesson 05, section 4.
 
     Args:
         differences: what was compared → difference.
@@ -972,10 +970,7 @@ def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
 
 
 def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
-    """Plot how often each class was expected (rows) and predicted (columns).
-
-    First used in lesson 05, section 4.
-    """
+    """Plot how often each class was expected (rows) and predicted (columns)."""
     if len(predicted) != len(expected) or not len(expected):
         raise ValueError(
             f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
@@ -1007,8 +1002,6 @@ def plot_questions_needed(
     needed: Mapping[str, Mapping[float, int]], asked: int
 ) -> None:
     """Plot how many questions it takes to find a difference, on logarithmic axes.
-
-    First used in lesson 05, section 7.
 
     Args:
         needed: design → difference (a share) → number of questions.

@@ -743,6 +743,81 @@ TABLE = {
 PRINTED = "right: the note found first, printed"
 
 
+CASES = {
+    "trained fact and wording, no note": "closed book, right: trained wordings",
+    "trained fact, free wording, no note": "closed book, right: free wordings",
+    "never trained, no note": "open book, right: no notes",
+    "never trained, the right note": "open book, right: the right note",
+    "never trained, the note found": "open book, right: the note found first",
+    "invented, the note found": (
+        "open book, right: the note found first, invented facts"
+    ),
+    "never trained, three notes shuffled": (
+        "open book, right: three notes, the right one among them, shuffled"
+    ),
+    "the note does not answer: refused": (
+        "open book, refused: one note that does not answer"
+    ),
+}
+"""What matters where questions are answered → the figure that says how it went."""
+
+
+@functools.cache
+def _read(file: Path) -> dict[str, Any]:
+    """Read a record, as `record` wrote it."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{portable_name(file)} cannot be read ({type(error).__name__}): restore "
+            f"it from the repository, or run `python -m utils.record {file.stem}`."
+        ) from None
+
+
+def recorded(run: str, name: str, model: str = "smollm2") -> Estimate | None:
+    """Return a figure of a record with its interval; None if it was not recorded.
+
+    First used in lesson 05, section 2.
+
+    Args:
+        run: the stage that measured it, such as "open_book_0".
+        name: of the figure.
+        model: whose record is read.
+
+    Raises:
+        RecordError: if there is no record, or it is damaged.
+    """
+    stages = _read(RECORDED / f"{model}.json")["stages"]
+    numbers = stages.get(run, {}).get("figures", {}).get(name)
+    if numbers is None:
+        return None
+    return Estimate(*(numbers[key] for key in ("value", "low", "high", "n")))
+
+
+def cases(model: str = "smollm2") -> dict[str, dict[str, Estimate | None]]:
+    """Return system → what is asked (`CASES`) → its share, of the systems recorded.
+
+    The tuned model is there once for each seed that it was trained with.
+
+    First used in lesson 05, section 2.
+
+    Args:
+        model: whose record is read.
+
+    Raises:
+        RecordError: if there is no record, or it is damaged.
+    """
+    stages = _read(RECORDED / f"{model}.json")["stages"]
+    runs = {"untuned": "untuned"}
+    tuned = (stage for stage in sorted(stages) if stage.startswith("open_book"))
+    runs |= {f"tuned, seed {stage.rpartition('_')[2]}": stage for stage in tuned}
+    return {
+        system: {case: recorded(run, name, model) for case, name in CASES.items()}
+        for system, run in runs.items()
+        if run in stages
+    }
+
+
 def table(found: Mapping[str, Any]) -> str:
     """Return the main figures of a record as a Markdown table.
 

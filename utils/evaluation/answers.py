@@ -12,7 +12,7 @@ Each row is judged by the best thing it has:
 Numbers in words, units and negations are read by `statements`. Likeness cannot see a
 negation or another number (to an encoder "28 days" and "5 days" are nearly the same),
 so numbers and negations must agree as well. How often each is right is measured on
-answers labelled by hand, in tests/support/judged_answers.csv.
+answers labelled by hand, in data/judged_answers.csv.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ neither a liking for a system nor for a side decides. Votes are stored as JSON l
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from utils.course import CourseError, portable_name
+from utils.course import ROOT, CourseError, portable_name
+from utils.evaluation.answers import Judge
 from utils.evaluation.scores import Proportion, proportion
 from utils.files import write_text
 from utils.helpers import DEFAULT_SEED
@@ -24,7 +26,28 @@ from utils.helpers import DEFAULT_SEED
 VOTES = ("A", "B", "=")
 """The answer on the left, the one on the right, or neither is better."""
 
+LABELLED = ROOT / "data" / "judged_answers.csv"
 FIELDS = ("question", "A", "B", "A_is", "B_is", "vote", "judge", "time")
+
+
+def labelled_answers(half: str | None = None) -> list[dict[str, str]]:
+    """Return answers that people labelled, to examine a judge with.
+
+    First used in lesson 05, section 3.
+
+    Args:
+        half: "development", on which the course's judge was written, "held out", or
+            None for both.
+
+    Returns:
+        Rows with `instruction`, `response`, `must_say`, `must_not_say`, the `answer`,
+        what `kind` it is, and whether it is `right`, "yes" or "no".
+    """
+    with LABELLED.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["instruction"], row["response"] = row.pop("question"), row.pop("expected")
+    return [row for row in rows if half in (None, row["half"])]
 
 
 class FeedbackError(CourseError, ValueError):
@@ -84,6 +107,26 @@ def blind_pairs(
         pair = Pair(question, first, second, one, other)
         pairs.append(pair.turned() if generator.random() < 0.5 else pair)
     return pairs
+
+
+def votes_of(
+    judge: Judge, pairs: Sequence[Pair], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Let a judge vote: for the answer that alone is right, else for neither.
+
+    First used in lesson 05, section 8.
+
+    Args:
+        judge: of answers.
+        pairs: as `blind_pairs` drew them.
+        rows: the questions, with what the judge needs.
+    """
+    row_of = {row["instruction"]: row for row in rows}
+    votes = []
+    for pair in pairs:
+        a, b = judge.right([pair.a, pair.b], [row_of[pair.question]] * 2)
+        votes.append("=" if a == b else "A" if a else "B")
+    return votes
 
 
 def store_votes(

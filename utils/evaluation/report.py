@@ -21,7 +21,7 @@ SECTIONS = ("model", "data", "adapter", "right", "loss", "text", "skills", "retr
 
 PART_NAMES = {
     "wording": "Trained facts, asked in other words",
-    "fact": "Facts it has read, never trained to answer",
+    "fact": "Facts that no training row mentions",
     "unread": "Facts it has never read",
     "test": "Questions held out",
     "validation": "Questions that chose the epoch",
@@ -49,7 +49,7 @@ class ReportError(CourseError, ValueError):
 def fingerprint(adapter: str | Path) -> str:
     """Return the SHA-256 of an adapter's weights, to know later what was evaluated.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
     """
     weights = Path(adapter) / "adapter_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -58,7 +58,7 @@ def fingerprint(adapter: str | Path) -> str:
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write evaluation.json and evaluation.html.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
 
     Args:
         folder: where to.
@@ -100,7 +100,7 @@ def _plain(value: Any) -> dict[str, float]:
 def read_report(file: str | Path) -> dict[str, Any]:
     """Read an evaluation.json.
 
-    First used in lesson 05, section 11.
+    First used in lesson 05, section 9.
 
     Raises:
         ReportError: if it is none, or of another version of the course.
@@ -185,7 +185,7 @@ luck.</p>
 <p>Tuning on one task can cost others. Replay mixes old tasks into the new ones.</p>
 <h2>Looking answers up instead</h2>
 <table>{_head("questions on", *ways)}{found}</table>
-<p>What changes often, or was never read, is looked up. Form and tone are tuned.</p>
+<p>Looking up needs no training, and follows every change of the documents.</p>
 {people}
 <h2>What was evaluated</h2>
 <p><small>Model {escape(str(report["model"]))}, data {escape(str(report["data"]))},

@@ -73,8 +73,6 @@ def product_pages(seed: int = DEFAULT_SEED) -> dict[str, list[str]]:
 def documentation(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return pages that should answer questions like these.
 
-    First used in lesson 05, section 10.
-
     Args:
         rows: training rows. Where they name facts of the course's table, these are the
             course's product pages; else every answer is a page, under its question.
@@ -251,8 +249,6 @@ class Retriever(Search):
 
     Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond,
     Foundations and Trends in Information Retrieval 3, 2009.
-
-    First used in lesson 05, section 10.
     """
 
     def __init__(

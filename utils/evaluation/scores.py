@@ -246,8 +246,6 @@ def questions_needed(
     n = ((z(1 - α/2) + z(power)) · spread / difference)², for a two-sided test of a mean
     of paired differences (Miller, Adding Error Bars to Evals, arXiv 2411.00640).
 
-    First used in lesson 05, section 7.
-
     Args:
         spread: standard deviation of the differences from question to question; for
             two independent samples instead of pairs, the root of the summed variances.
@@ -361,7 +359,7 @@ def held_out_loss(losses: Sequence[np.ndarray], seed: int = DEFAULT_SEED) -> Est
     The interval is the percentile bootstrap over rows at 95%, 2,000 resamples: the
     tokens of one answer are not independent. With one row it has no width.
 
-    First used in lesson 05, section 2.
+    First used in lesson 05, section 5.
 
     Args:
         losses: as `token_losses` returns them.
@@ -442,8 +440,6 @@ def words(text: str) -> list[str]:
     English. Here signs and decimals of numbers stay ("-5", "2.5"), as do "C++", "%" and
     "$"; any script's punctuation goes; composed letters equal composing ones; and where
     a script has no spaces, each character is a word.
-
-    First used in lesson 05, section 3.
     """
     found = _words(text, joint="")
     return [word for word in found if word not in ARTICLES] or found
@@ -513,7 +509,10 @@ def _spaced(text: str) -> str:
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Return whether two texts have the same words in the same order; see `words`."""
+    """Return whether two texts have the same words in the same order; see `words`.
+
+    First used in lesson 05, section 2.
+    """
     return words(answer) == words(expected)
 
 
@@ -599,8 +598,6 @@ def answer_kind(answer: str, row: Mapping[str, Any], right: bool | None = None) 
     else's value. "no such value" replies to another question, or to none. A row without
     a known fact has right answers and answers with "no such value" only.
 
-    First used in lesson 05, section 9.
-
     Args:
         answer: what a model said.
         row: the question, with what `answers.judge_for` needs.
@@ -621,8 +618,6 @@ def answer_class(answer: str, row: Mapping[str, Any]) -> str:
     """Return the value that an answer states, or "none" if it states none or several.
 
     A row without a known fact has the answer itself for its class.
-
-    First used in lesson 05, section 4.
     """
     if not known_fact(row.get("fact")):
         return " ".join(words(answer)) or "none"
@@ -635,8 +630,6 @@ def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.Da
 
     Precision: of the answers that name the class, the share that are right; NaN where
     none names it. Recall: of the questions whose answer it is, the share answered so.
-
-    First used in lesson 05, section 4.
 
     Returns:
         One row a class, the most frequent first: `questions`, `answers`, `precision`,

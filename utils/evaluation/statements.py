@@ -5,7 +5,7 @@ into words here in a way that spellings do not matter ("fifteen", "15"; "5GB",
 "5 gigabytes"; "a day", "24 hours") and that other values do ("5 GB" is neither in
 "15 GB" nor in "2.5 GB"; "C++" is not "C", "-5" is not "5"). `mentions` then tells
 whether a phrase is affirmed or denied. Its rules are for English and know the common
-constructions; tests/support/judged_answers.csv says how often they are right.
+constructions; data/judged_answers.csv says how often they are right.
 """
 
 from __future__ import annotations

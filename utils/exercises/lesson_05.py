@@ -3,112 +3,123 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from utils.exercises.frame import Wrong, exercise, read_number
 
-
-@exercise("the loss of a token")
-def check_held_out_loss(
-    loss: float, batch_losses: Sequence[float], batch_tokens: Sequence[int]
-) -> str:
-    """Check the token-weighted loss, from the mean loss and the tokens of each batch.
-
-    First used in lesson 05, section 2.
-
-    Args:
-        loss: the learner's answer.
-        batch_losses: mean loss of a token in each batch, in nats.
-        batch_tokens: labelled tokens of each batch.
-    """
-    loss = read_number(loss, "a loss")
-    pairs = list(zip(batch_losses, batch_tokens, strict=True))
-    total, tokens = sum(one * n for one, n in pairs), sum(batch_tokens)
-
-    def close(other: float) -> bool:
-        return math.isclose(loss, other, rel_tol=1e-3)
-
-    if close(total / tokens):
-        return "every token counts once, whatever batch it came in."
-    if close(sum(batch_losses) / len(pairs)):
-        raise Wrong(
-            "that is the mean of the batches: the short one counts as much as the "
-            "long one. Weigh each by its tokens."
-        )
-    if close(total):
-        raise Wrong(
-            "that is the loss of all tokens together: divide it by their count."
-        )
-    if close(total / len(pairs)):
-        raise Wrong("divide by the number of tokens, not by the number of batches.")
-    if close(math.exp(total / tokens)):
-        raise Wrong("that is the perplexity: the loss is its logarithm.")
-    raise Wrong(
-        "multiply each batch's mean by its tokens, add up, divide by all tokens."
-    )
+AGREEMENT = 0.78
+"""Share of the labelled answers on which a learner's judge must agree with people."""
+INSIDE = "The limit is 128 days."
+"""A labelled answer in which the right one, 28 days, is part of another number."""
 
 
-@exercise("a function of an answer and the expected text")
-def check_token_f1(f1: Callable[[str, str], float]) -> str:
-    """Check a function for the token F1 of two texts, by words as `scores.words`.
+@exercise("`my_judge`, once you have changed it")
+def check_judge(my_judge: Callable[[str, Mapping[str, str]], bool]) -> str:
+    """Check a judge of answers on those that people labelled.
 
     First used in lesson 05, section 3.
-    """
-    from utils.evaluation.scores import token_f1, words
 
-    if not callable(f1):
-        raise Wrong(f"expected a function, found {type(f1).__name__}.")
-    cases = (
-        ("one two three", "one two four five"),
-        ("one one one", "one two"),
-        ("The one, two!", "one two"),
-        ("three", "one two"),
-    )
-    for answer, expected in cases:
+    Args:
+        my_judge: says whether an answer is right; its row has `instruction`,
+            `response`, `must_say` and `must_not_say`.
+    """
+    from utils.evaluation.judging import labelled_answers
+
+    if not callable(my_judge):
+        raise Wrong(f"expected a function, found {type(my_judge).__name__}.")
+    rows = labelled_answers()
+    hidden = ("answer", "right", "half", "kind")
+    verdicts = []
+    for row in rows:
+        seen = {name: text for name, text in row.items() if name not in hidden}
         try:
-            found = f1(answer, expected)
-        except ZeroDivisionError:
-            raise Wrong(
-                f"{answer!r} and {expected!r} share no word: return 0 before you "
-                "divide."
-            ) from None
+            verdicts.append(bool(my_judge(row["answer"], seen)))
         except Exception as problem:
             raise Wrong(
-                f"f1({answer!r}, {expected!r}) raises {type(problem).__name__}: "
-                f"{problem}."
+                f"my_judge raises {type(problem).__name__} for the answer "
+                f"{row['answer']!r}: {problem}."
             ) from None
-        found = read_number(found, f"a number from f1({answer!r}, {expected!r})")
-        right = token_f1(answer, expected)
-        if math.isclose(found, right, abs_tol=1e-6):
-            continue
-        said, wanted = words(answer), words(expected)
-        if answer == "one one one":
-            raise Wrong(
-                "'one one one' shares one word with 'one two', not three: a word "
-                "counts as often as it is in both."
-            )
-        if answer.startswith("The"):
-            raise Wrong("case, punctuation and articles should not count: use `words`.")
-        shared = len(set(said) & set(wanted))
-        if math.isclose(found, shared / len(said), abs_tol=1e-6):
-            raise Wrong(
-                "that is the precision alone: a long answer has to be complete."
-            )
-        if math.isclose(found, shared / len(wanted), abs_tol=1e-6):
-            raise Wrong("that is the recall alone: rambling would raise it.")
-        if math.isclose(found, shared / len(set(said + wanted)), abs_tol=1e-6):
-            raise Wrong("that is the share of all words that both have, not F1.")
-        if math.isclose(
-            found, (shared / len(said) + shared / len(wanted)) / 2, abs_tol=1e-6
-        ):
-            raise Wrong(
-                "that is their plain mean: F1 is the harmonic one, 2PR / (P + R)."
-            )
+    pairs = list(zip(rows, verdicts, strict=True))
+    agreed = [verdict == (row["right"] == "yes") for row, verdict in pairs]
+    share = sum(agreed) / len(rows)
+    if share >= AGREEMENT:
+        return f"your judge agrees with people on {share:.0%} of {len(rows)} answers."
+    got = f"it agrees on {share:.0%}, and {AGREEMENT:.0%} are asked for"
+    if len(set(verdicts)) == 1:
+        same = "right" if verdicts[0] else "wrong"
+        raise Wrong(f"{got}. It calls every answer {same}.")
+    if not any(verdict for row, verdict in pairs if "|" in row["must_say"]):
         raise Wrong(
-            f"f1({answer!r}, {expected!r}) should be {right:.3f}, not {found:.3f}."
+            f"{got}. It passes no answer of a row with several strings in must_say: "
+            "split the cell at '|'; one of them is enough."
         )
-    return "both shares count, and a word only as often as both have it."
+    if any(verdict for row, verdict in pairs if row["answer"] == INSIDE):
+        raise Wrong(
+            f"{got}. It finds '28 days' in '128 days': look for whole words, with no "
+            "letter, digit or point in front, and none behind."
+        )
+    raise Wrong(f"{got}. Look at what it gets wrong, and try another rule.")
+
+
+@exercise("`interval`, once you have changed it")
+def check_interval(
+    interval: Callable[[Any, Sequence[str]], Sequence[float]],
+) -> str:
+    """Check a bootstrap interval that must draw whole facts.
+
+    First used in lesson 05, section 4.
+
+    Args:
+        interval: takes gains, what each is about, and the share that the interval is to
+            hold; returns its bounds.
+    """
+    import numpy as np
+
+    if not callable(interval):
+        raise Wrong(f"expected a function, found {type(interval).__name__}.")
+    generator = np.random.default_rng(1)
+    single = generator.choice([-1.0, 0.0, 0.0, 1.0, 1.0], size=40)
+    # One wording a fact, and the same facts with three wordings that agree.
+    once = np.array([f"fact {number}" for number in range(40)])
+    order = generator.permutation(120)
+    gains, facts = np.repeat(single, 3)[order], np.repeat(once, 3)[order]
+
+    def width(gains: Any, facts: Any, **options: float) -> tuple[float, float, float]:
+        try:
+            low, high = interval(gains, list(facts), **options)
+        except Exception as problem:
+            raise Wrong(
+                f"interval raises {type(problem).__name__}: {problem}."
+            ) from None
+        low, high = (read_number(one, "two bounds") for one in (low, high))
+        return low, high, high - low
+
+    low, high, wide = width(gains, facts)
+    if not low <= gains.mean() <= high:
+        raise Wrong(
+            f"the mean gain is {gains.mean():.2f}, and your interval from {low:.2f} to "
+            f"{high:.2f} does not hold it: divide the sum of all drawn gains by their "
+            "number."
+        )
+    expected = 2 * 1.96 * single.std() / math.sqrt(40)
+    if wide < 0.01:
+        raise Wrong("the interval has no width: draw with replacement.")
+    if wide < 0.75 * expected:
+        raise Wrong(
+            "with each question three times, your interval gets narrower, as if there "
+            "were three times as many facts: draw names of facts, and take all "
+            "questions of each."
+        )
+    if wide > 1.3 * expected:
+        raise Wrong(
+            f"it is {wide:.2f} wide and should be about {expected:.2f}: draw as many "
+            "facts as there are, and divide the sum of the drawn gains by their number."
+        )
+    _, _, narrow = width(gains, facts, share=0.5)
+    if narrow > 0.6 * wide:
+        raise Wrong("the argument `share` must still decide how much is left outside.")
+    return "three wordings of a fact count as one draw, so they add no certainty."
 
 
 @exercise('a vote on each pair: "A", "B" or "="')
@@ -142,8 +153,6 @@ def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
 @exercise("a number of questions")
 def check_questions(n_questions: int, differences: Sequence[float], gain: float) -> str:
     """Check how many questions show a gain of this size four times in five.
-
-    First used in lesson 05, section 7.
 
     Args:
         n_questions: the learner's answer.

@@ -1,78 +1,60 @@
 """Mistakes planted in the exercises of 05_evaluation."""
 
 WRONG_ANSWERS = {
-    "check_held_out_loss": [
+    "check_judge": [
         (
-            "loss_of_all = sum(batch_losses) / len(batch_losses)",
-            "the mean of the batches",
+            "def my_judge(answer, row):\n    return True\n\n\nanswer = my_judge",
+            "calls every answer right",
+        ),
+        ("answer = my_judge", "split the cell at '|'"),
+        (
+            "def my_judge(answer, row):\n"
+            "    parts = row['must_say'].lower().split(' | ')\n"
+            "    return any(part in answer.lower() for part in parts)\n\n\n"
+            "answer = my_judge",
+            "'28 days' in '128 days'",
         ),
         (
-            "loss_of_all = sum(b * n for b, n in zip(batch_losses, batch_tokens))",
-            "all tokens together",
+            "def my_judge(answer, row):\n"
+            "    return row['must_say'] in row['answer']\n\n\nanswer = my_judge",
+            "raises KeyError",
         ),
-        (
-            "loss_of_all = sum(b * n for b, n in zip(batch_losses, batch_tokens)) "
-            "/ len(batch_losses)",
-            "not by the number of batches",
-        ),
-        (
-            "import math\n"
-            "total = sum(b * n for b, n in zip(batch_losses, batch_tokens))\n"
-            "loss_of_all = math.exp(total / sum(batch_tokens))",
-            "its logarithm",
-        ),
+        ("answer = my_judge('28 days', rows[0])", "expected a function"),
     ],
-    "check_token_f1": [
+    "check_interval": [
+        ("answer = interval", "gets narrower"),
         (
-            "def f1(answer, expected):\n"
-            "    found, wanted = set(words(answer)), set(words(expected))\n"
-            "    shared = len(found & wanted)\n"
-            "    return 2 * shared / (len(found) + len(wanted))",
-            "shares one word",
+            "def interval(gains, facts, share=0.95):\n"
+            "    return gains.mean(), gains.mean()\n\n\nanswer = interval",
+            "no width",
         ),
         (
-            "def f1(answer, expected):\n"
-            "    found, wanted = words(answer), words(expected)\n"
-            "    return sum(word in wanted for word in found) / len(found)",
-            "precision alone",
+            "def interval(gains, facts, share=0.95):\n"
+            "    generator = np.random.default_rng(0)\n"
+            "    names, place = np.unique(facts, return_inverse=True)\n"
+            "    sums = np.bincount(place, weights=gains)\n"
+            "    drawn = generator.integers(len(names), size=(5_000, len(names)))\n"
+            "    tail = (1 - share) / 2\n"
+            "    return np.quantile(sums[drawn].mean(axis=1), [tail, 1 - tail])"
+            "\n\n\nanswer = interval",
+            "divide the sum of the drawn gains",
         ),
         (
-            "def f1(answer, expected):\n"
-            "    found, wanted = words(answer), words(expected)\n"
-            "    return sum(word in found for word in wanted) / len(wanted)",
-            "recall alone",
+            "def interval(gains, facts, share=0.95):\n"
+            "    generator = np.random.default_rng(0)\n"
+            "    names, place = np.unique(facts, return_inverse=True)\n"
+            "    sums = np.bincount(place, weights=gains)\n"
+            "    counts = np.bincount(place)\n"
+            "    drawn = generator.integers(len(names), size=(5_000, len(names)))\n"
+            "    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)\n"
+            "    return np.quantile(means, [0.025, 0.975])\n\n\nanswer = interval",
+            "argument `share`",
         ),
-        (
-            "def f1(answer, expected):\n"
-            "    found, wanted = answer.split(), expected.split()\n"
-            "    shared = sum((Counter(found) & Counter(wanted)).values())\n"
-            "    return 2 * shared / (len(found) + len(wanted))",
-            "use `words`",
-        ),
-        (
-            "def f1(answer, expected):\n"
-            "    found, wanted = words(answer), words(expected)\n"
-            "    shared = sum((Counter(found) & Counter(wanted)).values())\n"
-            "    p, r = shared / len(found), shared / len(wanted)\n"
-            "    return 2 * p * r / (p + r)",
-            "before you divide",
-        ),
-        ('f1 = "both"', "expected a function"),
     ],
     "check_votes": [
         ('votes = ["A", "B"]', "give each pair one"),
         ('votes = ["tuned"] * len(pairs)', "name the side"),
         ('votes = ["left"] * len(pairs)', "it can be 'A', 'B' or '='"),
         ('votes = ["A"] * len(pairs)', "prefers nobody"),
-    ],
-    "check_questions": [
-        (
-            "n_questions = questions_needed("
-            "np.std(differences) / len(differences) ** 0.5, 0.05)",
-            "standard error",
-        ),
-        ("n_questions = questions_needed(np.var(differences), 0.05)", "the variance"),
-        ("n_questions = questions_needed(np.std(differences), 5)", "five points"),
-        ("n_questions = len(differences)", "standard deviation of `differences`"),
     ],
 }
