@@ -334,10 +334,7 @@ def model_shapes(model: str | None = None) -> tuple[Shape, ...]:
 def choose_quantisation(
     settings: ModelSettings, machine: Machine
 ) -> tuple[Literal["8bit", "none"], str]:
-    """Choose how to hold the frozen base on this machine, and say why.
-
-    First used in lesson 05, section 1.
-    """
+    """Choose how to hold the frozen base on this machine, and say why."""
     if not machine.gpu:
         return "none", (
             "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "

@@ -210,8 +210,6 @@ def with_replay(
 ) -> Dataset:
     """Return the training rows, and as many for replay as make up this share.
 
-    First used in lesson 05, section 7.
-
     Args:
         dataset: what 03_dataset_templating.ipynb writes, with `train` and `replay`.
         share: of all rows that are returned, from 0 to below 1.

@@ -243,6 +243,8 @@ def questions_needed(
 ) -> int:
     """Return how many questions show a difference of this size, if it is there.
 
+    First used in experiment 05_statistics, section 6.
+
     n = ((z(1 - α/2) + z(power)) · spread / difference)², for a two-sided test of a mean
     of paired differences (Miller, Adding Error Bars to Evals, arXiv 2411.00640).
 

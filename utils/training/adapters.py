@@ -196,8 +196,6 @@ def load_adapter(
 ) -> PeftModel:
     """Put a saved adapter on the base that it was trained on, ready to answer.
 
-    First used in lesson 05, section 1.
-
     Args:
         base: what it was trained on.
         folder: as `save_adapter` wrote it.

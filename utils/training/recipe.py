@@ -62,8 +62,6 @@ def lora_config(settings: ModelSettings) -> LoraConfig:
 def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """Wrap the layers that the settings name, and freeze everything else.
 
-    First used in lesson 05, section 7.
-
     Raises:
         ModelError: if one of the layers is not in this model; peft alone says so only
             where none of them is.
@@ -98,7 +96,7 @@ def training_arguments(
     measured after every epoch, and in the end the best epoch is kept; arithmetic is in
     the precision that is the faster on this machine (`Machine.bf16`).
 
-    First used in lesson 05, section 2.
+    First used in experiment 05_statistics, section 8.
 
     Args:
         settings: learning rate, epochs and batch size come from here.
@@ -159,8 +157,6 @@ def choose_attention(
     settings: ModelSettings, machine: Machine, longest: int | None = None
 ) -> str:
     """Choose the attention to load a model with for training: "eager" or "sdpa".
-
-    First used in lesson 05, section 7.
 
     Args:
         settings: of the model.

@@ -59,8 +59,6 @@ def train(trainer: Trainer, resume: bool = True) -> TrainOutput:
     from the one before. The resumed run ends with the weights, bit for bit, of a run
     that was never stopped, if it saves between epochs, on the same machine.
 
-    First used in lesson 05, section 7.
-
     Args:
         trainer: ready to train. Checkpoints that this function wrote for runs of
             another kind are deleted in its output folder; others are left alone.
