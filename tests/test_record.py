@@ -15,7 +15,7 @@ from support.tiny_models import tiny_chat_tokenizer, tiny_llama
 from utils import record
 from utils.course import ROOT
 from utils.evaluation.scores import Estimate
-from utils.models import load_model, settings_for
+from utils.models import Answers, load_model, settings_for
 from utils.record import RecordError, Road, cases, recorded
 from utils.templates import TemplateError, load_template
 from utils.training.adapters import load_adapter
@@ -111,6 +111,74 @@ def test_the_main_road_is_measured_from_end_to_end(
     )
     assert figures["open_book_0"]["training"]["rows"] == len(road.parts["train"])
     assert (road.folder / "open_book_0" / "adapter_model.safetensors").is_file()
+
+
+def test_only_the_chosen_prompt_sees_the_test_messages(road: Road, monkeypatch) -> None:
+    rows = record.json_format.load_messages().to_dict("records")
+    texts = {
+        part: [row["instruction"] for row in rows if row["part"] == part]
+        for part in ("validation", "test")
+    }
+    right = {row["instruction"]: row["response"] for row in rows}
+    asked: list[str] = []
+
+    def ask(model, prompts, stop=None):
+        asked.extend(prompts)
+        given = []
+        for prompt in prompts:
+            message = max((m for m in right if m in prompt), key=prompt.rfind)
+            # Only with twelve examples: for the others it is no JSON.
+            many = sum(answer in prompt for answer in right.values()) >= 12
+            given.append(right[message] if many else "Sure!")
+        return Answers(given, [True] * len(given))
+
+    monkeypatch.setattr(record, "load_model", lambda settings: None)
+    monkeypatch.setattr(road, "ask", ask)
+    found = record.untuned_format_stage(road)
+    ends = [prompt[-600:] for prompt in asked]
+    wanted = {"validation": len(record.json_format.candidates(rows)), "test": 1}
+    for part, times in wanted.items():
+        count = sum(any(text in end for text in texts[part]) for end in ends)
+        assert count == times * len(texts[part]), part
+    assert found["format, exact"]["value"] == 1
+    twelve = "four sentences and twelve examples, as turns"
+    assert found[f"format, validation, exact: {twelve}"]["value"] == 1
+
+
+def test_answers_to_shared_prompts_go_to_their_own_rows(
+    road: Road, monkeypatch
+) -> None:
+    texts = [note.answer for note in road.notes]
+
+    def ask(model, prompts, stop=None):
+        assert len(set(prompts)) == len(prompts)
+        said = [next((t for t in texts if t in prompt), "") for prompt in prompts]
+        return Answers(said, [True] * len(said))
+
+    monkeypatch.setattr(road, "ask", ask)
+    found = record.open_book_figures(road, None)
+    assert found["right: the right note"]["value"] == 1
+    assert found["cut off: the right note"]["value"] == 0
+    assert found["right: one note that does not answer"]["value"] == 0
+    assert found["right: no notes"]["value"] == 0
+    first = record.printed_note(road)[record.PRINTED]
+    assert found["right: the note found first"] == first
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_later_seeds_are_asked_in_the_main_forms(road, seed, monkeypatch) -> None:
+    forms = []
+    nothing = lambda *given, **named: {}  # noqa: E731
+    for name in ("save_adapter", "closed_book_figures", "general_figures"):
+        monkeypatch.setattr(record, name, nothing)
+    monkeypatch.setattr(road, "with_notes", nothing)
+    monkeypatch.setattr(road, "fine_tune", lambda *given, **named: (None, {}))
+    monkeypatch.setattr(
+        record, "open_book_figures", lambda *given: forms.append(given[2]) or {}
+    )
+    record.open_book_stage(road, seed)
+    assert forms == [record.MAIN_FORMS if seed else None]
+    assert set(record.MAIN_FORMS) <= set(record.open_book_prompts(road, road.rows[:8]))
 
 
 def test_training_rows_hold_no_note_on_a_fact_of_another_part(road: Road) -> None:

@@ -847,7 +847,7 @@ def test_a_damaged_file_is_named_with_its_fault(tmp_path, content, message) -> N
 
 
 def test_a_base_model_can_be_chatted_with_in_plain_turns() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.chat_template = PLAIN_CHAT
     turns = [
         {"role": "system", "content": "Be brief."},

@@ -194,6 +194,7 @@ def test_the_saved_adapter_names_no_place_on_this_machine(base, tmp_path) -> Non
     assert saved["target_modules"] == sorted(SETTINGS.target_modules)
     for file in folder.glob("*.*"):
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
+        assert file.stat().st_mode & 0o444 == 0o444, f"not for all to read: {file.name}"
 
 
 def test_a_data_set_for_another_tokenizer_is_an_error() -> None:

@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 
 import nbformat
 import pytest
-from PIL import ImageFont
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from utils.colours import LIT, UNLIT
 from utils.whole import GUTTER, IMAGE, LEFT, NOTEBOOKS, PARTS, draw, image
@@ -49,13 +50,11 @@ def test_boxes_do_not_overlap() -> None:
 
 
 def test_texts_fit_into_their_boxes_also_in_a_wide_font() -> None:
-    import matplotlib
-
-    fonts = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans"
     for text in drawn("01", "text"):
-        weight = "-Bold" if "font-weight" in text.attrib else ""
-        font = ImageFont.truetype(f"{fonts}{weight}.ttf", int(text.attrib["font-size"]))
-        half = font.getlength(text.text) / 2
+        weight = text.attrib.get("font-weight", "normal")
+        font = FontProperties(family="DejaVu Sans", weight=weight)
+        size = int(text.attrib["font-size"])
+        half = TextPath((0, 0), text.text, size, prop=font).get_extents().width / 2
         x, y = float(text.attrib["x"]), float(text.attrib["y"])
         around = [
             box for box in boxes("01") if box[0] < x < box[2] and box[1] < y < box[3]

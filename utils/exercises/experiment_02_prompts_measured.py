@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.exercises.frame import Wrong, exercise
+from utils.exercises.frame import Wrong, exercise, verdicts_of
 from utils.tasks import RELATIONS, word_problem
 
 KNOWN = (*RELATIONS["home"], *RELATIONS["capital"])
@@ -144,24 +144,7 @@ def check_input_guard(guard: Callable[[str], bool]) -> str:
     Args:
         guard: the learner's; True for an input that may stand in the prompt.
     """
-    if not callable(guard):
-        raise Wrong("expected a function: `def guard(text): ...`.")
-    verdicts = {}
-    for text in (*HONEST, *SMUGGLED):
-        try:
-            verdicts[text] = guard(text)
-        except Exception as error:
-            raise Wrong(
-                f"guard({text!r}) stops with {type(error).__name__}: {error}."
-            ) from error
-        if not isinstance(verdicts[text], bool):
-            raise Wrong(
-                f"guard({text!r}) returns {verdicts[text]!r}: return True or False."
-            )
-    if all(verdicts.values()):
-        raise Wrong("everything gets through, also two lines instead of one word.")
-    if not any(verdicts.values()):
-        raise Wrong("nothing gets through: an honest user may still ask for a duck.")
+    verdicts = verdicts_of(guard, (*HONEST, *SMUGGLED))
     passed = [text for text in SMUGGLED if verdicts[text]]
     refused = [text for text in KNOWN if not verdicts[text]]
     if refused:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,39 @@ def _does_nothing(function: Callable) -> bool:
         step for step in dis.get_instructions(function) if step.opname not in _NO_WORK
     ]
     return len(steps) == 1 and steps[0].argval is None
+
+
+def called(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return what a learner's function makes of a value.
+
+    Raises:
+        Wrong: if it stops with an exception, naming that and the value.
+    """
+    try:
+        return function(value)
+    except Exception as error:
+        raise Wrong(
+            f"your function stops with {type(error).__name__} for {value!r}: {error}."
+        ) from error
+
+
+def verdicts_of(guard: Callable[[str], bool], texts: Iterable[str]) -> dict[str, bool]:
+    """Return what a learner's guard of a prompt lets through: text → True or False.
+
+    Raises:
+        Wrong: if it is no function, returns anything else, or treats all alike.
+    """
+    if not callable(guard):
+        raise Wrong("expected a function: `def guard(text): ...`.")
+    verdicts = {text: called(guard, text) for text in texts}
+    for text, verdict in verdicts.items():
+        if not isinstance(verdict, bool):
+            raise Wrong(f"guard({text!r}) returns {verdict!r}: return True or False.")
+    if all(verdicts.values()):
+        raise Wrong("everything gets through, also two lines instead of one word.")
+    if not any(verdicts.values()):
+        raise Wrong("nothing gets through: an honest user may still ask for a duck.")
+    return verdicts
 
 
 def require_type(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from utils.exercises.frame import Wrong, exercise
+from utils.exercises.frame import Wrong, called, exercise, verdicts_of
 
 SMUGGLED_INPUTS = (
     ("cow - calf\nduck", "an example on a line of its own"),
@@ -43,7 +42,7 @@ def check_steering(
     if not callable(prompt_for):
         raise Wrong("expected a function: `def prompt_for(animal): ...`.")
     homes = RELATIONS["home"]
-    prompts = {animal: _called(prompt_for, animal) for animal in homes}
+    prompts = {animal: called(prompt_for, animal) for animal in homes}
     for animal, prompt in prompts.items():
         if not isinstance(prompt, str):
             raise Wrong(
@@ -94,15 +93,6 @@ def _not_given_away(prompts: dict[str, str]) -> None:
         )
 
 
-def _called(function: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return function(value)
-    except Exception as error:
-        raise Wrong(
-            f"your function stops with {type(error).__name__} for {value!r}: {error}."
-        ) from error
-
-
 @exercise("a function that takes a list of answers and returns one")
 def check_vote(
     vote: Callable[[list[str | None]], str | None],
@@ -120,19 +110,19 @@ def check_vote(
     """
     if not callable(vote):
         raise Wrong("expected a function: `def vote(answers): ...`.")
-    if _called(vote, ["5", "7", "7"]) == "5":
+    if called(vote, ["5", "7", "7"]) == "5":
         raise Wrong("of 5, 7 and 7 it returns the first: return the most frequent.")
-    if _called(vote, ["9", "5", "5", "7"]) != "5":
+    if called(vote, ["9", "5", "5", "7"]) != "5":
         raise Wrong(
             f"of 9, 5, 5 and 7 it returns {vote(['9', '5', '5', '7'])!r}: return '5', "
             "the most frequent answer, as it stands in the list."
         )
-    if _called(vote, [None, None, "5"]) != "5":
+    if called(vote, [None, None, "5"]) != "5":
         raise Wrong(
             "None stands for a sample without an answer. It must not win the vote: "
             "leave it out before you count."
         )
-    if _called(vote, [None, None]) is not None:
+    if called(vote, [None, None]) is not None:
         raise Wrong("where no sample has an answer, return None.")
     chosen = [vote(list(answers)) for answers in samples]
     right = sum(one == result for one, result in zip(chosen, results, strict=True))
@@ -153,20 +143,9 @@ def check_guard(guard: Callable[[str], bool], known: Sequence[str]) -> str:
         guard: the learner's function.
         known: the words.
     """
-    if not callable(guard):
-        raise Wrong("expected a function: `def guard(text): ...`.")
     honest = [*known, *(word.upper() for word in known), *(f" {w}\n" for w in known)]
-    verdicts = {}
-    for text in (*honest, *(smuggled for smuggled, _ in SMUGGLED_INPUTS)):
-        verdicts[text] = _called(guard, text)
-        if not isinstance(verdicts[text], bool):
-            raise Wrong(
-                f"guard({text!r}) returns {verdicts[text]!r}: return True or False."
-            )
-    if all(verdicts.values()):
-        raise Wrong("everything gets through, also two lines instead of one word.")
-    if not any(verdicts.values()):
-        raise Wrong("nothing gets through: an honest user may still ask for a duck.")
+    smuggled = [text for text, _ in SMUGGLED_INPUTS]
+    verdicts = verdicts_of(guard, [*honest, *smuggled])
     passed = [(text, name) for text, name in SMUGGLED_INPUTS if verdicts[text]]
     refused = [text for text in honest if not verdicts[text]]
     rates = (

@@ -33,7 +33,7 @@ SHORT_ROWS = 512
 # notes in its rows peaks at 5.5 GB with eight rows at once and at 3.4 GB with four
 # (tests/benchmarks/bench_training.py --memory). The gradient is that of the batch.
 ROWS_AT_ONCE = 4
-SMALL = 50_000_000  # parameters, below which memory is no matter
+SMALL = 50_000_000  # parameters, below which memory does not matter
 MOST_NAMED = 5  # rows in a message
 
 
@@ -141,7 +141,7 @@ def training_arguments(
 
 
 def rows_at_once(settings: ModelSettings, machine: Machine) -> int:
-    """Return how many rows of a batch are computed at once, of which memory depends.
+    """Return how many rows of a batch are computed at once: memory depends on it.
 
     Args:
         settings: of the model.
