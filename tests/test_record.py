@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -80,6 +81,7 @@ def test_the_main_road_is_measured_from_end_to_end(
 ) -> None:
     monkeypatch.setattr(record, "PASSES", (1, 2))
     monkeypatch.setattr(record, "CHOOSING_PASSES", (1,))
+    monkeypatch.setattr(record, "FORMAT_PASSES", (1, 2))
     messages = record.json_format.load_messages()
     some = messages.groupby("part").head(12)
     monkeypatch.setattr(record.json_format, "load_messages", lambda: some)
@@ -111,6 +113,44 @@ def test_the_main_road_is_measured_from_end_to_end(
     )
     assert figures["open_book_0"]["training"]["rows"] == len(road.parts["train"])
     assert (road.folder / "open_book_0" / "adapter_model.safetensors").is_file()
+
+
+def test_the_validation_part_chooses_the_pass_whose_test_figure_counts(
+    road: Road, monkeypatch
+) -> None:
+    rows = record.json_format.load_messages().to_dict("records")
+    sizes = {part: sum(row["part"] == part for row in rows) for part in record.PARTS}
+    # Exact answers after pass 2, 4, 6 and 8; on the test part, others are best.
+    exact = {"validation": (0.2, 0.5, 0.5, 0.4), "test": (0.9, 0.6, 0.3, 1.0)}
+    answers = {row["instruction"]: row["response"] for row in rows}
+    parts = {row["instruction"]: row["part"] for row in rows}
+    measured: list[Answers] = []
+
+    def ask(model, prompts, stop=None):
+        asked = [next(m for m in answers if m in prompt) for prompt in prompts]
+        part = parts[asked[0]]
+        right = round(exact[part][len(measured) // 2] * sizes[part])
+        texts = [answers[message] for message in asked[:right]]
+        texts += ["Sure!"] * (len(prompts) - right)
+        measured.append(Answers(texts, [True] * len(texts)))
+        return measured[-1]
+
+    def fine_tune(name, rows, seed, callbacks=(), num_train_epochs=None, **changes):
+        assert {row["part"] for row in rows} == {"train"}
+        assert changes["lr_scheduler_type"] == "linear"
+        for epoch in range(1, num_train_epochs + 1):
+            for one in callbacks:
+                one.on_epoch_end(None, SimpleNamespace(epoch=float(epoch)), None)
+        return None, {"loss": 0.0}
+
+    monkeypatch.setattr(road, "ask", ask)
+    monkeypatch.setattr(road, "fine_tune", fine_tune)
+    found = record.format_stage(road, 0)
+    assert len(measured) == 2 * len(record.FORMAT_PASSES)
+    assert found["training"]["passes chosen"] == 4  # of equals the first
+    assert found["format, exact"] == found["after 4 passes, format, test, exact"]
+    assert found["format, exact"]["value"] == pytest.approx(0.6, abs=0.01)
+    assert found["format, valid"]["n"] == sizes["test"]
 
 
 def test_only_the_chosen_prompt_sees_the_test_messages(road: Road, monkeypatch) -> None:

@@ -73,6 +73,7 @@ from utils.training.resuming import train
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PARTS = json_format.PARTS
 RECORDED = ROOT / "data" / "recorded"
 PROSE = ROOT / "data" / "general_prose.txt"
 SKILLS = ROOT / "data" / "general_questions.csv"
@@ -82,6 +83,7 @@ PASSES = (1, 2, 4, 8)  # of the closed book, each measured
 # To choose among notes in any order, and to say that none answers, is learned slowly.
 CHOOSING = Mix(alone=1, among=3, unanswered=2, without=0)
 CHOOSING_PASSES = (1, 2, 4)
+FORMAT_PASSES = (2, 4, 6, 8)
 CHOOSING_FORMS = (
     "the right note",
     "three notes, the right one among them, shuffled",
@@ -455,8 +457,9 @@ def curve(
     seed: int,
     passes: Sequence[int],
     measure: Callable[[PreTrainedModel], Figures],
+    **changes: Any,
 ) -> Figures:
-    """Train for many passes at one rate, and measure after some of them.
+    """Train for many passes, at one rate by default, and measure after some of them.
 
     A run that was stopped goes on from its last pass, with what was measured before.
     """
@@ -476,14 +479,15 @@ def curve(
                 )
                 write_json(kept, figures)
 
+    options = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.02}
+    options |= changes
     _, took = road.fine_tune(
         name,
         rows,
         seed,
         num_train_epochs=max(passes),
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.02,
         callbacks=[Ask()],
+        **options,
     )
     kept.unlink(missing_ok=True)
     return figures | {"training": took}
@@ -511,15 +515,10 @@ def choosing_stage(road: Road, seed: int) -> Figures:
     return curve(road, f"choosing_{seed}", rows, seed, CHOOSING_PASSES, measure)
 
 
-FORMAT_EPOCHS = 3
-
-
 def untuned_format_stage(road: Road) -> Figures:
     """Ask for JSON without tuning, with the prompt that does best on the validation."""
     rows = json_format.load_messages().to_dict("records")
-    parts = {
-        part: [row for row in rows if row["part"] == part] for part in json_format.PARTS
-    }
+    parts = {part: [row for row in rows if row["part"] == part] for part in PARTS}
     model = load_model(road.settings)
 
     def score(part: str, turns: Callable[[str], list[dict[str, str]]]) -> Any:
@@ -552,23 +551,51 @@ def chat(road: Road, turns: list[dict[str, str]]) -> str:
 
 
 def format_stage(road: Road, seed: int) -> Figures:
-    """Tune to answer in JSON, and ask about messages that were never trained."""
+    """Tune to answer in JSON, and ask about messages that were never trained.
+
+    One run, whose rate falls to zero; it is asked after each of `FORMAT_PASSES`. What
+    counts is the pass that does best on the validation part, of equals the first.
+    """
     rows = json_format.load_messages().to_dict("records")
-    train_rows, test = ([r for r in rows if r["part"] == p] for p in ("train", "test"))
-    made = json_format.training_rows(train_rows)
-    model, took = road.fine_tune(
-        f"format_{seed}", made, seed, num_train_epochs=FORMAT_EPOCHS
+    parts = {part: [row for row in rows if row["part"] == part] for part in PARTS}
+
+    def measure(model: PreTrainedModel) -> Figures:
+        figures: Figures = {}
+        for part in PARTS[1:]:
+            messages = [row["instruction"] for row in parts[part]]
+            asked = map(json_format.tuned_prompt, messages)
+            answers = road.ask(model, [road.template.prompt(text) for text in asked])
+            scores = json_format.format_scores(answers, parts[part])
+            road.say(f"    {part}: {scores.mean().round(3).to_dict()}")
+            for what in scores:
+                score = figure(proportion(list(scores[what])))
+                figures[f"format, {part}, {what}"] = score
+        return figures
+
+    made = json_format.training_rows(parts["train"])
+    figures = curve(
+        road,
+        f"format_{seed}",
+        made,
+        seed,
+        FORMAT_PASSES,
+        measure,
+        lr_scheduler_type="linear",
     )
-    prompts = [
-        road.template.prompt(json_format.tuned_prompt(row["instruction"]))
-        for row in test
-    ]
-    answers = road.ask(model, prompts)
-    scores = json_format.format_scores(answers, test)
-    road.say(f"    format, seed {seed}: {scores.mean().round(3).to_dict()}")
-    return {"training": took} | {
-        f"format, {name}": figure(proportion(list(scores[name]))) for name in scores
-    }
+
+    def after(passes: int, part: str) -> Figures:
+        start = f"after {passes} passes, format, {part}, "
+        named = ((name.removeprefix(start), one) for name, one in figures.items())
+        return {what: one for what, one in named if f"{start}{what}" in figures}
+
+    def validated(passes: int) -> list[float]:
+        found = after(passes, "validation")
+        return [found[what]["value"] for what in ("exact", "valid")]
+
+    chosen = max(FORMAT_PASSES, key=validated)
+    figures["training"]["passes chosen"] = chosen
+    best = {f"format, {what}": one for what, one in after(chosen, "test").items()}
+    return best | figures
 
 
 def stages(road: Road) -> dict[str, Callable[[], Figures]]:
