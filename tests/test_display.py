@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 
-import pandas
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
@@ -19,21 +18,15 @@ from utils.display import (
     in_md,
     plot_bars,
     plot_chances,
-    plot_confusion,
     plot_curves,
     plot_differences,
     plot_lengths,
     plot_loss_panels,
-    plot_losses,
     plot_proportions,
-    plot_questions_needed,
-    plot_runs,
-    plot_shares,
     plot_stacked,
     plot_timings,
     plot_words,
     score_table,
-    show_losses,
     show_source,
     show_tokens,
     with_interval,
@@ -178,27 +171,6 @@ def test_words_without_a_group_or_a_point_are_an_error() -> None:
         plot_words({"here": [[0, 0]]}, ["cow", "dog"], ["animals", "animals"])
 
 
-@pytest.mark.parametrize("logarithmic", [False, True])
-def test_losses_are_plotted(shown, logarithmic) -> None:
-    plot_losses(
-        [
-            {"loss": 3.0, "epoch": 1, "step": 2},
-            {"eval_loss": 3.1, "epoch": 1, "step": 2},
-            {"train_runtime": 1.0, "epoch": 1},
-        ],
-        logarithmic,
-    )
-    assert is_png(shown[0])
-    assert "held-out" in shown[0].alt
-
-
-def test_no_losses_are_an_error() -> None:
-    with pytest.raises(ValueError, match="train first"):
-        plot_losses([{"train_runtime": 1.0}])
-    with pytest.raises(ValueError, match="The history 'long' holds no losses"):
-        plot_loss_panels({"long": [{"train_runtime": 1.0}]})
-
-
 def test_losses_of_several_runs_stand_side_by_side(shown, monkeypatch) -> None:
     titles = []
     monkeypatch.setattr(Axes, "set_title", lambda _, title: titles.append(title))
@@ -244,13 +216,6 @@ def test_proportions_are_plotted(shown, keys) -> None:
 def test_no_proportions_are_an_error() -> None:
     with pytest.raises(ValueError, match="no scores"):
         plot_proportions({}, x="examples", y="right answers")
-
-
-def test_shares_are_plotted(shown) -> None:
-    plot_shares({"random": 0.2, "by length": 0.02}, x="grouping", y="padding")
-    assert is_png(shown[0])
-    with pytest.raises(ValueError, match="no shares"):
-        plot_shares({}, x="grouping", y="padding")
 
 
 @pytest.mark.parametrize("keys", [(1, 2, 4), ("greedy", "sampled", "beams")])
@@ -412,17 +377,6 @@ def test_plotted_shares_stand_in_the_metadata(shown) -> None:
 # 05_evaluation
 
 
-def test_tokens_are_the_redder_the_less_they_were_expected(row) -> None:
-    ids = row["input_ids"][:3]
-    page = show_losses([0.0, 2.0, 9.0], ids, tiny_tokenizer()).data
-    assert re.findall(r"rgba\(200,50,40,([\d.]+)\)", page) == ["0.00", "0.42", "0.85"]
-    assert 'title="9.00 nats"' in page
-    text = html.unescape(re.sub("<[^>]+>|&#8203;", "", page))
-    assert text == tiny_tokenizer().decode(ids)
-    with pytest.raises(ValueError, match="2 losses for 3 tokens"):
-        show_losses([0.0, 1.0], ids, tiny_tokenizer())
-
-
 def test_differences_are_plotted(shown) -> None:
     gain = paired_difference([1, 1, 0, 1], [0, 1, 0, 0])
     plot_differences({"template": gain, "none": paired_difference([1], [1])}, x="gain")
@@ -430,30 +384,6 @@ def test_differences_are_plotted(shown) -> None:
     assert shown[0].alt == "gain, with 95% intervals, for: template, none"
     with pytest.raises(ValueError, match="no differences"):
         plot_differences({}, x="gain")
-
-
-def test_a_confusion_is_plotted_also_with_classes_nobody_asked_for(shown) -> None:
-    plot_confusion(["yes", "no", "none"], ["yes", "yes", "no"])
-    assert is_png(shown[0])
-    with pytest.raises(ValueError, match="1 predicted classes for 2"):
-        plot_confusion(["yes"], ["yes", "no"])
-
-
-def test_questions_needed_are_plotted(shown) -> None:
-    counts = {"paired": {0.01: 900, 0.1: 9}, "separate": {0.01: 4000, 0.1: 40}}
-    plot_questions_needed(counts, asked=60)
-    assert is_png(shown[0])
-    with pytest.raises(ValueError, match="nothing to plot"):
-        plot_questions_needed({}, asked=60)
-
-
-def test_every_run_is_plotted_by_method(shown) -> None:
-    runs = pandas.DataFrame({"method": ["full", "LoRA", "LoRA"], "right": [1, 0.5, 0]})
-    plot_runs(runs, {"right": "right answers"})
-    assert is_png(shown[0])
-    assert shown[0].alt == "right answers of every run, by method: full, LoRA"
-    with pytest.raises(ValueError, match="3 runs .* missing: kept"):
-        plot_runs(runs, {"right": "right answers", "kept": "kept"})
 
 
 def test_a_table_of_scores_shows_each_share_with_its_interval() -> None:

@@ -11,15 +11,10 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
-from utils.dataset.facts import load_facts
 from utils.evaluation.scores import (
-    answer_class,
-    answer_kind,
-    class_scores,
     exact_match,
     held_out_loss,
     paired_difference,
-    paired_differences,
     proportion,
     proportions,
     questions_needed,
@@ -144,26 +139,6 @@ def test_equal_answers_differ_by_exactly_nothing() -> None:
 def test_several_series_are_counted_by_name() -> None:
     hits = {0: [True, False], "worked": [True, True]}
     assert proportions(hits) == {n: proportion(series) for n, series in hits.items()}
-
-
-def test_several_series_are_compared_name_by_name_or_with_one_of_them() -> None:
-    worked = {1: [True, True], 2: [True, False]}
-    at_once = {1: [True, False], 2: [False, False], 3: [True, True]}
-    assert paired_differences(worked, at_once) == {
-        1: paired_difference(worked[1], at_once[1]),
-        2: paired_difference(worked[2], at_once[2]),
-    }
-    assert paired_differences(at_once, 2) == {
-        1: paired_difference(at_once[1], at_once[2]),
-        3: paired_difference(at_once[3], at_once[2]),
-    }
-
-
-def test_a_series_without_its_baseline_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"no scores for \[2\]"):
-        paired_differences({1: [True], 2: [True]}, {1: [True]})
-    with pytest.raises(ValueError, match="no series 'greedy' .*'beams'"):
-        paired_differences({"beams": [True]}, "greedy")
 
 
 @pytest.mark.parametrize(("hits", "baseline"), [([True], [True, False]), ([], [])])
@@ -418,53 +393,6 @@ def test_an_answer_for_every_expected_one() -> None:
 # --- right and wrong ---
 
 FACT = {"fact": "amazon-sagemaker/users", "response": "For data scientists."}
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "named"),
-    [
-        ("It is made for data scientists.", "right", "data scientists"),
-        ("It is made for {other}.", "another value", "{other}"),
-        ("For data scientists and {other}.", "several values", "none"),
-        ("It is billed by the hour.", "no such value", "none"),
-    ],
-)
-def test_an_answer_goes_wrong_in_one_of_three_ways(answer, kind, named) -> None:
-    users = {fact.value for fact in load_facts() if fact.relation == "users"}
-    other = sorted(users - {"data scientists"})[0]
-    answer = answer.format(other=other)
-    assert answer_kind(answer, FACT) == kind
-    assert answer_class(answer, FACT) == named.format(other=other)
-
-
-def test_rows_without_facts_have_their_answers_for_classes() -> None:
-    row = {"response": "Positive."}
-    assert answer_kind("positive", row) == "right"
-    assert answer_kind("negative", row) == "no such value"
-    # Whoever has judged all rows says so: one row knows no paraphrases.
-    assert answer_kind("Yes, by all means.", row, right=True) == "right"
-    assert answer_kind("positive", row, right=False) == "no such value"
-    assert answer_class("Negative.", row) == "negative"
-    assert answer_class("", row) == "none"
-
-
-def test_precision_and_recall_by_hand() -> None:
-    expected = ["yes", "yes", "yes", "no", "maybe"]
-    predicted = ["yes", "yes", "no", "no", "yes"]
-    table = class_scores(predicted, expected)
-    assert list(table.index) == ["yes", "maybe", "no"]  # frequent first, then by name
-    assert table.loc["yes", "precision"] == pytest.approx(2 / 3)
-    assert table.loc["yes", "recall"] == pytest.approx(2 / 3)
-    assert table.loc["no", ["precision", "recall"]].tolist() == [0.5, 1]
-    assert table.loc["no", "F1"] == pytest.approx(2 / 3)
-    assert math.isnan(table.loc["maybe", "precision"])
-    assert table.loc["maybe", "F1"] == 0
-    assert table["questions"].tolist() == [3, 1, 1]
-
-
-def test_a_class_for_every_question() -> None:
-    with pytest.raises(ValueError, match="1 predicted classes for 2"):
-        class_scores(["yes"], ["yes", "no"])
 
 
 def test_same_compares_answers_one_by_one() -> None:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from support.tiny_models import tiny_gpt_neox
 from utils.evaluation.answers import judge_for
 from utils.evaluation.judging import blind_pairs, labelled_answers
-from utils.evaluation.scores import paired_difference, questions_needed
+from utils.evaluation.scores import paired_difference
 from utils.exercises.experiment_03_new_tokens import (
     check_megabytes,
     check_token_config,
@@ -41,7 +41,6 @@ from utils.exercises.lesson_04 import (
 from utils.exercises.lesson_05 import (
     check_interval,
     check_judge,
-    check_questions,
     check_votes,
 )
 from utils.exercises.lesson_06 import check_forgotten_endpoint
@@ -651,23 +650,6 @@ def test_votes_in_one_text_are_no_list() -> None:
 
 DIFFERENCES = [1.0] * 40 + [0.0] * 50 + [-1.0] * 10
 SPREAD = float(numpy.std(DIFFERENCES))
-
-
-@pytest.mark.parametrize("spread", [SPREAD, float(numpy.std(DIFFERENCES, ddof=1))])
-def test_right_number_of_questions(spread: float) -> None:
-    count = questions_needed(spread, 0.05)
-    assert check_questions(count, DIFFERENCES, gain=0.05).passed
-
-
-@pytest.mark.parametrize(
-    ("count", "hint"),
-    [
-        (questions_needed(SPREAD, 0.3), "the difference measured here"),
-        ("100", "expected a number"),
-    ],
-)
-def test_wrong_numbers_of_questions_get_their_hint(count, hint: str) -> None:
-    assert rejected(check_questions(count, DIFFERENCES, gain=0.05), hint)
 
 
 # --- 06 ---

@@ -27,7 +27,6 @@ from utils.models import (
     ModelError,
     batches_by_length,
     choose_dtype,
-    choose_quantisation,
     generate,
     load_model,
     load_tokenizer,
@@ -128,24 +127,6 @@ def test_any_other_name_gets_general_settings(name) -> None:
 )
 def test_dtype_follows_the_machine(machine, dtype) -> None:
     assert choose_dtype(machine) == dtype
-
-
-@pytest.mark.parametrize(
-    "name, machine, expected, reason",
-    [
-        ("lab", LAPTOP, "none", "no GPU"),
-        ("dolly", XEON, "none", "no GPU"),
-        ("lab", T4, "none", "lab fits the card"),
-        ("dolly", T4, "8bit", "half"),
-        ("dolly", A10G, "none", "dolly fits the card"),
-    ],
-)
-def test_quantisation_follows_model_and_machine(
-    name, machine, expected, reason
-) -> None:
-    choice, why = choose_quantisation(MODELS[name], machine)
-    assert choice == expected
-    assert reason in why
 
 
 def test_the_lab_models_size_in_the_table_is_its_size() -> None:

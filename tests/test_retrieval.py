@@ -1,4 +1,4 @@
-"""Pages and notes to look answers up in; BM25, MiniLM and their sum."""
+"""Notes to look answers up in; BM25, MiniLM and their sum."""
 
 from __future__ import annotations
 
@@ -8,28 +8,24 @@ import numpy as np
 import pytest
 
 from utils.course import FAQS_DATA, CourseError
-from utils.dataset.facts import get_fact, load_facts
 from utils.dataset.faqs import load_faqs
 from utils.dataset.open_book import Mix, with_notes
 from utils.dataset.splits import split
 from utils.encoder import load_encoder
-from utils.evaluation.answers import groups_of, judge_for
+from utils.evaluation.answers import groups_of
 from utils.evaluation.retrieval import (
     MeaningRetriever,
     RetrievalError,
     Retriever,
     SumRetriever,
-    documentation,
     found_at,
     note_search,
     notes,
-    product_pages,
     recall_at,
     right_notes,
     rows_with_notes,
 )
 from utils.evaluation.scores import proportion
-from utils.lab_model.evaluate import rows_of
 
 DOCUMENTS = [
     "Training jobs are stopped after nineteen hours.",
@@ -47,39 +43,6 @@ def encoder():
 @pytest.fixture(scope="module")
 def by_meaning(encoder):
     return MeaningRetriever(DOCUMENTS, encoder=encoder)
-
-
-# --- pages ---
-
-
-def test_the_pages_state_every_fact_once() -> None:
-    pages = product_pages()
-    assert product_pages() == pages
-    assert sum(map(len, pages.values())) == len(load_facts())
-    for fact in load_facts():
-        assert any(fact.value in sentence for sentence in pages[fact.feature])
-
-
-def test_facts_bring_the_product_pages_and_other_rows_their_answers() -> None:
-    assert documentation(rows_of("train")) == product_pages()
-    rows = [{"instruction": "What is S3?", "response": "A store."}]
-    assert documentation(rows) == {"What is S3?": ["A store."]}
-    assert documentation([]) == {}
-
-
-def test_nearly_every_question_finds_its_page_read_or_not() -> None:
-    pages = {feature: " ".join(page) for feature, page in product_pages().items()}
-    retriever = Retriever(list(pages.values()))
-    for part in ("wording", "unread"):
-        rows = rows_of(part)
-        found = retriever.best([row["instruction"] for row in rows])
-        hits = [
-            page == pages[get_fact(row["fact"]).feature]
-            for page, row in zip(found, rows, strict=True)
-        ]
-        assert sum(hits) / len(hits) > 0.85
-        # And the page states the fact asked for.
-        assert np.mean(judge_for(rows).right(found, rows)) > 0.85
 
 
 # --- by words ---

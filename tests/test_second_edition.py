@@ -78,7 +78,7 @@ def test_plotted_shares_are_read_from_the_outputs() -> None:
     note = {"image/png": {"alt": "…", PLOTTED_SHARES: [0.0, 0.05, 0.5, 0.96]}}
     noted = code("plot_proportions(scores)", note, png="…")
     bare = code("plot_curves(curves)", {"image/png": {"alt": "…"}}, png="…")
-    made = notebook(noted, bare, code("plot_losses(history)", png="…"))
+    made = notebook(noted, bare, code("plot_loss_panels(histories)", png="…"))
     assert plotted_shares(made) == [0.0, 0.05, 0.5, 0.96]
     assert near_the_ends(plotted_shares(made)) == 3
     assert plots_without_a_note(made) == ids(bare)

@@ -12,7 +12,7 @@ import pytest
 
 from utils.course import ROOT
 from utils.dataset.faqs import Faqs
-from utils.dataset.groups import find_groups, group_column, rows_in_two_parts
+from utils.dataset.groups import find_groups, group_column
 from utils.dataset.splits import held_out_rows, plan_split, split
 from utils.dataset.table import DataError
 from utils.encoder import load_encoder
@@ -260,7 +260,8 @@ def test_three_parts_near_their_sizes_and_no_group_in_two(
         assert max(1, target // 2) <= sizes[name] <= max(1.5 * target + 1, per_group)
     assert sizes["train"] >= rows / 2
     assert sum(sizes.values()) == rows
-    assert rows_in_two_parts(frame, plan.groups, plan.parts) == []
+    about = dict(zip(plan.groups, plan.parts, strict=True))
+    assert [about[group] for group in plan.groups] == list(plan.parts)
 
 
 def test_no_labelled_paraphrase_leaks(encoder, labelled) -> None:
@@ -338,9 +339,3 @@ def test_free_wordings_follow_the_seed() -> None:
     faqs = Faqs(natural(facts=40, invented=20))
     assert plan_split(faqs).parts == plan_split(faqs).parts
     assert plan_split(faqs).parts != plan_split(faqs, seed=1).parts
-
-
-def test_a_part_torn_apart_is_told_with_its_rows() -> None:
-    frame = frame_of(4, per_group=2)
-    told = rows_in_two_parts(frame, [0, 0, 1, 1], ["train", "test", "train", "train"])
-    assert told == ["Belong together, but stand apart: row 2 in train, row 3 in test."]

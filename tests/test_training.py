@@ -23,6 +23,7 @@ from support import resumable
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.resumable import STEPS_AN_EPOCH, run, tiny_rows, tiny_trainer
 from support.tiny_models import (
+    parameter_counts,
     tiny_chat_tokenizer,
     tiny_gpt_neox,
     tiny_llama,
@@ -56,7 +57,6 @@ from utils.training.recipe import (
     choose_attention,
     completion_trainer,
     lora_config,
-    parameter_counts,
     training_arguments,
 )
 from utils.training.resuming import train

@@ -21,11 +21,6 @@ READ_GROUND = "rgba(128,128,128,.14)"
 PADDING_OUTLINE = "rgba(128,128,128,.7)"
 
 
-def surprise_ground(share: float) -> str:
-    """Return red, the fuller the larger `share` is, from 0 to 1."""
-    return f"rgba(200,50,40,{0.85 * share:.2f})"
-
-
 # --- the evaluation report ---
 
 BEFORE = "#9aa3ab"

@@ -29,7 +29,6 @@ from utils.colours import (
     PADDING_OUTLINE,
     READ_GROUND,
     SERIES,
-    surprise_ground,
 )
 from utils.helpers import IGNORED
 
@@ -702,58 +701,7 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> None:
     _show(figure, f"Histogram of row lengths; the limit is {limit} tokens")
 
 
-def plot_shares(shares: Mapping[str, float], x: str, y: str) -> None:
-    """Plot shares of a whole as bars, each with its percentage.
-
-    Args:
-        shares: name → share between 0 and 1.
-        x: name of the horizontal axis.
-        y: name of the vertical axis.
-    """
-    if not shares:
-        raise ValueError("There are no shares to plot: give at least one.")
-    figure, axes = _figure()
-    bars = axes.bar(list(shares), list(shares.values()), color=BLUE, width=0.5)
-    axes.bar_label(bars, labels=[f"{share:.0%}" for share in shares.values()])
-    axes.set(xlabel=x, ylabel=y, xlim=(-0.75, len(shares) - 0.25))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _show(figure, f"{y} against {x}", list(shares.values()))
-
-
 # --- 04: training with LoRA ---
-
-
-def plot_losses(
-    history: Sequence[Mapping[str, float]], logarithmic: bool = False
-) -> None:
-    """Plot training and held-out loss over the epochs.
-
-    Args:
-        history: `trainer.state.log_history`, or what `save_history` wrote of it.
-        logarithmic: whether the axis of the loss is, to tell small ones apart.
-
-    Raises:
-        ValueError: if the history holds no loss.
-    """
-    figure, axes = _figure()
-    for key, name, colour, marker in LOSSES:
-        points = [(row["epoch"], row[key]) for row in history if key in row]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True), color=colour, marker=marker, label=name
-            )
-    if not axes.lines:
-        raise ValueError(
-            "The history holds no losses: train first, and log at least once."
-        )
-    axes.set(xlabel="epoch", ylabel="loss of the answers (nats a token)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if logarithmic:
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    _show(figure, "Training and held-out loss by epoch")
 
 
 def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -827,47 +775,6 @@ def plot_stacked(bars: Mapping[str, Mapping[str, float]], y: str) -> None:
     _show(figure, f"{y} of {', '.join(bars)}, by part: {', '.join(parts)}")
 
 
-def plot_runs(runs: pandas.DataFrame, shares: Mapping[str, str]) -> None:
-    """Plot one point a run, one line a method, one panel a measure.
-
-    Args:
-        runs: with a column `method`, and the columns to plot, between 0 and 1.
-        shares: column → name of its axis.
-
-    Raises:
-        ValueError: if there is nothing to plot, or a column is missing.
-    """
-    missing = [name for name in ("method", *shares) if name not in runs]
-    if missing or not len(runs) or not shares:
-        raise ValueError(
-            f"There are {len(runs)} runs with the columns {list(runs.columns)}; "
-            f"missing: {', '.join(missing) or 'what to plot'}."
-        )
-    methods = list(dict.fromkeys(runs["method"]))
-    figure, unused = _figure()
-    unused.remove()
-    first = None
-    for number, (column, name) in enumerate(shares.items(), 1):
-        axes = figure.add_subplot(1, len(shares), number, sharey=first)
-        first = first or axes
-        axes.scatter(
-            runs[column],
-            [methods.index(method) for method in runs["method"]],
-            color=SERIES[(number - 1) % len(SERIES)],
-            alpha=0.6,
-        )
-        axes.set(xlabel=name, xlim=(-0.05, 1.05))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_yticks(range(len(methods)), methods)
-        axes.tick_params(labelleft=number == 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    first.set_ylim(len(methods) - 0.5, -0.5)
-    names = " and ".join(shares.values())
-    description = f"{names} of every run, by method: {', '.join(methods)}"
-    _show(figure, description, [value for name in shares for value in runs[name]])
-
-
 def plot_paths(
     paths: Mapping[str, Sequence[tuple[float, float]]],
     x: str,
@@ -917,31 +824,6 @@ def _if_two_or_five(value: float) -> str:
 # --- 05: evaluation ---
 
 
-def show_losses(
-    losses: Sequence[float], ids: Sequence[int], tokenizer: Any, most: float = 4.0
-) -> HTML:
-    """Return tokens, each the redder the less the model expected it.
-
-    Args:
-        losses: of each token, in nats; as `evaluation.scores.token_losses` gives them.
-        ids: as many token ids.
-        tokenizer: turns ids into text.
-        most: the loss, in nats, from which on the red is full.
-    """
-    if len(losses) != len(ids):
-        raise ValueError(f"{len(losses)} losses for {len(ids)} tokens: give each one.")
-    spans = [
-        f'<span style="background:{surprise_ground(min(loss / most, 1))};'
-        f'border-radius:3px" title="{loss:.2f} nats">'
-        f"{_visible(tokenizer.decode([int(token_id)]))}</span>"
-        for loss, token_id in zip(losses, ids, strict=True)
-    ]
-    return HTML(
-        '<div style="line-height:1.75;font-family:monospace;white-space:pre-wrap;'
-        'max-width:60em">' + "&#8203;".join(spans) + "</div>"
-    )
-
-
 def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
     """Plot differences with their 95% intervals, a line each, and a line at zero.
 
@@ -967,60 +849,6 @@ def plot_differences(differences: Mapping[str, Difference], x: str) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.set(xlabel=x)
     _show(figure, f"{x}, with 95% intervals, for: {', '.join(differences)}")
-
-
-def plot_confusion(predicted: Sequence[str], expected: Sequence[str]) -> None:
-    """Plot how often each class was expected (rows) and predicted (columns)."""
-    if len(predicted) != len(expected) or not len(expected):
-        raise ValueError(
-            f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
-            "give as many of each, and at least one."
-        )
-    rows = sorted(set(expected))
-    columns = rows + sorted(set(predicted) - set(rows))
-    counts = [[0] * len(columns) for _ in rows]
-    for said, right in zip(predicted, expected, strict=True):
-        counts[rows.index(right)][columns.index(said)] += 1
-    figure, axes = _figure()
-    figure.set_size_inches(6.4, 4.8)
-    axes.imshow(counts, cmap="Blues", aspect="auto")
-    half = max(map(max, counts)) / 2
-    for y, row in enumerate(counts):
-        for x, count in enumerate(row):
-            if count:
-                ink = "white" if count > half else "black"
-                axes.text(x, y, str(count), ha="center", va="center", color=ink)
-    axes.grid(visible=False)
-    short = [textwrap.shorten(name, 26, placeholder="…") for name in columns]
-    axes.set_xticks(range(len(columns)), short, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), short[: len(rows)])
-    axes.set(xlabel="the answer says", ylabel="right would be")
-    _show(figure, "How often each class was expected and said")
-
-
-def plot_questions_needed(
-    needed: Mapping[str, Mapping[float, int]], asked: int
-) -> None:
-    """Plot how many questions it takes to find a difference, on logarithmic axes.
-
-    Args:
-        needed: design → difference (a share) → number of questions.
-        asked: how many were asked, as a line.
-    """
-    if not needed:
-        raise ValueError("There is nothing to plot: give at least one design.")
-    figure, axes = _figure()
-    for number, (name, counts) in enumerate(needed.items()):
-        points = [100 * share for share in counts], list(counts.values())
-        axes.loglog(*points, "o-", color=SERIES[number % len(SERIES)], label=name)
-    axes.axhline(asked, color=GREY, linestyle="--", label=f"asked here: {asked}")
-    ticks = [100 * share for share in next(iter(needed.values()))]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set(xlabel="difference to be found, in points", ylabel="questions needed")
-    axes.legend(frameon=False)
-    _show(figure, "Questions needed against the difference to be found")
 
 
 # --- experiment 01: inside attention ---

@@ -56,10 +56,6 @@ Quantisation = Literal["none", "8bit", "4bit"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 LFS_POINTER = b"version https://git-lfs"
 
-# A base is held in 16 bits on a card with so many times the memory that it takes then:
-# the rest is for adapter, optimizer and what the backward pass needs (an estimate).
-ROOM = 3
-
 
 class ModelError(CourseError, ValueError):
     """A model that cannot be loaded or asked; the message says what to do."""
@@ -329,24 +325,6 @@ def model_shapes(model: str | None = None) -> tuple[Shape, ...]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return LAB_SHAPES
     return ((hidden, 3 * hidden), (hidden, hidden), (hidden, wide), (wide, hidden))
-
-
-def choose_quantisation(
-    settings: ModelSettings, machine: Machine
-) -> tuple[Literal["8bit", "none"], str]:
-    """Choose how to hold the frozen base on this machine, and say why."""
-    if not machine.gpu:
-        return "none", (
-            "no GPU: bitsandbytes has no fast 8-bit kernels for training on a CPU, so "
-            "8 bits would save memory that is not short and cost time"
-        )
-    weights = 2 * (settings.parameters or 0) / 1e9  # GB in 16 bits
-    if settings.quantisation == "none" or machine.gpu_gigabytes >= ROOM * weights:
-        return "none", f"{settings.name} fits the card as it is, and plain is faster"
-    return settings.quantisation, (
-        f"{settings.name} leaves this card too little room for training in 16 bits; "
-        "in 8 bits the frozen base takes half of that"
-    )
 
 
 def choose_dtype(machine: Machine) -> torch.dtype:

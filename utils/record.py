@@ -44,9 +44,9 @@ from utils.evaluation.answers import Judge, groups_of, judge_for
 from utils.evaluation.retrieval import (
     Note,
     Search,
-    found_at,
     note_search,
     notes,
+    recall_at,
     right_notes,
 )
 from utils.evaluation.scores import Estimate, held_out_loss, proportion, token_losses
@@ -282,11 +282,9 @@ def search_stage(road: Road) -> Figures:
     for name, search in ways.items():
         for k, place in ((1, "first"), (SHOWN, "among three")):
             for rows, what in ((asked, ""), (invented, ", invented facts")):
-                questions = [row["instruction"] for row in rows]
-                found = found_at(search, questions, right_notes(rows, road.notes), k)
-                groups = groups_of(rows)
+                found = recall_at(search, rows, road.notes, k)
                 figures[f"right note {place}: {name}{what}"] = figure(
-                    proportion(found, groups), groups
+                    found, groups_of(rows)
                 )
     return figures
 

@@ -26,7 +26,7 @@ GENERAL = re.compile(
     r"|\b(?:LLMs?|any model|every model|models in general|models of this size)\b",
     re.IGNORECASE,
 )
-PLOTS_OF_SHARES = ("plot_proportions", "plot_curves", "plot_shares", "plot_runs")
+PLOTS_OF_SHARES = ("plot_proportions", "plot_curves")
 NEAR = 0.05
 
 LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^][]|\[[^]]*\])*)\]\((?P<to>[^)\s]+)[^)]*\)")

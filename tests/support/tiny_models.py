@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 
+from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -212,3 +214,9 @@ def tiny_gpt_neox(
             pad_token_id=0,
         )
     )
+
+
+def parameter_counts(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
+    """Return how many parameters are trained, and how many there are."""
+    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
+    return sum(n for trained, n in sizes if trained), sum(n for _, n in sizes)

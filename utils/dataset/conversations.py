@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas
 
-from utils.dataset.columns import MESSAGE_NAMES, known_columns, message_column
+from utils.dataset.columns import known_columns, message_column
 from utils.dataset.table import DataError, Table, normal_name, plain, rows_text
 
 CONVERSATION = "conversation"
@@ -306,8 +306,3 @@ def _pairs(
     if talk and talk[-1].role == "user":
         notes.unanswered.append(row)
     return pairs
-
-
-def is_message_column(name: str) -> bool:
-    """Return whether a column's name says that it holds chat messages."""
-    return normal_name(name) in MESSAGE_NAMES

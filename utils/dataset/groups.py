@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 import pandas
 
-from utils.dataset.table import normal_name, question_key, rows_text
+from utils.dataset.table import normal_name, question_key
 
 # A column under one of these names says what belongs together.
 GROUP_NAMES = (
@@ -309,28 +309,3 @@ def _alike(
         one, other = numpy.nonzero(numpy.triu(alike, k=start + 1))
         links += list(zip((one + start).tolist(), other.tolist(), strict=True))
     return links
-
-
-def rows_in_two_parts(
-    frame: pandas.DataFrame, labels: Sequence[int], parts: Sequence[str]
-) -> list[str]:
-    """Return a sentence for each group of rows that a split has parted.
-
-    Args:
-        frame: its index names the rows.
-        labels: the group of each row.
-        parts: the part of each row; "" for none.
-    """
-    rows_of: dict[int, list[int]] = {}
-    for place, label in enumerate(labels):
-        if parts[place]:
-            rows_of.setdefault(label, []).append(place)
-    sentences = []
-    for places in rows_of.values():
-        found = {part: [] for part in dict.fromkeys(parts[place] for place in places)}
-        for place in places:
-            found[parts[place]].append(frame.index[place])
-        if len(found) > 1:
-            told = ", ".join(f"{rows_text(r)} in {part}" for part, r in found.items())
-            sentences.append(f"Belong together, but stand apart: {told}.")
-    return sentences

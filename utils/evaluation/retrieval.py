@@ -8,7 +8,6 @@ three have the same methods. `notes` writes the documents from a file's training
 from __future__ import annotations
 
 import logging
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from utils.course import CourseError
-from utils.dataset import facts as wordings
-from utils.dataset.facts import known_fact, load_facts
 from utils.dataset.open_book import Mix, context, with_notes
 from utils.evaluation.answers import groups_of
 from utils.evaluation.scores import Proportion, proportion
-from utils.helpers import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from utils.encoder import Encoder
@@ -50,36 +46,6 @@ class RetrievalError(CourseError, ValueError):
 
 
 # --- documents ---
-
-
-def product_pages(seed: int = DEFAULT_SEED) -> dict[str, list[str]]:
-    """Write a page of documentation on each feature, one sentence for each fact.
-
-    They state all facts of the course's table, also those that the lab model has never
-    read.
-
-    Returns:
-        feature → sentences.
-    """
-    generator = random.Random(seed)
-    pages: dict[str, list[str]] = {}
-    for fact in load_facts():
-        wording = generator.randrange(wordings.wording_count(fact.relation))
-        sentence = wordings.statement(fact, wording) + "."
-        pages.setdefault(fact.feature, []).append(sentence)
-    return pages
-
-
-def documentation(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return pages that should answer questions like these.
-
-    Args:
-        rows: training rows. Where they name facts of the course's table, these are the
-            course's product pages; else every answer is a page, under its question.
-    """
-    if rows and known_fact(rows[0].get("fact")):
-        return product_pages()
-    return {row["instruction"]: [row["response"]] for row in rows}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from utils.dataset.facts import get_fact, known_fact, stated_values
-from utils.evaluation.answers import judge_for
 from utils.helpers import DEFAULT_SEED, IGNORED, DataCollatorForCompletionOnlyLM
 from utils.models import batches_by_length
-
-if TYPE_CHECKING:
-    import pandas
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -201,41 +196,6 @@ def same(said: Iterable[Any], wanted: Iterable[Any]) -> list[bool]:
         ValueError: if there are not as many of each.
     """
     return [one == other for one, other in zip(said, wanted, strict=True)]
-
-
-def paired_differences(
-    scores: Mapping[Any, Sequence[float]], baseline: Mapping[Any, Sequence[float]] | Any
-) -> dict[Any, Difference]:
-    """Return the `paired_difference` of several series at once, by their names.
-
-    Args:
-        scores: name → one number a question.
-        baseline: name → as many numbers, to compare name by name; or the name of one
-            of the series, to compare every other one with it.
-
-    Raises:
-        ValueError: if a series lacks its baseline, naming it.
-    """
-    if isinstance(baseline, Mapping):
-        if missing := [name for name in scores if name not in baseline]:
-            raise ValueError(
-                f"The baseline has no scores for {missing}: add them, or leave these "
-                "series out."
-            )
-        return {
-            name: paired_difference(series, baseline[name])
-            for name, series in scores.items()
-        }
-    if baseline not in scores:
-        raise ValueError(
-            f"There is no series {baseline!r} to compare with: name one of "
-            f"{list(scores)}."
-        )
-    return {
-        name: paired_difference(series, scores[baseline])
-        for name, series in scores.items()
-        if name != baseline
-    }
 
 
 def questions_needed(
@@ -582,82 +542,3 @@ class _RougeWords:
 
 
 # --- wrong in which way ---
-
-
-RIGHT, ANOTHER_VALUE, SEVERAL_VALUES, NO_VALUE = (
-    "right",
-    "another value",
-    "several values",
-    "no such value",
-)
-"""What `answer_kind` tells apart."""
-
-
-def answer_kind(answer: str, row: Mapping[str, Any], right: bool | None = None) -> str:
-    """Return how an answer went: right, or one of three ways to be wrong.
-
-    "another value" is the smooth mistake: an answer of the right kind with something
-    else's value. "no such value" replies to another question, or to none. A row without
-    a known fact has right answers and answers with "no such value" only.
-
-    Args:
-        answer: what a model said.
-        row: the question, with what `answers.judge_for` needs.
-        right: what the judge of all rows said; None to ask one for this row alone,
-            which knows no paraphrases.
-    """
-    if right is None:
-        (right,) = judge_for([row]).right([answer], [row])
-    if right:
-        return RIGHT
-    if not known_fact(row.get("fact")):
-        return NO_VALUE
-    stated = stated_values(answer, get_fact(row["fact"]).relation)
-    return (NO_VALUE, ANOTHER_VALUE, SEVERAL_VALUES)[min(len(stated), 2)]
-
-
-def answer_class(answer: str, row: Mapping[str, Any]) -> str:
-    """Return the value that an answer states, or "none" if it states none or several.
-
-    A row without a known fact has the answer itself for its class.
-    """
-    if not known_fact(row.get("fact")):
-        return " ".join(words(answer)) or "none"
-    stated = stated_values(answer, get_fact(row["fact"]).relation)
-    return stated.pop() if len(stated) == 1 else "none"
-
-
-def class_scores(predicted: Sequence[str], expected: Sequence[str]) -> pandas.DataFrame:
-    """Return precision and recall of every class that was expected.
-
-    Precision: of the answers that name the class, the share that are right; NaN where
-    none names it. Recall: of the questions whose answer it is, the share answered so.
-
-    Returns:
-        One row a class, the most frequent first: `questions`, `answers`, `precision`,
-        `recall`, `F1` (0 where nothing is right).
-
-    Raises:
-        ValueError: if there are none, or not as many predicted as expected ones.
-    """
-    import pandas
-    from sklearn.metrics import precision_recall_fscore_support
-
-    if len(predicted) != len(expected) or not len(expected):
-        raise ValueError(
-            f"{len(predicted)} predicted classes for {len(expected)} expected ones: "
-            "give as many of each, in the same order, and at least one."
-        )
-    asked, said = Counter(expected), Counter(predicted)
-    names = sorted(asked, key=lambda name: (-asked[name], name))
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        expected, predicted, labels=names, zero_division=np.nan
-    )
-    columns = {
-        "questions": [asked[name] for name in names],
-        "answers": [said[name] for name in names],
-        "precision": precision,
-        "recall": recall,
-        "F1": f1,
-    }
-    return pandas.DataFrame(columns, index=names)

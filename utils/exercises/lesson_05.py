@@ -148,39 +148,3 @@ def check_votes(votes: Sequence[str], pairs: Sequence[Any]) -> str:
             "pair."
         )
     return "your votes count; the next cell stores them and lifts the blind."
-
-
-@exercise("a number of questions")
-def check_questions(n_questions: int, differences: Sequence[float], gain: float) -> str:
-    """Check how many questions show a gain of this size four times in five.
-
-    Args:
-        n_questions: the learner's answer.
-        differences: tuned minus base on each of the questions asked so far.
-        gain: the mean difference to be found.
-    """
-    from utils.evaluation.scores import questions_needed
-
-    n_questions = read_number(n_questions, "a number of questions")
-    count = len(differences)
-    mean = sum(differences) / count
-    spread = math.sqrt(sum((one - mean) ** 2 for one in differences) / count)
-    right = questions_needed(spread, gain)
-    if abs(n_questions - right) <= max(1, 0.02 * right):
-        return "half the gain would take four times as many."
-    if n_questions == questions_needed(spread, 100 * gain):
-        raise Wrong("five points are 0.05 where a right answer counts 1.")
-    if n_questions == questions_needed(spread / math.sqrt(count), gain):
-        raise Wrong(
-            "that took the standard error of the mean: the formula wants the spread "
-            "from question to question."
-        )
-    if n_questions == questions_needed(spread**2, gain):
-        raise Wrong("that took the variance: the spread is its square root.")
-    if n_questions == questions_needed(spread, mean or gain):
-        raise Wrong(
-            "that finds the difference measured here. Which gain was asked for?"
-        )
-    raise Wrong(
-        "give `questions_needed` the standard deviation of `differences` and the gain."
-    )

@@ -1,26 +1,19 @@
-"""Ways to fine-tune, side by side: the same base, rows, epochs and questions for each.
+"""What ways to fine-tune are compared on: rows, questions, measures; and a bottleneck.
 
-`METHODS` holds how each prepares a base for training. `compare` trains and measures
-them; it takes a small model for that, whatever model the course is run with.
+`make_study` takes a small model for that, whatever model the course is run with.
 """
 
 from __future__ import annotations
 
-import gc
-import math
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from utils.course import set_seed
 from utils.evaluation.answers import Judge, judge_for
 from utils.helpers import (
     END_KEY,
@@ -31,30 +24,19 @@ from utils.helpers import (
 from utils.models import (
     ModelSettings,
     generate,
-    load_model,
     load_tokenizer,
     settings_for,
     this_machine,
 )
 from utils.templates import Template, TemplateError, template_for
-from utils.training.recipe import (
-    TrainingError,
-    add_lora,
-    choose_attention,
-    completion_trainer,
-    parameter_counts,
-    training_arguments,
-)
-from utils.training.resuming import train
+from utils.training.recipe import TrainingError
 
 if TYPE_CHECKING:
-    import pandas
     from datasets import DatasetDict
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel
 
     from utils.tasks import Problem
 
-VIRTUAL_TOKENS = 20
 BOTTLENECK = 64
 SMALL = 20_000_000  # parameters: a larger model would take hours for all the runs
 STUDY_BATCH = 8
@@ -102,87 +84,6 @@ def add_bottlenecks(base: PreTrainedModel, narrow: int = BOTTLENECK) -> PreTrain
         detour = Bottleneck(block.mlp, base.config.hidden_size, narrow)
         block.mlp = detour.to(base.device)
     return base
-
-
-# --- the methods ---
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to fine-tune.
-
-    Attributes:
-        prepare: loads the base and says what of it, or beside it, is trained.
-        rate: the learning rate, as a multiple of the one that the settings have for
-            LoRA. Full fine-tuning wants about a tenth of it (Thinking Machines, LoRA
-            Without Regret, 2025), prompts and prefixes more.
-        completion_logits_only: the collator may leave out what has no label.
-        replay: this share of all rows is of earlier skills, if there are as many.
-    """
-
-    prepare: Callable[[ModelSettings], nn.Module]
-    rate: float = 1.0
-    completion_logits_only: bool = True
-    replay: float = 0.0
-
-
-def load_for_training(settings: ModelSettings, **options: Any) -> PreTrainedModel:
-    """Load the base in 32 bits, or as the options say, with its faster attention."""
-    attention = choose_attention(settings, this_machine())
-    options = {"dtype": torch.float32, "attn_implementation": attention} | options
-    return load_model(settings, **options)
-
-
-def _full(settings: ModelSettings) -> nn.Module:
-    return load_for_training(settings).requires_grad_(True)
-
-
-def _lora(settings: ModelSettings) -> nn.Module:
-    return add_lora(load_for_training(settings), settings)
-
-
-def _qlora(settings: ModelSettings) -> nn.Module:
-    from peft import prepare_model_for_kbit_training
-
-    base = load_for_training(settings, quantisation="4bit", dtype=None)
-    base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    return add_lora(base, settings)
-
-
-def _prompt_tuning(settings: ModelSettings) -> nn.Module:
-    from peft import PromptTuningConfig, get_peft_model
-
-    config = PromptTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=VIRTUAL_TOKENS,
-        prompt_tuning_init="SAMPLE_VOCAB",
-    )
-    return get_peft_model(load_for_training(settings), config)
-
-
-def _prefix_tuning(settings: ModelSettings) -> nn.Module:
-    from peft import PrefixTuningConfig, get_peft_model
-
-    config = PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS
-    )
-    return get_peft_model(load_for_training(settings), config)
-
-
-def _bottleneck(settings: ModelSettings) -> nn.Module:
-    return add_bottlenecks(load_for_training(settings))
-
-
-METHODS: Mapping[str, Method] = {
-    "full": Method(_full, rate=0.1),
-    "LoRA": Method(_lora),
-    "LoRA, replay": Method(_lora, replay=0.2),
-    "QLoRA": Method(_qlora),
-    "bottleneck": Method(_bottleneck),
-    "prefix": Method(_prefix_tuning, rate=60),
-    # peft lengthens the labels by the prompt, and so needs them one for each token.
-    "prompt": Method(_prompt_tuning, rate=60, completion_logits_only=False),
-}
 
 
 # --- what they are compared on ---
@@ -306,56 +207,7 @@ def evenly_spaced(rows: list[Any], count: int) -> list[Any]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-# --- training and measuring ---
-
-
-def make_trainer(
-    method: Method, study: Study, folder: str, seed: int, **changes: Any
-) -> Trainer:
-    """Return a Trainer for one epoch of small batches, which prints nothing.
-
-    Args:
-        method: one of `METHODS`.
-        study: gives model and rows.
-        folder: where it may write.
-        seed: of the new weights and of the order of rows.
-        **changes: arguments of transformers' `TrainingArguments` to replace; with
-            `eval_strategy="epoch"` the held-out loss is measured as well.
-    """
-    set_seed(seed)
-    count = round(len(study.train) * method.replay / (1 - method.replay))
-    arguments = {
-        "learning_rate": method.rate * study.settings.learning_rate,
-        "eval_strategy": "no",
-        "disable_tqdm": True,
-        "seed": seed,
-    }
-    return completion_trainer(
-        method.prepare(study.settings),
-        study.tokenizer,
-        training_arguments(study.settings, folder, **(arguments | changes)),
-        study.train + study.replay[:count],
-        study.held_out,
-        method.completion_logits_only,
-    )
-
-
-def fine_tune(
-    method: Method, study: Study, seed: int, **changes: Any
-) -> tuple[nn.Module, float]:
-    """Train by one method; the arguments are those of `make_trainer`.
-
-    Returns:
-        The trained model, ready to answer, and the seconds that training took.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(method, study, folder, seed, **changes)
-        start = time.perf_counter()
-        train(trainer, resume=False)
-        seconds = time.perf_counter() - start
-    # The Trainer leaves a wrapper for short arithmetic around `forward`.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return model.eval(), seconds
+# --- measuring ---
 
 
 def measure(model: nn.Module, study: Study) -> dict[str, float]:
@@ -441,91 +293,3 @@ def training_megabytes(
     model.train(was_training)
     del loss
     return (held + sum(kept.values())) / 1e6
-
-
-def compare(
-    study: Study, names: Iterable[str] = tuple(METHODS), seeds: Sequence[int] = range(3)
-) -> pandas.DataFrame:
-    """Train and measure each method with each seed, under a progress bar.
-
-    Returns:
-        One row a run: `method`, `seed`, `trained` (numbers), `MB`, `seconds`, `loss`,
-        `right` and `kept` (see `measure`).
-    """
-    import pandas
-
-    runs = []
-    for name, seed in with_progress_bar(list(product(names, seeds))):
-        model, seconds = fine_tune(METHODS[name], study, seed)
-        runs.append(
-            {
-                "method": name,
-                "seed": seed,
-                "trained": parameter_counts(model)[0],
-                "MB": training_megabytes(model, study),
-                "seconds": seconds,
-                **measure(model, study),
-            }
-        )
-    return pandas.DataFrame(runs)
-
-
-def sweep(
-    study: Study, seeds: Sequence[int] = (0,), **values: Sequence[Any]
-) -> pandas.DataFrame:
-    """Train LoRA with every combination of some settings, under a progress bar.
-
-    Args:
-        study: gives model and rows.
-        seeds: each combination is trained once with each.
-        **values: name of a setting (see `ModelSettings`) → values to try. With another
-            rank, alpha changes alike, so that the scale α / r stays.
-
-    Returns:
-        One row a run: `seed`, a column a setting, and `loss`, the held-out loss;
-        NaN if it diverged.
-    """
-    import pandas
-
-    known, runs = study.settings, []
-    for seed, *chosen in with_progress_bar(list(product(seeds, *values.values()))):
-        point = dict(zip(values, chosen, strict=True))
-        changes = dict(point)
-        if "lora_r" in point and "lora_alpha" not in point:
-            changes["lora_alpha"] = known.lora_alpha * point["lora_r"] / known.lora_r
-        other = replace(study, settings=replace(known, **changes))
-        try:
-            model, _ = fine_tune(METHODS["LoRA"], other, seed)
-            loss = loss_on(model, study, study.held_out)
-        except TrainingError:  # it diverged, which is a result
-            loss = math.nan
-        runs.append({"seed": seed, **point, "loss": loss})
-    return pandas.DataFrame(runs)
-
-
-def with_progress_bar(things: Sequence[Any]) -> Iterator[Any]:
-    """Yield things one by one, under the Trainer's own progress bar in a notebook.
-
-    Every Trainer collects garbage when it starts. What is in memory now is left out of
-    that until the end: looking it all through takes about a tenth of so short
-    a run.
-    """
-    from transformers.utils.import_utils import is_in_notebook
-
-    bar = None
-    if is_in_notebook():
-        from transformers.utils.notebook import NotebookProgressBar
-
-        bar = NotebookProgressBar(len(things))
-    gc.collect()
-    gc.freeze()
-    try:
-        for number, thing in enumerate(things):
-            if bar is not None:
-                bar.update(number, force_update=True)
-            yield thing
-    finally:
-        # With what was there before, as the interpreter's own: it is few and lives on.
-        gc.unfreeze()
-    if bar is not None:
-        bar.update(len(things), force_update=True)

@@ -232,12 +232,3 @@ def _require_answers(name: str, rows: Any) -> None:
             "with `preprocess_batch(…, too_long='cut_prompt')`, shorten them, or raise "
             "max_length."
         )
-
-
-def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Return how many parameters are trained, and how many there are."""
-    # bitsandbytes packs 4-bit weights two to a number; peft knows how to count them.
-    if hasattr(model, "get_nb_trainable_parameters"):
-        return model.get_nb_trainable_parameters()
-    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
-    return sum(n for trained, n in sizes if trained), sum(n for _, n in sizes)
