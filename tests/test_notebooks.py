@@ -1,7 +1,7 @@
 """Rules that hold for all notebooks, strict nbval, and exercises that are proven.
 
 The notebooks run in order in a build folder of their own: a later one reads what an
-earlier one wrote.
+earlier one wrote. Those that stand alone run in test_notebooks_alone.py.
 """
 
 from __future__ import annotations
@@ -418,6 +418,17 @@ def strict_nbval(
     )
 
 
+def on_the_road(path: Path) -> bool:
+    """Whether a notebook writes into `build/`, or reads there what another wrote."""
+    row = re.search(r"^\|.*reads → writes.*$", read(path).cells[0].source, re.MULTILINE)
+    return "`build/" in row[0]
+
+
+# They run in order, and side by side with those of test_notebooks_alone.py.
+ROAD = [path for path in NOTEBOOKS if on_the_road(path)]
+each_on_the_road = pytest.mark.parametrize("path", ROAD, ids=name_of)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for copies; `build` in it is where the notebooks write."""
@@ -431,7 +442,7 @@ def copy_of(path: Path, shared: Path, prefix: str = "") -> Path:
     return target
 
 
-@each_notebook
+@each_on_the_road
 def test_strict_nbval_and_exercises(path: Path, shared: Path) -> None:
     for number, _, _ in exercises(path):
         assert stub_says_not_tried(read(path).cells[number])
@@ -453,7 +464,7 @@ def altered(output: nbformat.NotebookNode) -> bool:
     return False
 
 
-@each_notebook
+@each_on_the_road
 def test_strict_nbval_fails_when_an_output_is_altered(path: Path, shared: Path) -> None:
     # The part of the notebook down to its first compared output is enough.
     notebook = copy.deepcopy(read(path))

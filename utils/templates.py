@@ -64,10 +64,7 @@ QUOTE = 60  # characters of a text that an error shows
 
 
 class TemplateError(CourseError, ValueError):
-    """A template that cannot be used, or a text that must not go into it.
-
-    First used in lesson 03, section 8.
-    """
+    """A template that cannot be used, or a text that must not go into it."""
 
 
 class HasTemplate(Protocol):

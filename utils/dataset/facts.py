@@ -135,8 +135,6 @@ def stated_values(answer: str, relation: str) -> set[str]:
 def is_right(answer: str, fact_id: str) -> bool:
     """Return whether an answer states the fact's value and no other of its relation.
 
-    First used in lesson 06, section 8.
-
     Raises:
         KeyError: if the course's table has no such fact.
     """

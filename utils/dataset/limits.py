@@ -32,6 +32,8 @@ def within_limit(
 ) -> DatasetDict:
     """Return the parts with no row over the limit, and say what that has cost.
 
+    First used in lesson 03, section 8.
+
     Args:
         parts: rows as `add_text` and `preprocess_batch` of the template make them.
         template: that they were made with.
