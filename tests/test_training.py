@@ -415,6 +415,21 @@ def test_more_epochs_than_a_finished_run_are_a_new_run_and_said(tmp_path) -> Non
         assert steps_taken(tiny_trainer(tmp_path))[0] == 1
 
 
+def test_a_run_goes_on_after_its_base_was_moved(tmp_path) -> None:
+    def trainer(folder):
+        made = tiny_trainer(tmp_path)
+        base = str(tmp_path / folder / ".venv" / "course_models" / "smollm2")
+        made.model.peft_config["default"].base_model_name_or_path = base
+        return made
+
+    first = trainer("before")
+    first.add_callback(Interrupt(4))
+    with pytest.raises(KeyboardInterrupt):
+        train(first)
+    taken = steps_taken(trainer("after"))
+    assert taken[0] == STEPS_AN_EPOCH + 1
+
+
 def test_checkpoints_of_other_programs_are_left_alone(tmp_path) -> None:
     theirs = [tmp_path / "checkpoint-500", tmp_path / "checkpoint-best"]
     for folder in theirs:

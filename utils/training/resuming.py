@@ -225,6 +225,8 @@ def _parts(trainer: Trainer, **otherwise: Any) -> dict[str, str]:
     for config in getattr(trainer.model, "peft_config", {}).values():
         for name, value in config.to_dict().items():
             value = sorted(value) if isinstance(value, set) else value
+            if isinstance(value, str) and Path(value).is_absolute():
+                value = portable_name(Path(value))  # a moved base is the same base
             parts[f"lora.{name}"] = str(value)
     parts["weights"] = _hash_of_texts(
         f"{name} {tuple(weights.shape)} "
