@@ -538,8 +538,8 @@ def steps(model, parts) -> None:
         (weighed(12 / 11, 10 / 11), "2 times as long"),
         (weighed(0.9, 0.1), "another gradient"),
         (steps, "after all parts"),
-        (lambda model, parts: None, "no gradient is there"),
-        (lambda model: None, "stopped with TypeError"),
+        (lambda model, parts: len(parts), "no gradient is there"),
+        (lambda model: model, "stopped with TypeError"),
         (5 / 11, "expected a function"),
     ],
 )
