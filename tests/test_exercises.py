@@ -419,6 +419,7 @@ def test_wrong_splits_get_their_hint(split, hint: str) -> None:
     [
         (100, "rows, times numbers"),
         (4e6, "these are bytes"),
+        (4e6 / 2**20, "these are mebibytes"),
         (2, "each takes 2 bytes"),
         ("4", "expected a number"),
     ],

@@ -18,8 +18,6 @@ def check_megabytes(
 ) -> str:
     """Check how much whole embeddings add to an adapter.
 
-    First used in the experiment 03_new_tokens, section 3.
-
     First used in experiment 03_new_tokens, section 3.
 
     Args:
@@ -41,6 +39,8 @@ def check_megabytes(
         )
     if close(right * 1e6):
         raise Wrong("these are bytes: a megabyte is a million of them.")
+    if close(right * 1e6 / 2**20):
+        raise Wrong("these are mebibytes (2²⁰ bytes): a megabyte is a million bytes.")
     if close(right / bytes_each):
         raise Wrong(f"that counts the numbers: each takes {bytes_each} bytes.")
     if close(right / matrices) or close(right * 2 / matrices):
@@ -57,8 +57,6 @@ def check_token_config(
     config: Any, make_model: Callable[[], Any], token: int, limit: int = 200_000
 ) -> str:
     """Check a configuration by what one step of training changes.
-
-    First used in the experiment 03_new_tokens, section 4.
 
     First used in experiment 03_new_tokens, section 3.
 

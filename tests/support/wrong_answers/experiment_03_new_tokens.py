@@ -5,6 +5,7 @@ LORA = 'config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", 
 WRONG_ANSWERS = {
     "check_megabytes": [
         ("megabytes = vocabulary * width * 2", "these are bytes"),
+        ("megabytes = vocabulary * width * 2 / 2**20", "these are mebibytes"),
         ("megabytes = vocabulary * width / 1e6", "each takes 2 bytes"),
         ("megabytes = 2 * vocabulary * width * 2 / 1e6", "1 such matrix"),
     ],
