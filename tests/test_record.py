@@ -395,3 +395,20 @@ def test_a_record_that_cannot_be_read_says_what_to_do(
         (tmp_path / "trial.json").write_text(content, "utf-8")
     with pytest.raises(RecordError, match=r"python -m utils\.record trial"):
         recorded("untuned", "right", "trial")
+
+
+# --- the course's own record ---
+
+
+def test_the_readme_shows_the_record() -> None:
+    kept = json.loads((record.RECORDED / "smollm2.json").read_text("utf-8"))
+    assert record.table(kept) in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_record_is_of_the_data_that_are_here() -> None:
+    kept = json.loads((record.RECORDED / "smollm2.json").read_text("utf-8"))
+    road = Road(settings_for("smollm2"), ROOT / "data/amazon_sagemaker_faqs.csv", ROOT)
+    assert kept["data"] == record.data_files(road)
+    made_with = {stage["made with"] for stage in kept["stages"].values()}
+    assert made_with == {record.fingerprint(road)}
+    assert kept["command"] == "python -m utils.record smollm2"
