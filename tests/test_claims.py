@@ -8,7 +8,8 @@ in no need of a skill (support/lessons.py).
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -27,6 +28,15 @@ LESSONS = [
     path for path in find_notebooks(NOTEBOOKS) if path.name.startswith(("01_", "02_"))
 ]
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=name_of)
+# An experiment takes a minute or two and is no part of the road: `make test-all`.
+each_in_its_time = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow) if is_experiment(path) else path
+        for path in LESSONS
+    ],
+    ids=name_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +63,13 @@ def untrained_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Claims = dict[Path, dict[str, bool]]
-
-
 @pytest.fixture(scope="module")
 def claimed_by_random_weights(
     untrained: Path, untrained_chat: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Claims:
-    """What each notebook claims of them, and whether it held; two run at once."""
+) -> Callable[[Path], dict[str, bool]]:
+    """What a notebook claims of them, and whether it held."""
 
+    @functools.cache
     def run(path: Path) -> dict[str, bool]:
         model = untrained_chat if asks_a_chat_model(path) else untrained
         build = run_lessons(
@@ -69,12 +77,10 @@ def claimed_by_random_weights(
             name_of(path),
             COURSE_MODEL=str(model),
             COURSE_LAB_FOLDER=str(untrained),
-            OMP_NUM_THREADS="1",
         )
         return claims_of(build / "run" / f"{name_of(path)}.ipynb")
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(LESSONS, pool.map(run, LESSONS), strict=True))
+    return run
 
 
 def asks_a_chat_model(path: Path) -> bool:
@@ -124,11 +130,11 @@ def test_enough_is_claimed_of_skills(path: Path) -> None:
     assert len(claims_of(path).keys() - claims_without(path, "skill")) > least
 
 
-@each_lesson
+@each_in_its_time
 def test_random_weights_make_every_claim_about_a_learned_skill_fail(
-    path: Path, claimed_by_random_weights: Claims
+    path: Path, claimed_by_random_weights: Callable[[Path], dict[str, bool]]
 ) -> None:
-    held = claimed_by_random_weights[path]
+    held = claimed_by_random_weights(path)
     assert held.keys() == claims_of(path).keys(), "not the same claims were made"
     unearned = {sentence for sentence, holds in held.items() if holds}
     unearned -= claims_without(path, "skill")

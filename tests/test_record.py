@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from support.tiny_models import tiny_chat_tokenizer, tiny_llama
 from utils import record
-from utils.course import ROOT
+from utils.course import FAQS_DATA, ROOT
 from utils.evaluation.scores import Estimate
 from utils.models import Answers, load_model, settings_for
 from utils.record import RecordError, Road, cases, recorded
@@ -330,8 +330,10 @@ def test_a_committed_record_belongs_to_the_data_at_hand(file: Path) -> None:
     assert found["command"].startswith("python -m utils.record ")
     for name, digest in found["data"].items():
         assert record.digest(ROOT / name) == digest, f"{name} has changed: record anew"
+    road = Road(settings_for(found["name"]), FAQS_DATA, ROOT)
     for stage in found["stages"].values():
         assert stage["date"] and stage["machine"] and stage["figures"]
+        assert stage["made with"] == record.fingerprint(road)
 
 
 @pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
@@ -395,20 +397,3 @@ def test_a_record_that_cannot_be_read_says_what_to_do(
         (tmp_path / "trial.json").write_text(content, "utf-8")
     with pytest.raises(RecordError, match=r"python -m utils\.record trial"):
         recorded("untuned", "right", "trial")
-
-
-# --- the course's own record ---
-
-
-def test_the_readme_shows_the_record() -> None:
-    kept = json.loads((record.RECORDED / "smollm2.json").read_text("utf-8"))
-    assert record.table(kept) in (ROOT / "README.md").read_text("utf-8")
-
-
-def test_the_record_is_of_the_data_that_are_here() -> None:
-    kept = json.loads((record.RECORDED / "smollm2.json").read_text("utf-8"))
-    road = Road(settings_for("smollm2"), ROOT / "data/amazon_sagemaker_faqs.csv", ROOT)
-    assert kept["data"] == record.data_files(road)
-    made_with = {stage["made with"] for stage in kept["stages"].values()}
-    assert made_with == {record.fingerprint(road)}
-    assert kept["command"] == "python -m utils.record smollm2"
