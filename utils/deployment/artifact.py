@@ -296,7 +296,7 @@ def pack(folder: Path, archive: Path) -> Path:
     def write(unfinished: Path) -> None:
         with (
             unfinished.open("wb") as raw,
-            # Weights hardly shrink (a seventh), and packing them takes most of the time.
+            # Weights shrink by a seventh only, and squeezing takes most of the time.
             gzip.GzipFile("", "wb", compresslevel=0, fileobj=raw, mtime=0) as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):

@@ -6,9 +6,39 @@ the parts are counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+
+Note = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def noted_activations(model: torch.nn.Module) -> Iterator[tuple[dict[int, int], Note]]:
+    """Note what forward passes in the block keep for the backward pass.
+
+    The loss must outlive the block: while it does, no storage is freed and its address
+    used for another.
+
+    Yields:
+        Address → bytes of each storage, once, without weights and buffers; and the
+        function that notes one tensor more and returns it.
+    """
+    own = {
+        one.untyped_storage().data_ptr()
+        for one in (*model.parameters(), *model.buffers())
+    }
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda one: one):
+        yield kept, note
 
 
 def activation_megabytes(
@@ -31,31 +61,21 @@ def activation_megabytes(
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def note_input(_: torch.nn.Module, inputs: tuple) -> None:
-        # Checkpointing holds it where no hook of autograd sees it.
-        if inputs and torch.is_tensor(inputs[0]):
-            note(inputs[0])
-
-    hooks = [
-        module.register_forward_pre_hook(note_input)
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    ]
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     model.zero_grad()
+    hooks = []
     try:
-        # While `loss` lives, no storage is freed and its address used for another.
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda one: one):
+        with noted_activations(model) as (kept, note):
+
+            def note_input(_: torch.nn.Module, inputs: tuple) -> None:
+                # Checkpointing holds it where no hook of autograd sees it.
+                if inputs and torch.is_tensor(inputs[0]):
+                    note(inputs[0])
+
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    hooks.append(module.register_forward_pre_hook(note_input))
             loss = model(**batch, use_cache=False).loss
     finally:
         for hook in hooks:

@@ -29,6 +29,7 @@ from utils.models import (
     this_machine,
 )
 from utils.templates import Template, TemplateError, template_for
+from utils.training.memory import noted_activations
 from utils.training.recipe import TrainingError
 
 if TYPE_CHECKING:
@@ -273,22 +274,12 @@ def training_megabytes(
         for one in model.parameters()
         if one.requires_grad
     )
-    weights = {one.untyped_storage().data_ptr() for one in every}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     batch = _batch(model, study, study.train[:rows])
     short = torch.autocast(
         model.device.type, torch.bfloat16, enabled=this_machine().bf16
     )
     was_training = model.training
-    # While `loss` lives, no storage is freed and its address used for another.
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda one: one), short:
+    with noted_activations(model) as (kept, _), short:
         loss = model.train()(**batch).loss
     model.train(was_training)
     del loss
