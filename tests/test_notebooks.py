@@ -37,7 +37,7 @@ from utils.course import ROOT
 from utils.run import find_notebooks, is_experiment, name_of
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
-CELL_TIMEOUT = 300
+CELL_TIMEOUT = 600  # one thread, beside another test
 LONGEST_CELL = 25
 MOST_CELLS = 90
 LONGEST_READING = 60  # minutes
@@ -414,7 +414,7 @@ def strict_nbval(
         env={**os.environ, "COURSE_BUILD": str(build), **environ},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=2400,
     )
 
 

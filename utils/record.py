@@ -861,7 +861,7 @@ def table(found: Mapping[str, Any]) -> str:
     stages = {name: stage["figures"] for name, stage in found["stages"].items()}
     lines = ["| asked | questions | untuned | tuned |", "|:--|--:|--:|--:|"]
     for label, (name, kinds) in TABLE.items():
-        cells, count = [], 0
+        cells, counts = [], set()
         for kind in kinds:
             some = [
                 figures[name]
@@ -869,8 +869,9 @@ def table(found: Mapping[str, Any]) -> str:
                 if name in figures and kind in (stage, stage.rpartition("_")[0])
             ]
             cells.append(_shown(some))
-            count = some[0]["n"] if some else count
-        lines.append(f"| {label} | {count} | {' | '.join(cells)} |")
+            counts |= {figure["n"] for figure in some}
+        asked = " or ".join(map(str, sorted(counts)))
+        lines.append(f"| {label} | {asked} | {' | '.join(cells)} |")
     if printed := stages.get("untuned", {}).get(PRINTED):
         shown = _shown([printed])
         label = "no model: the note found first is printed"

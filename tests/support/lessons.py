@@ -37,7 +37,7 @@ def run_lessons(build: Path, *numbers: str, **environ: str) -> Path:
         env={**os.environ, "COURSE_BUILD": str(build), **environ},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return build
