@@ -545,7 +545,7 @@ def plot_bars(
 ) -> None:
     """Plot groups of bars with their heights, one bar of each series in a group.
 
-    First used in experiment 04_quantisation, section 2.
+    First used in lesson 05, section 5.
 
     Args:
         bars: name of a series → group → height, with its 95% interval where it is an
