@@ -181,6 +181,22 @@ def test_losses_of_several_runs_stand_side_by_side(shown, monkeypatch) -> None:
     assert shown[0].alt == "Training and held-out loss by epoch: one, other"
 
 
+def test_losses_stand_at_their_epoch(monkeypatch) -> None:
+    figures = []
+    monkeypatch.setattr(display, "_show", lambda figure, *_: figures.append(figure))
+    log = [{"loss": 4.0, "epoch": 1}, {"eval_loss": 5.0, "epoch": 1}, {"epoch": 2}]
+    plot_loss_panels({"one": [*log, {"loss": 2.0, "epoch": 2}], "other": log})
+    drawn = [
+        {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        for axes in figures[0].axes
+    ]
+    assert drawn == [
+        {"training": [[1, 4], [2, 2]], "held out": [[1, 5]]},
+        {"training": [[1, 4]], "held out": [[1, 5]]},
+    ]
+    assert all(axes.get_ylim()[0] == 0 for axes in figures[0].axes)
+
+
 def test_parts_are_stacked_and_their_sum_stands_on_top(shown, monkeypatch) -> None:
     told = []
     monkeypatch.setattr(Axes, "bar_label", lambda *_, labels, **__: told.append(labels))

@@ -6,12 +6,15 @@ import json
 
 import pytest
 
+from utils.evaluation.answers import judge_for
 from utils.evaluation.judging import (
     FeedbackError,
     blind_pairs,
+    labelled_answers,
     preference,
     read_feedback,
     store_votes,
+    votes_of,
 )
 
 QUESTIONS = [f"Question {number}?" for number in range(40)]
@@ -141,3 +144,37 @@ def test_no_decided_vote_gives_no_share() -> None:
     )
     with pytest.raises(FeedbackError, match="not on 'other'"):
         preference(rows, "other")
+
+
+def test_a_judge_votes_for_the_answer_that_alone_is_right_on_either_side() -> None:
+    rows = [
+        {"instruction": question, "response": "7 days.", "must_say": "7 days"}
+        for question in ("first", "second", "third")
+    ]
+    answers = {
+        "one": ["7 days.", "5 days.", "5 days."],
+        "other": ["6 days.", "7 days.", "8 days."],
+    }
+    votes: set[str] = set()
+    for seed in range(8):
+        pairs = blind_pairs([row["instruction"] for row in rows], answers, 3, seed)
+        for pair, vote in zip(
+            pairs, votes_of(judge_for(rows), pairs, rows), strict=True
+        ):
+            right = {"A": pair.a, "B": pair.b}.get(vote)
+            if pair.question == "third":  # neither is right
+                assert vote == "="
+            else:
+                assert right == "7 days."
+            votes.add(vote)
+    assert votes == {"A", "B", "="}
+
+
+def test_labelled_answers_come_in_two_halves_that_ask_other_questions() -> None:
+    whole = labelled_answers()
+    halves = [labelled_answers(half) for half in ("development", "held out")]
+    assert [row["half"] for row in halves[1]] == ["held out"] * 98
+    assert sum(map(len, halves)) == len(whole) == 195
+    asked = [{row["instruction"] for row in half} for half in halves]
+    assert not asked[0] & asked[1]
+    assert all(row["response"] and row["right"] in ("yes", "no") for row in whole)

@@ -17,11 +17,15 @@ def batch(rows: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-@pytest.fixture
-def model():
+def tuned(layers: int = 2):
     torch.manual_seed(0)
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(tiny_gpt_neox(), lora).train()
+    return get_peft_model(tiny_gpt_neox(layers=layers), lora).train()
+
+
+@pytest.fixture
+def model():
+    return tuned()
 
 
 def test_it_grows_with_the_rows(model) -> None:
@@ -55,6 +59,16 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_the_same_gradient(model) -
     hidden, blocks = model.config.hidden_size, model.config.num_hidden_layers
     assert 4 * blocks * rows["labels"].numel() * hidden / 1e6 < kept < 0.7 * whole
     assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def test_with_checkpointing_each_block_adds_its_input() -> None:
+    rows, counted = batch(4), {}
+    for layers in (2, 5):
+        model = tuned(layers)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        counted[layers], _ = activation_megabytes(model, rows)
+    one = 4 * rows["labels"].numel() * model.config.hidden_size / 1e6
+    assert counted[5] - counted[2] == pytest.approx(3 * one, rel=0.01)
 
 
 def test_no_hook_and_no_gradient_is_left(model) -> None:

@@ -153,6 +153,14 @@ def test_the_validation_part_chooses_the_pass_whose_test_figure_counts(
     assert found["format, valid"]["n"] == sizes["test"]
 
 
+def test_one_row_of_each_fact_is_asked_always_the_same() -> None:
+    rows = [{"fact": f"f{i % 5}", "instruction": str(i)} for i in range(20)]
+    drawn = record.one_of_each(rows)
+    assert sorted(row["fact"] for row in drawn) == ["f0", "f1", "f2", "f3", "f4"]
+    assert drawn == record.one_of_each(rows)
+    assert {row["instruction"] for row in drawn} < {str(i) for i in range(20)}
+
+
 def test_only_the_chosen_prompt_sees_the_test_messages(road: Road, monkeypatch) -> None:
     rows = record.json_format.load_messages().to_dict("records")
     texts = {

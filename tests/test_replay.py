@@ -201,14 +201,26 @@ def test_what_counts_as_saying_a_thing_twice(text: str, twice: bool) -> None:
     assert repeats(text) is twice
 
 
-def test_answers_that_were_cut_off_are_kept_only_for_want_of_others() -> None:
-    from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+@pytest.mark.parametrize(
+    ("finished", "kept"),
+    [
+        ([True, True, True, True, False], ["Warm."]),
+        ([False] * 5, ["It is warm. It is warm.", "Warm.", "Cold and"]),
+    ],
+)
+def test_answers_that_were_cut_off_are_kept_only_for_want_of_others(
+    finished, kept, monkeypatch
+) -> None:
+    from support.tiny_models import tiny_tokenizer
+    from utils import models
     from utils.templates import instruction_template
 
-    tokenizer = tiny_tokenizer()
-    template = instruction_template(tokenizer)
-    model = tiny_gpt_neox(len(tokenizer))
-    requests = general_requests()[:4]
-    rows = own_answers(requests, model, template, max_new_tokens=5)
-    assert {row["instruction"] for row in rows} <= {r["instruction"] for r in requests}
-    assert all(row["response"].strip() and row["topic"] for row in rows)
+    texts = ["It is warm. It is warm.", "Warm.", "  ", "Cold ### End", "Cold and"]
+    said = models.Answers(texts, finished)
+    monkeypatch.setattr(models, "generate", lambda *_, **__: said)
+    requests = general_requests()[:5]
+    rows = own_answers(requests, None, instruction_template(tiny_tokenizer()))
+    assert [row["response"] for row in rows] == kept
+    asked = {text: row for text, row in zip(texts, requests, strict=True)}
+    for row in rows:
+        assert row == {**asked[row["response"]], "response": row["response"]}

@@ -296,7 +296,7 @@ def pack(folder: Path, archive: Path) -> Path:
     def write(unfinished: Path) -> None:
         with (
             unfinished.open("wb") as raw,
-            # Weights shrink by a seventh only, and squeezing takes most of the time.
+            # Stored, not squeezed: weights hardly shrink, and it takes long.
             gzip.GzipFile("", "wb", compresslevel=0, fileobj=raw, mtime=0) as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
