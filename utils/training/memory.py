@@ -6,24 +6,21 @@ the parts are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-Note = Callable[[torch.Tensor], torch.Tensor]
-
 
 @contextmanager
-def noted_activations(model: torch.nn.Module) -> Iterator[tuple[dict[int, int], Note]]:
+def noted_activations(model: torch.nn.Module) -> Iterator[dict[int, int]]:
     """Note what forward passes in the block keep for the backward pass.
 
     The loss must outlive the block: while it does, no storage is freed and its address
     used for another.
 
     Yields:
-        Address → bytes of each storage, once, without weights and buffers; and the
-        function that notes one tensor more and returns it.
+        Address → bytes of each storage, once, without weights and buffers.
     """
     own = {
         one.untyped_storage().data_ptr()
@@ -38,7 +35,7 @@ def noted_activations(model: torch.nn.Module) -> Iterator[tuple[dict[int, int], 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda one: one):
-        yield kept, note
+        yield kept
 
 
 def activation_megabytes(
@@ -59,27 +56,11 @@ def activation_megabytes(
     Returns:
         Megabytes (10⁶ bytes), and the gradient of all trained numbers as one vector.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     model.zero_grad()
-    hooks = []
-    try:
-        with noted_activations(model) as (kept, note):
-
-            def note_input(_: torch.nn.Module, inputs: tuple) -> None:
-                # Checkpointing holds it where no hook of autograd sees it.
-                if inputs and torch.is_tensor(inputs[0]):
-                    note(inputs[0])
-
-            for module in model.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    hooks.append(module.register_forward_pre_hook(note_input))
-            loss = model(**batch, use_cache=False).loss
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with noted_activations(model) as kept:
+        loss = model(**batch, use_cache=False).loss
     counted = sum(kept.values()) / 1e6
     loss.backward()
     trained = [one.grad for one in model.parameters() if one.grad is not None]

@@ -279,7 +279,7 @@ def training_megabytes(
         model.device.type, torch.bfloat16, enabled=this_machine().bf16
     )
     was_training = model.training
-    with noted_activations(model) as (kept, _), short:
+    with noted_activations(model) as kept, short:
         loss = model.train()(**batch).loss
     model.train(was_training)
     del loss
