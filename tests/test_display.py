@@ -22,6 +22,7 @@ from utils.display import (
     plot_differences,
     plot_lengths,
     plot_loss_panels,
+    plot_paths,
     plot_proportions,
     plot_stacked,
     plot_timings,
@@ -181,20 +182,32 @@ def test_losses_of_several_runs_stand_side_by_side(shown, monkeypatch) -> None:
     assert shown[0].alt == "Training and held-out loss by epoch: one, other"
 
 
-def test_losses_stand_at_their_epoch(monkeypatch) -> None:
-    figures = []
-    monkeypatch.setattr(display, "_show", lambda figure, *_: figures.append(figure))
+def test_losses_stand_at_their_epoch(drawn) -> None:
     log = [{"loss": 4.0, "epoch": 1}, {"eval_loss": 5.0, "epoch": 1}, {"epoch": 2}]
     plot_loss_panels({"one": [*log, {"loss": 2.0, "epoch": 2}], "other": log})
-    drawn = [
+    found = [
         {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-        for axes in figures[0].axes
+        for axes in drawn[0].axes
     ]
-    assert drawn == [
+    assert found == [
         {"training": [[1, 4], [2, 2]], "held out": [[1, 5]]},
         {"training": [[1, 4]], "held out": [[1, 5]]},
     ]
-    assert all(axes.get_ylim()[0] == 0 for axes in figures[0].axes)
+    assert all(axes.get_ylim()[0] == 0 for axes in drawn[0].axes)
+
+
+@pytest.mark.parametrize("most", [0.02, 1.0])
+def test_labels_of_a_logarithmic_axis_do_not_overlap(most, drawn) -> None:
+    plot_paths({"LoRA": [(1e-4, 2.0), (most, 0.2)]}, "rate", "loss")
+    figure = drawn[0]
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    labels = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+    boxes = [one.get_window_extent() for one in labels if one.get_text()]
+    low, high = figure.axes[0].get_window_extent().intervalx
+    seen = sorted((b.x0, b.x1) for b in boxes if low <= (b.x0 + b.x1) / 2 <= high)
+    assert len(seen) >= 3
+    assert all(a[1] < b[0] for a, b in zip(seen, seen[1:], strict=False))
 
 
 def test_parts_are_stacked_and_their_sum_stands_on_top(shown, monkeypatch) -> None:

@@ -809,7 +809,12 @@ def plot_paths(
         getattr(axes, f"set_{axis}scale")("log")
         scale = getattr(axes, f"{axis}axis")
         scale.set_major_formatter(lambda value, _: f"{value:g}")
-        scale.set_minor_formatter(lambda value, _: _if_two_or_five(value))
+        low, high = scale.get_view_interval()
+        # Side by side, the labels of more than some two decades would overlap.
+        fits = axis == "y" or high < 300 * low
+        scale.set_minor_formatter(
+            lambda value, _, fits=fits: _if_two_or_five(value) if fits else ""
+        )
     drawn = _draw_guess(axes, my_guess)
     columns = min(len(paths) + drawn, 3)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False)
