@@ -28,7 +28,7 @@ run: $(FETCHED)
 
 # Two test files at a time, each with one thread.
 test: $(FETCHED)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(FETCHED)
 	@$(BIN)/python -m pytest -m "slow or not slow"

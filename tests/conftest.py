@@ -49,6 +49,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Of two files at a time the longest come first, so that none is alone at the end.
+LONGEST_FILES = (
+    "test_notebooks.py",
+    "test_notebooks_alone.py",
+    "test_claims.py",
+    "test_learning.py",
+    "test_record.py",
+    "test_train_lora.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file the order stays."""
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what the tests have built."""
     shutil.rmtree(BUILD.parent, ignore_errors=True)

@@ -293,7 +293,8 @@ def test_make_starts_afresh_after_an_unfinished_installation(checkout: Path) -> 
 
 def test_make_targets(checkout: Path) -> None:
     make(checkout, "run")
-    assert make(checkout, "test")[1] == ["-m pytest -n 2 --dist loadfile"]
+    side_by_side = "-n 2 --dist loadfile --no-loadscope-reorder"
+    assert make(checkout, "test")[1] == [f"-m pytest {side_by_side}"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
     assert make(checkout, "lab")[1] == ["-m jupyterlab --notebook-dir=notebooks"]
     assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
