@@ -291,7 +291,8 @@ def test_the_record_says_how_it_was_made(road: Road, monkeypatch, tmp_path) -> N
     monkeypatch.setattr(record, "RECORDED", tmp_path / "recorded")
     file = record.record(road, "tiny", "python -m utils.record tiny", ["search"])
     found = json.loads(file.read_text("utf-8"))
-    assert found["command"] == "python -m utils.record tiny"
+    assert found["command"] == "python -m utils.record tiny --stages search"
+    assert found["stages"]["search"]["peak memory, GB"] > 0.1
     assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["settings"]["lora_r"] == road.settings.lora_r
     assert set(found["stages"]) == {"search"}

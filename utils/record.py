@@ -621,6 +621,11 @@ def stages(road: Road) -> dict[str, Callable[[], Figures]]:
 # --- the run, and what is written ---
 
 
+def peak_gigabytes() -> float:
+    """Return the most memory that this process has held so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that matter."""
     found = {"python": platform.python_version()}
@@ -680,6 +685,7 @@ def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
                 "date": datetime.date.today().isoformat(),
                 "seconds": round(time.perf_counter() - start, 1),
                 "machine": str(this_machine(race=False)),
+                "peak memory, GB": peak_gigabytes(),
                 "made with": made_with,
                 "figures": figures,
             }
@@ -693,10 +699,19 @@ def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
 def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> Path:
     """Measure, and write `data/recorded/NAME.json`.
 
+    Args:
+        road: what to measure with.
+        name: of the record.
+        command: that measures all stages; if some are missing, the file names the rest.
+        wanted: beginnings of the stages' names; all by default.
+
     Returns:
         The file.
     """
     found = run(road, wanted)
+    if missing := [stage for stage in stages(road) if stage not in found]:
+        road.say(f"Not in the record: {', '.join(missing)}.")
+        command = f"{command} --stages {' '.join(found)}"
     settings = {
         key: portable_name(Path(value))
         if key == "source" and Path(value).is_absolute()
@@ -712,9 +727,6 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
             "versions": versions(),
             "settings": settings,
             "data": data_files(road),
-            "peak memory, GB": round(
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1
-            ),
             "stages": found,
         },
     )
@@ -915,9 +927,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.ship:
             print(ship(road))
             return 0
-        command = "python -m utils.record " + " ".join(
-            sys.argv[1:] if arguments is None else arguments
-        )
+        command = f"python -m utils.record {chosen.model}"
+        if chosen.name:
+            command += f" --name {chosen.name}"
+        if chosen.seeds != parser.get_default("seeds"):
+            command += f" --seeds {chosen.seeds}"
         print(record(road, name, command, chosen.stages))
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
