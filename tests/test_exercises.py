@@ -489,6 +489,7 @@ def test_dense_alone_is_not_all_layers_whose_names_begin_so() -> None:
         (2 * RANK * 96, "one of the two matrices"),  # B; A is planted
         (2 * RANK * RANK, "one side only"),
         (ONE_BLOCK, "that is one block; the model has 2"),
+        (2 * 16 * (32 + 96), "that is for the rank 16: here it is 4"),
         (7, "rank x (inputs + outputs)"),
         ("7", "expected a whole number"),
     ],
@@ -575,12 +576,21 @@ def test_right_best_epoch(epoch: float) -> None:
     ("epoch", "hint"),
     [
         (9, "they go from 1 to 5"),
+        (3.5, "no 'eval_loss' has the epoch 3.5"),
+        (2, "not its place in a list"),
         (4, "compare all rows"),
         ("3", "expected the number"),
     ],
 )
 def test_wrong_best_epochs_get_their_hint(epoch, hint: str) -> None:
     assert rejected(check_best_epoch(epoch, HISTORY), hint)
+
+
+def test_the_loss_before_the_first_epoch_counts_as_well() -> None:
+    history = [{"epoch": 0, "eval_loss": 2.0}, *HISTORY]
+    assert rejected(check_best_epoch(9, history), "they go from 0 to 5")
+    worse = [{"epoch": 0, "eval_loss": 1.0}, *HISTORY]
+    assert check_best_epoch(0, worse).passed
 
 
 # --- 05 ---

@@ -296,7 +296,11 @@ def test_make_targets(checkout: Path) -> None:
     side_by_side = "-n 2 --dist loadfile --no-loadscope-reorder"
     assert make(checkout, "test")[1] == [f"-m pytest {side_by_side}"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
-    assert make(checkout, "lab")[1] == ["-m jupyterlab --notebook-dir=notebooks"]
+    assert make(checkout, "install")[1] == []
+    lab = "-m jupyterlab --notebook-dir=notebooks"
+    assert [call.strip() for call in make(checkout, "lab")[1]] == [lab]
+    as_root = make(checkout, "lab", "LAB_ARGS=--allow-root")[1]
+    assert as_root == [f"{lab} --allow-root"]
     assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
     (checkout / "build").mkdir()
     (checkout / "utils" / "__pycache__").mkdir()

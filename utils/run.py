@@ -134,7 +134,7 @@ def is_experiment(path: Path) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """Return a notebook's name, such as "04_lora_training", "experiments/04_rates"."""
+    """Return a notebook's name, such as "experiments/04_quantisation"."""
     return f"{EXPERIMENTS}/{path.stem}" if is_experiment(path) else path.stem
 
 
@@ -534,7 +534,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "notebooks",
         nargs="*",
         metavar="NN",
-        help="such as 03 or experiments/04_rates; `experiments` is all of those",
+        help="such as 03 or experiments/04_quantisation; `experiments` is all of those",
     )
     parser.add_argument(
         "--in-place",

@@ -47,6 +47,9 @@ def check_lora_parameters(count: int, model: Any, rank: int, target: str) -> str
         raise Wrong("the rank is one side only of each matrix, the layer's the other.")
     if count * len(shapes) == right:
         raise Wrong(f"that is one block; the model has {len(shapes)} of them.")
+    if count and count * rank % right == 0:
+        other = count * rank // right
+        raise Wrong(f"that is for the rank {other}: here it is {rank}.")
     raise Wrong(
         f"for each layer named {target} count rank x (inputs + outputs), then add up."
     )
@@ -203,8 +206,6 @@ def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> st
     best = min(held_out, key=held_out.__getitem__)
     if epoch == best:
         return "no other epoch has a lower held-out loss."
-    if epoch == best - 1:
-        raise Wrong("lists count from 0, epochs from 1: look at the row's 'epoch'.")
     if epoch in held_out.values() and epoch not in held_out:
         raise Wrong("that is the loss: which epoch does it belong to?")
     if training and epoch == min(training, key=training.__getitem__):
@@ -213,5 +214,12 @@ def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> st
             "'eval_loss', which the model did not train on."
         )
     if epoch not in held_out:
-        raise Wrong(f"there is no epoch {epoch:g}: they go from 1 to {len(held_out)}.")
-    raise Wrong("another epoch has a lower 'eval_loss': compare all rows that have it.")
+        first, last = min(held_out), max(held_out)
+        raise Wrong(
+            f"no 'eval_loss' has the epoch {epoch:g}: they go from {first:g} to "
+            f"{last:g}."
+        )
+    raise Wrong(
+        "another epoch has a lower 'eval_loss': compare all rows that have it, and "
+        "give the row's 'epoch', not its place in a list."
+    )
