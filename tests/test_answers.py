@@ -14,6 +14,7 @@ from utils.encoder import load_encoder
 from utils.evaluation.answers import (
     THRESHOLDS,
     JudgeError,
+    _objection,
     check_rules,
     groups_of,
     judge_for,
@@ -291,6 +292,8 @@ def test_the_files_own_answers_are_right_and_those_to_other_questions_wrong(
         (0, "I am sorry, I do not know.", False, "unlike (0."),
         (7, "Line 17 stops in front of the gate.", False, "another number: 17"),
         (2, "Lunch is served from twelve until fourteen.", True, "alike"),
+        (8, "A gardener comes on Fridays to water them.", False, "friday, not monday"),
+        (8, "A gardener comes every Monday to water them.", True, "alike"),
     ],
 )
 def test_likeness_sees_numbers_and_negations(
@@ -300,6 +303,30 @@ def test_likeness_sees_numbers_and_negations(
     assert verdict.right is right, verdict
     assert reason in verdict.reason
     assert verdict.by == "likeness"
+
+
+BAKED = "Baguettes bake for 22 minutes, with steam in the first five."
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "reason"),
+    [
+        ("For 22 minutes; there is steam in the first five minutes.", BAKED, ""),
+        ("For 22, with steam in the first 5.", BAKED, ""),
+        ("For 22 minutes; in the first ten minutes there is steam.", BAKED, "10 min"),
+        ("For 22 hours, with steam in the first five.", BAKED, "22 hour"),
+        ("One hour.", "It takes 2 hours.", "1 hour"),
+        ("At 9 am.", "It opens at 9 pm.", "am, not pm"),
+        ("On the left of the gate.", "On the right of the gate.", "left, not right"),
+        ("In June or July.", "It is closed in July.", ""),
+        ("Not on Fridays but on Mondays.", "On Mondays.", ""),
+        ("On Tuesdays.", "By appointment.", ""),
+    ],
+)
+def test_what_likeness_cannot_see(answer: str, expected: str, reason: str) -> None:
+    objection = _objection("How is it done?", answer, expected)
+    assert reason in objection
+    assert bool(reason) == bool(objection)
 
 
 def test_signs_decimals_and_names_count_in_f1() -> None:

@@ -10,9 +10,9 @@ Each row is judged by the best thing it has:
 3. *by likeness* to the answers of the file, where there is nothing but text.
 
 Numbers in words, units and negations are read by `statements`. Likeness cannot see a
-negation or another number (to an encoder "28 days" and "5 days" are nearly the same),
-so numbers and negations must agree as well. How often each is right is measured on
-answers labelled by hand, in data/judged_answers.csv.
+negation, another number or another day of the week (to an encoder "28 days" and "5
+days" are nearly the same), so these must agree as well. How often each is right is
+measured on answers labelled by hand, in data/judged_answers.csv.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from utils.evaluation.statements import (
     Mention,
     Word,
     mentions,
-    numbers,
     occurrences,
     phrase_words,
     stances,
@@ -53,6 +52,13 @@ MOST_COMPARED = 300
 """Of a large file, so many answers are enough to learn the threshold from."""
 FEW = 10
 """With fewer answers to compare, the threshold is the middle of its bounds."""
+DAYS = "monday tuesday wednesday thursday friday saturday sunday"
+MONTHS = "january february april june july august september october november december"
+ONE_OF = tuple(
+    frozenset(names.split())
+    for names in (DAYS, MONTHS, "am pm", "left right", "north east south west")
+)
+"""Words of which one takes the other's place; "may" and "march" are verbs as well."""
 
 
 class JudgeError(CourseError, ValueError):
@@ -446,18 +452,34 @@ def news_f1(question: str, answer: str, expected: str) -> float:
 
 
 def _objection(question: str, answer: str, expected: str) -> str:
-    """Return what likeness cannot see: another number, or a negation; "" if neither."""
+    """Return what likeness cannot see: another number or day, or a negation; or ""."""
     text, other = words(answer), words(expected)
-    allowed = numbers(question) | numbers(expected) | {"1"}  # "one" is mostly none
+    known = [word for word in (*words(question), *other) if word.is_number]
     for place, word in enumerate(text):
-        if word.is_number and word.key not in allowed:
+        if word.is_number and not _stated(word, known):
             (stance,) = stances(text, [(place, place + 1)])
             if stance == AFFIRMED:
                 return f"states another number: {word.text or word.key}"
+    for kind in ONE_OF:
+        said, wanted, asked = (
+            kind & {word.key for word in some}
+            for some in (text, other, words(question))
+        )
+        if said and wanted and not said & (wanted | asked):
+            return f"states {min(said)}, not {min(wanted)}"
     for key in sorted(set(news(question, answer)) & set(news(question, expected))):
         if _denies(text, key) != _denies(other, key):
             return f"negates {key!r}, or the expected answer does"
     return ""
+
+
+def _stated(word: Word, known: Sequence[Word]) -> bool:
+    """Whether a number is among the known ones; one of both may lack its unit."""
+    if word.key in {"1", *(one.key for one in known)}:  # "one" is mostly no number
+        return True
+    if word.text:
+        return word.text.split()[0] in {one.key for one in known if not one.text}
+    return word.key in {one.text.split()[0] for one in known if one.text}
 
 
 def _denies(text: Sequence[Word], key: str) -> bool:

@@ -676,11 +676,6 @@ def _answers(text: Sequence[Word], start: int, end: int) -> bool:
     return (not start or bool(text[start - 1].mark)) and text[end].key in PRONOUNS
 
 
-def numbers(text: str) -> frozenset[str]:
-    """Return the numbers of a text, with their units, in one spelling."""
-    return frozenset(word.key for word in words(text) if word.is_number)
-
-
 def units_of(text: str) -> frozenset[str]:
     """Return the units in which a text counts, such as "day" and "gb"."""
     return frozenset(word.text.split()[1] for word in words(text) if word.text)
