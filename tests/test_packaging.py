@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from conftest import CALLERS_ENVIRONMENT
+from conftest import CALLERS_ENVIRONMENT, LONGEST_FILES
 from utils.course import ROOT
 
 FOLDERS = ("utils", "tests", "notebooks")
@@ -289,6 +289,10 @@ def test_make_starts_afresh_after_an_unfinished_installation(checkout: Path) -> 
     assert code == 0
     assert calls[0] == "venv"
     assert calls[-1] == "-m utils.run"
+
+
+def test_the_files_that_come_first_exist() -> None:
+    assert all((ROOT / "tests" / name).is_file() for name in LONGEST_FILES)
 
 
 def test_make_targets(checkout: Path) -> None:

@@ -56,9 +56,9 @@ DAYS = "monday tuesday wednesday thursday friday saturday sunday"
 MONTHS = "january february april june july august september october november december"
 ONE_OF = tuple(
     frozenset(names.split())
-    for names in (DAYS, MONTHS, "am pm", "left right", "north east south west")
+    for names in (DAYS, MONTHS, "am pm", "north east south west")
 )
-"""Words of which one takes the other's place; "may" and "march" are verbs as well."""
+"""Words of which one takes the other's place, without those that are verbs as well."""
 
 
 class JudgeError(CourseError, ValueError):
@@ -462,8 +462,7 @@ def _objection(question: str, answer: str, expected: str) -> str:
                 return f"states another number: {word.text or word.key}"
     for kind in ONE_OF:
         said, wanted, asked = (
-            kind & {word.key for word in some}
-            for some in (text, other, words(question))
+            kind & _named(some) for some in (text, other, words(question))
         )
         if said and wanted and not said & (wanted | asked):
             return f"states {min(said)}, not {min(wanted)}"
@@ -471,6 +470,15 @@ def _objection(question: str, answer: str, expected: str) -> str:
         if _denies(text, key) != _denies(other, key):
             return f"negates {key!r}, or the expected answer does"
     return ""
+
+
+def _named(text: Sequence[Word]) -> set[str]:
+    """Return the words of a text; "am" and "pm" only behind a number."""
+    return {
+        word.key
+        for place, word in enumerate(text)
+        if word.key not in ("am", "pm") or (place and text[place - 1].is_number)
+    }
 
 
 def _stated(word: Word, known: Sequence[Word]) -> bool:
