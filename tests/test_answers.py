@@ -330,6 +330,12 @@ def test_what_likeness_cannot_see(answer: str, expected: str, reason: str) -> No
     assert bool(reason) == bool(objection)
 
 
+def test_a_day_of_the_question_may_be_named() -> None:
+    question, expected = "Are you open on Fridays?", "Yes, and on Mondays."
+    assert not _objection(question, "On Fridays, yes.", expected)
+    assert _objection(question, "On Sundays, yes.", expected)
+
+
 def test_signs_decimals_and_names_count_in_f1() -> None:
     question = "Which one?"
     assert news_f1(question, "C++", "C++") == 1

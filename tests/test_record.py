@@ -328,6 +328,15 @@ def test_the_command_line_explains_a_wrong_model(capsys) -> None:
     assert "COURSE_MODEL" in capsys.readouterr().err
 
 
+def test_the_command_that_is_kept_measures_all_stages_again(monkeypatch) -> None:
+    kept = []
+    monkeypatch.setattr(record, "record", lambda *given: kept.append(given[2]))
+    start = "python -m utils.record lab"
+    for given in (["--stages", "search"], ["--seeds", "1"], ["--name", "trial"]):
+        assert record.main(["lab", *given]) == 0
+    assert kept == [start, f"{start} --seeds 1", f"{start} --name trial"]
+
+
 # --- the records that are committed ---
 
 RECORDS = sorted(record.RECORDED.glob("*.json"))
