@@ -184,15 +184,20 @@ def test_losses_of_several_runs_stand_side_by_side(shown, monkeypatch) -> None:
 
 def test_losses_stand_at_their_epoch(drawn) -> None:
     log = [{"loss": 4.0, "epoch": 1}, {"eval_loss": 5.0, "epoch": 1}, {"epoch": 2}]
-    plot_loss_panels({"one": [*log, {"loss": 2.0, "epoch": 2}], "other": log})
+    again = [*log, {"eval_reworded_loss": 3.0, "epoch": 1}]
+    plot_loss_panels({"one": [*log, {"loss": 2.0, "epoch": 2}], "other": again})
+    other = "held out, in other words"
     found = [
         {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         for axes in drawn[0].axes
     ]
     assert found == [
         {"training": [[1, 4], [2, 2]], "held out": [[1, 5]]},
-        {"training": [[1, 4]], "held out": [[1, 5]]},
+        {"training": [[1, 4]], "held out": [[1, 5]], other: [[1, 3]]},
     ]
+    (legend,) = drawn[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["training", "held out", other]
     assert all(axes.get_ylim()[0] == 0 for axes in drawn[0].axes)
 
 

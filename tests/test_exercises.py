@@ -567,30 +567,72 @@ HISTORY = [
 ]
 
 
-@pytest.mark.parametrize("epoch", [3, 3.0])
-def test_right_best_epoch(epoch: float) -> None:
-    assert check_best_epoch(epoch, HISTORY).passed
+REWORDED = [
+    *HISTORY,
+    *({"epoch": float(n), "eval_reworded_loss": 3 - n / 2} for n in (1, 2, 3, 4, 5)),
+]
+
+
+def lowest(history, name: str) -> float:
+    held = [row for row in history if name in row]
+    return min(held, key=lambda row: row[name])["epoch"]
+
+
+def test_right_best_epoch() -> None:
+    assert "for other facts epoch 3." in check_best_epoch(lowest, HISTORY).message
+    found = check_best_epoch(lowest, REWORDED)
+    assert found.passed
+    assert "for other facts epoch 3 and for other words epoch 5" in found.message
 
 
 @pytest.mark.parametrize(
-    ("epoch", "hint"),
+    ("answer", "hint"),
     [
         (9, "they go from 1 to 5"),
         (3.5, "no 'eval_loss' has the epoch 3.5"),
         (2, "not its place in a list"),
         (4, "compare all rows"),
-        ("3", "expected the number"),
+        (5, "of the lowest training loss"),
+        (1.9, "it returns the loss"),
+        ("3", "expected an epoch's number"),
+        (None, "returns nothing"),
     ],
 )
-def test_wrong_best_epochs_get_their_hint(epoch, hint: str) -> None:
-    assert rejected(check_best_epoch(epoch, HISTORY), hint)
+def test_wrong_best_epochs_get_their_hint(answer, hint: str) -> None:
+    assert rejected(check_best_epoch(lambda history, name: answer, HISTORY), hint)
+
+
+def test_a_function_is_expected_and_one_that_stops_says_where() -> None:
+    assert rejected(check_best_epoch(3, HISTORY), "expected a function")
+    by_name = check_best_epoch(lambda history, name: history[0][name], HISTORY)
+    assert rejected(by_name, "KeyError: 'eval_loss'. Most rows")
+    other = check_best_epoch(lambda history: 3, HISTORY)
+    assert rejected(other, "it stopped with TypeError")
+
+
+def test_one_loss_for_all_names_is_not_enough() -> None:
+    same = check_best_epoch(lambda history, _: lowest(history, "eval_loss"), REWORDED)
+    assert rejected(same, "another epoch has a lower 'eval_reworded_loss'")
+
+
+def test_the_learners_function_cannot_change_the_log() -> None:
+    def emptied(history, name: str) -> float:
+        epoch = lowest(history, name)
+        for row in history:
+            row.clear()
+        history.clear()
+        return epoch
+
+    before = [dict(row) for row in REWORDED]
+    assert check_best_epoch(emptied, REWORDED).passed
+    assert before == REWORDED
 
 
 def test_the_loss_before_the_first_epoch_counts_as_well() -> None:
     history = [{"epoch": 0, "eval_loss": 2.0}, *HISTORY]
-    assert rejected(check_best_epoch(9, history), "they go from 0 to 5")
+    assert rejected(check_best_epoch(lambda *_: 9, history), "they go from 0 to 5")
     worse = [{"epoch": 0, "eval_loss": 1.0}, *HISTORY]
-    assert check_best_epoch(0, worse).passed
+    assert check_best_epoch(lowest, worse).passed
 
 
 # --- 05 ---

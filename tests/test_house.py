@@ -1,6 +1,6 @@
 """The house in order: the map, the import rules, and what the documents name.
 
-`utils/__init__.py` is the map. It and the README are compared with the folder. The
+`utils/__init__.py` is the map. It and CONTRIBUTING.md are compared with the folder. The
 import rules stand in pyproject.toml: they hold, and each notices a planted breach.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from importlinter import api
 
-from support.readme_map import README, UTILS, docstring, with_map
+from support.house_map import PAGE, UTILS, docstring, with_map
 from utils.course import ROOT
 
 PACKAGES = sorted(path.parent for path in UTILS.rglob("__init__.py"))
@@ -32,6 +32,7 @@ CARDS = (
     "data/lab_model/README.md",
     "data/aws/README.md",
     "notebooks/figures/README.md",
+    "tests/benchmarks/README.md",
 )
 
 
@@ -85,9 +86,9 @@ def test_the_map_takes_one_line_a_room() -> None:
     assert all(LINE.fullmatch(line) for line in sentences[1:])
 
 
-def test_the_readme_shows_the_map() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text == with_map(text), "run `python tests/support/readme_map.py`"
+def test_the_page_for_contributors_shows_the_map() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_map(text), "run `python tests/support/house_map.py`"
 
 
 # --- the import rules -----------------------------------------------------------------
@@ -372,6 +373,7 @@ def test_what_does_not_exist_is_noticed() -> None:
         ("data/lab_model", "data/lab_model/README.md"),
         ("data/aws", "data/aws/README.md"),
         ("notebooks/figures", "notebooks/figures/README.md"),
+        ("tests/benchmarks", "tests/benchmarks/README.md"),
     ],
 )
 def test_the_card_of_a_folder_names_each_file(folder: str, card: str) -> None:

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from support.machines import A10G, LAPTOP, T4, XEON
 from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
@@ -74,6 +76,34 @@ def test_random_weights_may_stand_in_for_the_lab_model(monkeypatch) -> None:
 def test_a_model_from_the_hub_has_its_revision() -> None:
     for name in ("small", "dolly"):
         assert re.fullmatch("[0-9a-f]{40}", MODELS[name].revision)
+
+
+def test_what_lesson_04_says_of_the_original_lab_adds_up() -> None:
+    """A model of Dolly's shape, without memory; its vocabulary has 50,280 tokens."""
+    lora = LoraConfig(r=256, target_modules=["query_key_value"])
+    with torch.device("meta"):
+        config = GPTNeoXConfig(
+            hidden_size=2560,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            intermediate_size=10_240,
+            vocab_size=50_280,
+        )
+        model = GPTNeoXForCausalLM(config)
+        assert model.num_parameters() == MODELS["dolly"].parameters
+        top = [
+            weight.numel()
+            for block in model.gpt_neox.layers[-2:]
+            for weight in block.parameters()
+            if weight.dim() == 1  # norms and biases
+        ]
+        config.vocab_size += 1  # the new token
+        trained, total = get_peft_model(
+            GPTNeoXForCausalLM(config), lora
+        ).get_nb_trainable_parameters()
+    lesson = (ROOT / "notebooks" / "04_lora_training.ipynb").read_text("utf-8")
+    for number in (trained, total, sum(top), MODELS["dolly"].parameters):
+        assert f"{number:,}" in lesson
 
 
 def test_what_comes_as_a_wheel_stands_in_the_tables() -> None:

@@ -357,7 +357,24 @@ def test_a_committed_record_belongs_to_the_data_at_hand(file: Path) -> None:
 @pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
 def test_the_readme_shows_the_record(file: Path) -> None:
     found = json.loads(file.read_text("utf-8"))
-    assert record.table(found) in (ROOT / "README.md").read_text("utf-8")
+    page = (ROOT / "README.md").read_text("utf-8")
+    assert record.table(found) in page
+    for stage in record.CURVES:
+        assert record.curves(found, stage) in page
+
+
+def test_a_curve_has_a_column_for_each_number_of_passes() -> None:
+    name = record.CURVES["closed_book_0"]["trained facts in free wordings"]
+    other = record.CURVES["closed_book_0"]["trained facts in trained wordings"]
+    numbers = {"value": 0.25, "low": 0.2, "high": 0.4, "n": 126}
+    figures = {
+        f"after {n} passes, {one}": numbers for n in (10, 1) for one in (name, other)
+    }
+    figures["training"] = {"seconds": 1}
+    found = {"stages": {"closed_book_0": {"figures": figures}}}
+    lines = record.curves(found, "closed_book_0").split("\n")
+    assert lines[0] == "| asked | 1 pass | 10 passes |"
+    assert lines[3].endswith("free wordings | 25% (20 to 40) | 25% (20 to 40) |")
 
 
 def test_the_table_shows_the_mean_over_seeds_and_an_interval_of_one_run() -> None:

@@ -71,11 +71,10 @@ def test_each_thing_is_chosen_once_and_asked_in_other_words() -> None:
     assert {row["instruction"] for row in reworded} == {"Other words?"}
 
 
-def test_without_other_wordings_the_test_part_is_asked() -> None:
-    test = [{**TRAINED[0], "fact": None, "response": "Something that nobody trained."}]
-    few, other = reworded_rows({"test": test}, TRAINED, count=3)
+def test_without_other_wordings_nothing_is_asked_again() -> None:
+    few, again = reworded_rows({"test": TRAINED[3:]}, TRAINED, count=3)
     assert few == TRAINED[:3]
-    assert other == test
+    assert again == []
 
 
 def test_questions_of_a_file_become_rows() -> None:
@@ -97,13 +96,19 @@ def test_shapes_are_those_of_the_wrapped_layers(model) -> None:
 # --- runs ---
 
 
-def test_a_further_adapter_is_trained_and_the_first_is_not(model) -> None:
+@pytest.mark.parametrize("again", [[], TRAINED[2:]])
+def test_a_further_adapter_is_trained_and_the_first_is_not(model, again) -> None:
     before = get_peft_model_state_dict(model, adapter_name="default")
     before = {name: weight.clone() for name, weight in before.items()}
     template = instruction_template(tiny_tokenizer())
-    log = side_run(model, "other", LAB, template, TRAINED, TRAINED[:1], 0.01, epochs=2)
+    run = (LAB, template, TRAINED, TRAINED[:1], again)
+    log = side_run(model, "other", *run, 0.01, epochs=2)
     assert model.active_adapters == ["other"]
     assert [row["epoch"] for row in log if "eval_loss" in row] == [0, 1, 2]
+    twice = [row["epoch"] for row in log if "eval_reworded_loss" in row]
+    assert twice == ([0, 1, 2] if again else [])
+    first = {name: row[name] for row in log[:2] for name in row if "loss" in name}
+    assert not again or first["eval_loss"] != first["eval_reworded_loss"]
     losses = [row["loss"] for row in log if "loss" in row]
     assert losses[1] < losses[0]
     after = get_peft_model_state_dict(model, adapter_name="default")

@@ -464,7 +464,10 @@ class Claim:
         """Return the sentence with its verdict."""
         if self.holds:
             return f"✓ {self.sentence}"
-        return f"✗ did not hold here: {self.sentence}"
+        return (
+            f"✗ did not hold here: {self.sentence} (promised for the course's own "
+            "model and file only)"
+        )
 
     def __bool__(self) -> bool:
         """Return the verdict."""

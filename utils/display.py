@@ -22,6 +22,7 @@ from IPython.display import HTML, Image, Markdown, display
 
 from utils.colours import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     LEARNED_GROUND,
@@ -44,6 +45,7 @@ Guess = EllipsisType | Real | Sequence | Mapping
 LOSSES = (
     ("loss", "training", BLUE, "o"),
     ("eval_loss", "held out", ORANGE, "s"),
+    ("eval_reworded_loss", "held out, in other words", GREEN, "^"),
 )
 """In a Trainer's log: key, name, colour and marker."""
 PLOTTED_SHARES = "course_plotted_shares"
@@ -710,7 +712,7 @@ def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     First used in lesson 04, section 5.
 
     Args:
-        histories: title → `trainer.state.log_history`.
+        histories: title → `trainer.state.log_history`; may hold `eval_reworded_loss`.
 
     Raises:
         ValueError: if a history holds no loss.
@@ -731,8 +733,9 @@ def plot_loss_panels(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
             )
         axes.set(title=title, xlabel="epoch", xlim=(0, None), ylim=(0, None))
     panels[0].set_ylabel("loss (nats a token)")
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False)
+    lines = {line.get_label(): line for axes in panels for line in axes.lines}
+    look = {"loc": "outside upper center", "ncols": len(lines), "frameon": False}
+    figure.legend(lines.values(), lines.keys(), **look)
     _show(figure, f"Training and held-out loss by epoch: {', '.join(histories)}")
 
 

@@ -200,26 +200,6 @@ ENCODERS = {
 }
 
 
-ORIGINAL_LAB = replace(
-    MODELS["dolly"],
-    name="original lab",
-    machine="a GPU with 16 GB",
-    target_modules=("query_key_value",),
-    lora_r=256,
-    lora_alpha=512,
-    learning_rate=1e-4,
-)
-"""How the lab that this course descends from trained the same base."""
-
-ORIGINAL_RUN = {
-    "steps": 170,
-    "seconds": 612.99,
-    "samples a second": 2.17,
-    "mean training loss": 0.8137,
-}
-"""What it reports of its run."""
-
-
 def settings_for(name: str) -> ModelSettings:
     """Return a known model's settings, or general ones for any hub id or folder.
 

@@ -891,6 +891,45 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# Stage → what is asked → the figure, which is measured after several passes.
+CURVES = {
+    "closed_book_0": {
+        "trained facts in trained wordings": "closed book, right: trained wordings",
+        "trained facts in free wordings": "closed book, right: free wordings",
+    },
+    "choosing_0": {
+        "the right note": "open book, right: the right note",
+        "the right note: refused": "open book, refused: the right note",
+        "three notes in any order, one of which answers": (
+            "open book, right: three notes, the right one among them, shuffled"
+        ),
+        "three notes that do not answer: refused": (
+            "open book, refused: three notes that do not answer"
+        ),
+    },
+}
+
+
+def curves(found: Mapping[str, Any], stage: str) -> str:
+    """Return what a record measured after several passes as a Markdown table.
+
+    Args:
+        found: as `data/recorded/NAME.json` holds it.
+        stage: one of `CURVES`.
+
+    Raises:
+        KeyError: if the stage is not in the record.
+    """
+    figures = found["stages"][stage]["figures"]
+    passes = sorted({int(n.split()[1]) for n in figures if n.startswith("after ")})
+    heads = [f"{n} pass{'es' * (n > 1)}" for n in passes]
+    lines = [f"| asked | {' | '.join(heads)} |", f"|:--|{'--:|' * len(passes)}"]
+    for label, name in CURVES[stage].items():
+        shown = [_shown([figures[f"after {n} passes, {name}"]]) for n in passes]
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def _shown(runs: Sequence[Mapping[str, float]]) -> str:
     if not runs:
         return ""

@@ -194,32 +194,71 @@ def _judge_gradient(
     )
 
 
-@exercise("the number of an epoch")
-def check_best_epoch(epoch: float, history: Sequence[Mapping[str, float]]) -> str:
-    """Check the epoch after which the held-out loss was lowest, in any history.
+HELD_OUT = {"eval_loss": "other facts", "eval_reworded_loss": "other words"}
+"""Names of losses in a log, and what was asked."""
+
+
+@exercise("a function best_epoch(history, name)")
+def check_best_epoch(
+    best_epoch: Callable[[Sequence[Mapping[str, float]], str], float],
+    history: Sequence[Mapping[str, float]],
+) -> str:
+    """Check that a function finds the epoch after which a held-out loss was lowest.
 
     First used in lesson 04, section 5.
+
+    Args:
+        best_epoch: the learner's function: takes a log, and the name of a loss.
+        history: a Trainer's log with `loss` and `eval_loss`, perhaps with
+            `eval_reworded_loss`.
     """
-    epoch = read_number(epoch, "the number of an epoch")
-    held_out = {row["epoch"]: row["eval_loss"] for row in history if "eval_loss" in row}
+    if not callable(best_epoch):
+        raise Wrong("expected a function: def best_epoch(history, name): …")
     training = {row["epoch"]: row["loss"] for row in history if "loss" in row}
-    best = min(held_out, key=held_out.__getitem__)
-    if epoch == best:
-        return "no other epoch has a lower held-out loss."
+    found = {}
+    for name, asked in HELD_OUT.items():
+        held_out = {row["epoch"]: row[name] for row in history if name in row}
+        if not held_out:
+            continue
+        try:
+            epoch = best_epoch([dict(row) for row in history], name)
+        except KeyError as error:
+            raise Wrong(
+                f"it stopped with KeyError: {error}. Most rows have one of the losses "
+                "only: take those that have it."
+            ) from None
+        except Exception as error:
+            raise Wrong(f"it stopped with {type(error).__name__}: {error}") from None
+        if epoch is None:
+            raise Wrong("it returns nothing: end it with return.")
+        _judge_epoch(read_number(epoch, "an epoch's number"), name, held_out, training)
+        found[asked] = min(held_out, key=held_out.__getitem__)
+    listed = " and ".join(f"for {asked} epoch {n:g}" for asked, n in found.items())
+    return f"it keeps {listed}."
+
+
+def _judge_epoch(
+    epoch: float,
+    name: str,
+    held_out: Mapping[float, float],
+    training: Mapping[float, float],
+) -> None:
+    """Raise Wrong, with the likely reason, if another epoch has the lowest loss."""
+    if epoch == min(held_out, key=held_out.__getitem__):
+        return
     if epoch in held_out.values() and epoch not in held_out:
-        raise Wrong("that is the loss: which epoch does it belong to?")
+        raise Wrong("it returns the loss: which epoch does that belong to?")
     if training and epoch == min(training, key=training.__getitem__):
         raise Wrong(
-            "there the training loss is lowest, and it always goes on falling: look at "
-            "'eval_loss', which the model did not train on."
+            f"for {name!r} it gives the epoch of the lowest training loss, which goes "
+            "on falling: look at the rows that have the loss of the given name."
         )
     if epoch not in held_out:
         first, last = min(held_out), max(held_out)
         raise Wrong(
-            f"no 'eval_loss' has the epoch {epoch:g}: they go from {first:g} to "
-            f"{last:g}."
+            f"no {name!r} has the epoch {epoch:g}: they go from {first:g} to {last:g}."
         )
     raise Wrong(
-        "another epoch has a lower 'eval_loss': compare all rows that have it, and "
-        "give the row's 'epoch', not its place in a list."
+        f"another epoch has a lower {name!r}: compare all rows that have it, and "
+        "return the row's 'epoch', not its place in a list."
     )

@@ -68,17 +68,16 @@ def reworded_rows(
     First used in lesson 04, section 5.
 
     Args:
-        dataset: with a part `wording`. Without it, the second rows are those of `test`,
-            on other things.
+        dataset: with a part `wording`. Without it there are no second rows.
         trained: training rows, in the order in which they are chosen.
         count: how many of each, at most.
     """
-    others = list(dataset["wording" if "wording" in dataset else "test"])
+    others = list(dataset["wording"]) if "wording" in dataset else []
     by_group = dict(zip(groups_of(others), others, strict=True))
     few = dict(zip(reversed(groups_of(trained)), reversed(trained), strict=True))
     chosen = [group for group in reversed(few) if group in by_group][:count]
     if not chosen:
-        return [few[group] for group in reversed(few)][:count], others[:count]
+        return [few[group] for group in reversed(few)][:count], []
     return [few[group] for group in chosen], [by_group[group] for group in chosen]
 
 
@@ -121,6 +120,7 @@ def side_run(
     template: Template,
     trained: Sequence[Mapping[str, Any]],
     held_out: Sequence[Mapping[str, Any]],
+    reworded: Sequence[Mapping[str, Any]],
     rate: float,
     epochs: int,
     batch_size: int = 3,
@@ -138,18 +138,21 @@ def side_run(
         template: to frame the records in.
         trained: records to train with.
         held_out: records whose loss is measured before it, and after each epoch.
+        reworded: others of that kind; may be empty.
         rate: the learning rate, the same in all steps.
         epochs: how many.
         batch_size: records to a step.
 
     Returns:
-        The Trainer's log.
+        The Trainer's log: `loss`, `eval_loss` of `held_out`, `eval_reworded_loss`; in
+        nats a token.
     """
     set_seed()
     model.add_adapter(name, model.peft_config["default"])
     model.set_adapter(name)
-    rows, others = (
-        bare_rows(some, template, settings.max_length) for some in (trained, held_out)
+    rows, others, again = (
+        bare_rows(some, template, settings.max_length) if some else []
+        for some in (trained, held_out, reworded)
     )
     how = {
         "learning_rate": rate,
@@ -164,9 +167,14 @@ def side_run(
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(settings, folder, this_machine(), **how)
         trainer = completion_trainer(model, template.tokenizer, arguments, rows, others)
+        if again:
+            trainer.eval_dataset = {"others": others, "reworded": again}
         trainer.train()
     model.eval()
-    return trainer.state.log_history
+    return [
+        {key.replace("eval_others_", "eval_"): value for key, value in row.items()}
+        for row in trainer.state.log_history
+    ]
 
 
 def small_trainer(

@@ -38,12 +38,19 @@ WRONG_ANSWERS = {
     ],
     "check_best_epoch": [
         (
-            'best_epoch = min(history, key=lambda row: row.get("loss", 99))["epoch"]',
-            "the training loss is lowest",
+            "def best_epoch(history, name):\n"
+            '    return min(history, key=lambda row: row.get("loss", 99))["epoch"]',
+            "of the lowest training loss",
         ),
         (
-            'best_epoch = min(r["eval_loss"] for r in history if "eval_loss" in r)',
-            "that is the loss",
+            "def best_epoch(history, name):\n"
+            "    return min(row[name] for row in history if name in row)",
+            "it returns the loss",
+        ),
+        (
+            "def best_epoch(history, name):\n"
+            '    return min(history, key=lambda row: row[name])["epoch"]',
+            "Most rows have one of the losses",
         ),
     ],
 }

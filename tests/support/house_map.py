@@ -1,6 +1,6 @@
-"""Writes the README's map of `utils/` from the docstrings of the packages.
+"""Writes CONTRIBUTING.md's map of `utils/` from the docstrings of the packages.
 
-.venv/bin/python tests/support/readme_map.py
+.venv/bin/python tests/support/house_map.py
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from utils.course import ROOT
 from utils.files import write_text
 
-README = ROOT / "README.md"
+PAGE = ROOT / "CONTRIBUTING.md"
 UTILS = ROOT / "utils"
-HEADING = "### The map of `utils/`\n\n"
+HEADING = "## The map of `utils/`\n\n"
 
 
 def docstring(package: Path) -> str:
@@ -28,7 +28,7 @@ def lines_of(package: Path) -> list[str]:
     return re.findall(r"^(?:- |  ).+", docstring(package), re.MULTILINE)
 
 
-def readme_map(utils: Path = UTILS) -> str:
+def whole_map(utils: Path = UTILS) -> str:
     """The map, and under each lesson's wing the list of its files."""
     shown = []
     for line in docstring(utils).splitlines()[2:]:
@@ -36,14 +36,13 @@ def readme_map(utils: Path = UTILS) -> str:
         wing = re.match(r"- `(\w+)`: lesson \d\d", line)
         if wing:
             shown += ["  " + inner for inner in lines_of(utils / wing[1])]
-    return "\n".join(shown) + "\n\n"
+    return "\n".join(shown) + "\n"
 
 
-def with_map(readme: str) -> str:
-    """Return a README with the map as it should be, up to the sentence after it."""
-    before, _, rest = readme.partition(HEADING)
-    return before + HEADING + readme_map() + rest[rest.index("How to add ") :]
+def with_map(page: str) -> str:
+    """Return a page with the map as it should be, which ends it."""
+    return page.partition(HEADING)[0] + HEADING + whole_map()
 
 
 if __name__ == "__main__":
-    write_text(README, with_map(README.read_text(encoding="utf-8")))
+    write_text(PAGE, with_map(PAGE.read_text(encoding="utf-8")))
