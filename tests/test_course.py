@@ -218,8 +218,8 @@ def test_failing_claim_raises_on_the_embedded_model(shown: list) -> None:
 
 
 NOT_HERE = (
-    "✗ did not hold here: three examples beat none (promised for the course's own "
-    "model and file only)"
+    "✗ did not hold here (it is promised for the course's own model and file): "
+    "three examples beat none"
 )
 
 

@@ -465,8 +465,8 @@ class Claim:
         if self.holds:
             return f"✓ {self.sentence}"
         return (
-            f"✗ did not hold here: {self.sentence} (promised for the course's own "
-            "model and file only)"
+            "✗ did not hold here (it is promised for the course's own model and file): "
+            f"{self.sentence}"
         )
 
     def __bool__(self) -> bool:

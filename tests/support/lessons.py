@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 
-VERDICT = re.compile(r"(✓|✗ did not hold here:) (.+)")
+VERDICT = re.compile(r"(✓|✗ did not hold here[^:]*:) (.+)")
 CLAIM_TAG = re.compile(r"claim(?:-([1-9]))?-needs-no-(skill|training|facts)")
 
 
