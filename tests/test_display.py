@@ -186,7 +186,7 @@ def test_losses_stand_at_their_epoch(drawn) -> None:
     log = [{"loss": 4.0, "epoch": 1}, {"eval_loss": 5.0, "epoch": 1}, {"epoch": 2}]
     again = [*log, {"eval_reworded_loss": 3.0, "epoch": 1}]
     plot_loss_panels({"one": [*log, {"loss": 2.0, "epoch": 2}], "other": again})
-    other = "held out, in other words"
+    other = "trained facts, reworded"
     found = [
         {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         for axes in drawn[0].axes

@@ -45,7 +45,7 @@ Guess = EllipsisType | Real | Sequence | Mapping
 LOSSES = (
     ("loss", "training", BLUE, "o"),
     ("eval_loss", "held out", ORANGE, "s"),
-    ("eval_reworded_loss", "held out, in other words", GREEN, "^"),
+    ("eval_reworded_loss", "trained facts, reworded", GREEN, "^"),
 )
 """In a Trainer's log: key, name, colour and marker."""
 PLOTTED_SHARES = "course_plotted_shares"
