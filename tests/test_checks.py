@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -62,6 +63,17 @@ def test_a_sound_file_has_nothing_to_look_at(report_on) -> None:
     assert report.findings == [] and report.exit_code == 0
     assert sum(report.parts.values()) == len(SOUND)
     assert "Nothing." in str(report)
+
+
+def test_a_small_file_says_how_much_one_question_weighs(report_on) -> None:
+    report = report_on()
+    tested = report.parts["test"]
+    assert f"test with ({tested}): each one moves" in str(report)
+    assert f"by {1 / tested:.0%}." in str(report)
+    many = dataclasses.replace(report, parts={"train": 400, "test": 30})
+    assert "Few questions" not in str(many)
+    one = dataclasses.replace(report, parts={"train": 9, "test": 1})
+    assert "answers by 100%." in str(one)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from utils.templates import Template, template_for
 
 END_TOKENS = 3  # of the template behind an answer, about
 LEAST_SCORE = 0.8  # of a language that is not the file's, from 0 to 1
+FEW_TESTED = 30  # questions: the interval (Wilson) of one half is 33 to 67%
 BILINGUAL = 0.25  # of the texts, from which a second language is no exception
 NEAR_QUESTIONS = 0.85  # cosine from which two questions are compared word by word
 MARKS = re.compile(
@@ -99,6 +100,13 @@ class Report:
     def _lines(self) -> list[tuple[str, list[str]]]:
         sizes = ", ".join(f"{name} {count}" for name, count in self.parts.items())
         split = [f"The split: {sizes}."] if sizes else []
+        tested = self.parts.get("test", 0)
+        if 0 < tested < FEW_TESTED:
+            split.append(
+                f"Few questions to test with ({tested}): each one moves the share of "
+                f"right answers by {1 / tested:.0%}. Some hundred rows make a result "
+                "that can be trusted."
+            )
         told = [f"{finding.kind}: {finding}" for finding in self.findings]
         return [
             ("As it was read", [*self.notes, *split]),
