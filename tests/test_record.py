@@ -363,6 +363,22 @@ def test_the_readme_shows_the_record(file: Path) -> None:
         assert record.curves(found, stage) in page
 
 
+def test_lesson_05_states_what_is_recorded() -> None:
+    lesson = (ROOT / "notebooks" / "05_evaluation.ipynb").read_text("utf-8")
+    closed = "after 4 passes, closed book, right"
+    trained, free = (
+        record.recorded("closed_book_0", f"{closed}: {some} wordings")
+        for some in ("trained", "free")
+    )
+    stated = (
+        f"{trained.value:.0%} of the trained wordings, {free.value:.0%} of free ones"
+    )
+    assert stated in lesson
+    refused = "after 1 passes, open book, refused: the right note"
+    assert round(3 * record.recorded("choosing_0", refused).value) == 2
+    assert "it refused two right notes of three" in lesson
+
+
 def test_a_curve_has_a_column_for_each_number_of_passes() -> None:
     name = record.CURVES["closed_book_0"]["trained facts in free wordings"]
     other = record.CURVES["closed_book_0"]["trained facts in trained wordings"]

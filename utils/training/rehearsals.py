@@ -138,7 +138,7 @@ def side_run(
         template: to frame the records in.
         trained: records to train with.
         held_out: records whose loss is measured before it, and after each epoch.
-        reworded: others of that kind; may be empty.
+        reworded: what was trained, in other words, to measure as well; may be empty.
         rate: the learning rate, the same in all steps.
         epochs: how many.
         batch_size: records to a step.
