@@ -14,10 +14,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from support.machines import A10G, LAPTOP, T4, XEON
-from support.tiny_models import tiny_gpt_neox, tiny_tokenizer
+from support.tiny_models import tiny_gpt_neox, tiny_llama, tiny_tokenizer
 from support.wheels import save_wheel, wheel_of
 from utils import models
 from utils.course import ENCODER_NAMES, MODEL_NAMES, ROOT
@@ -421,6 +426,65 @@ def test_greedy_equals_a_plain_loop_over_the_model(tiny) -> None:
     expected = tokenizer.decode(ids[start:]).partition(END_KEY)[0]
     expected = expected.partition(tokenizer.eos_token)[0].strip()
     assert generate(model, tokenizer, [PROMPTS[1]], 12) == [expected]
+
+
+def tokens_read(model, ask) -> int:
+    """Return how many tokens the model reads while it is asked."""
+    embedding, counted = model.get_input_embeddings(), []
+    handle = embedding.register_forward_hook(
+        lambda module, inputs, output: counted.append(inputs[0].numel())
+    )
+    ask()
+    handle.remove()
+    return sum(counted)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["base", "with an adapter"])
+@pytest.mark.parametrize("tiny_model", [tiny_gpt_neox, tiny_llama])
+def test_what_prompts_begin_with_is_read_once_and_changes_no_answer(
+    tiny_model, wrapped
+) -> None:
+    torch.manual_seed(2)
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    model = tiny_model(len(tokenizer)).eval()
+    if wrapped:
+        lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, lora).eval()
+    # Other lengths, one prompt that another begins with, and one that comes twice.
+    prompts = [*PROMPTS, PROMPTS[1] + " Encryption", PROMPTS[0]]
+    alone = [generate(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    read = tokens_read(model, lambda: generate(model, tokenizer, prompts, 1))
+    assert read < len(prompts) * max(lengths) / 2
+    assert generate(model, tokenizer, prompts, 12) == alone
+    assert len(set(alone)) > 2
+
+
+def test_prompts_that_share_little_are_read_each_on_its_own(tiny) -> None:
+    model, tokenizer = tiny
+    prompts = ["It keeps features", "It keeps", "Who uses it?"]
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    read = tokens_read(model, lambda: generate(model, tokenizer, prompts, 1))
+    assert read == 3 * max(lengths)
+
+
+def test_a_model_with_a_window_reads_every_prompt_whole() -> None:
+    """Padding behind what is shared would push it out of the window."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    torch.manual_seed(3)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    model = MistralForCausalLM(config).eval()
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    read = tokens_read(model, lambda: generate(model, tokenizer, PROMPTS, 1))
+    assert read == len(PROMPTS) * max(lengths)
 
 
 class Scripted:

@@ -55,6 +55,8 @@ Quantisation = Literal["none", "8bit", "4bit"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 LFS_POINTER = b"version https://git-lfs"
+# Fewer first tokens that prompts share are read with each of them.
+LEAST_SHARED = 8
 
 
 class ModelError(CourseError, ValueError):
@@ -621,11 +623,15 @@ def _continue(
     """Continue prompts together; return each text, and whether it came to an end."""
     from transformers import GenerationConfig
 
-    length = max(map(len, encoded))
     pad_id = tokenizer.pad_token_id
     pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
-    ids = torch.tensor([[pad_id] * (length - len(row)) + row for row in encoded])
-    mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in encoded])
+    shared = _shared_start(model, encoded)
+    length = max(map(len, encoded))
+    ids, mask = [], []
+    for row in encoded:  # the padding stands between what is shared and what is not
+        padding = length - len(row)
+        ids.append([*row[:shared], *[pad_id] * padding, *row[shared:]])
+        mask.append([1] * shared + [0] * padding + [1] * (len(row) - shared))
     ends, stop_texts = {tokenizer.eos_token_id} - {None}, []
     for text in stop:
         end = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -642,12 +648,50 @@ def _continue(
     )
     with torch.inference_mode(), _without_generation_defaults(model):
         output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            past_key_values=_read_once(model, encoded, shared) if shared else None,
             generation_config=config,
             tokenizer=tokenizer if stop_texts else None,
         )
     return [_cut(row, tokenizer, ends, stop) for row in output[:, length:].tolist()]
+
+
+def _shared_start(model: Any, encoded: list[list[int]]) -> int:
+    """Return how many first tokens all prompts share, 0 where too few to gain by it.
+
+    Each prompt keeps a token of its own, from which its answer goes on.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    first, last = min(encoded), max(encoded)  # all others lie between these two
+    shared = min(map(len, encoded)) - 1
+    for place in range(shared):
+        if first[place] != last[place]:
+            shared = place
+            break
+    if len(encoded) == 1 or shared < LEAST_SHARED:
+        return 0
+    # Layers that forget (a window) or keep a state would see the padding in the middle.
+    layers = DynamicCache(config=model.config).layers
+    plain = layers and all(type(layer) is DynamicLayer for layer in layers)
+    return shared if plain else 0
+
+
+def _read_once(model: Any, encoded: list[list[int]], shared: int) -> Any:
+    """Return the cache of what all prompts begin with, read once, a copy for each.
+
+    Servers know it as prefix caching:
+    https://huggingface.co/docs/transformers/en/kv_cache
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    start = torch.tensor([encoded[0][:shared]], device=model.device)
+    model(input_ids=start, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(encoded))
+    return cache
 
 
 @contextmanager
