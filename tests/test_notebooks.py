@@ -464,7 +464,19 @@ def altered(output: nbformat.NotebookNode) -> bool:
     return False
 
 
-@each_on_the_road
+def once(paths: list[Path]) -> list:
+    """The first notebook, and the others as slow tests.
+
+    That nbval compares is a fact about nbval and how it is called. What could switch it
+    off in one notebook, a tag or a comment, the rules above forbid.
+    """
+    return [
+        paths[0],
+        *(pytest.param(path, marks=pytest.mark.slow) for path in paths[1:]),
+    ]
+
+
+@pytest.mark.parametrize("path", once(ROAD), ids=name_of)
 def test_strict_nbval_fails_when_an_output_is_altered(path: Path, shared: Path) -> None:
     # The part of the notebook down to its first compared output is enough.
     notebook = copy.deepcopy(read(path))

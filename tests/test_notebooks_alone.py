@@ -29,6 +29,7 @@ def test_strict_nbval_and_exercises(path: Path, shared: Path) -> None:  # noqa: 
     rules.test_strict_nbval_and_exercises(path, shared)
 
 
+@pytest.mark.slow
 @each_alone
 def test_strict_nbval_fails_when_an_output_is_altered(
     path: Path,
