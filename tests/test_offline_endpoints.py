@@ -127,8 +127,21 @@ def test_broken_artifact_is_failed_with_the_reason(aws, guard, files, reason) ->
         ask(aws, endpoint.endpoint_name, {})
 
 
-def test_missing_archive_is_failed_with_the_reason(aws, guard) -> None:
-    endpoint = deploy(aws, guard, f"s3://{aws.bucket}/nosuch.tar.gz")
+def test_archive_that_is_gone_again_is_failed_with_the_reason(aws, guard) -> None:
+    """AWS looks for it when the model is created, and fetches it for the endpoint."""
+    with pytest.raises(ClientError, match="Could not find model data at s3://"):
+        deploy(aws, guard, f"s3://{aws.bucket}/nosuch.tar.gz")
+    name = new_config(aws, guard, {"model.py": ECHO}, "gone")
+    address = f"{guard.run}/gone.tar.gz"
+    aws.session.client("s3").delete_object(Bucket=aws.bucket, Key=address)
+    from sagemaker.core.resources import Endpoint
+
+    endpoint = Endpoint.create(
+        endpoint_name=name,
+        endpoint_config_name=name,
+        session=aws.session,
+        region=aws.region,
+    )
     with pytest.raises(DeploymentError, match="no model data at s3"):
         wait_until_in_service(aws, endpoint, say=lambda _: None)
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from botocore.exceptions import ClientError
 
-from utils.deployment.artifact import DJL_VERSION
-
 if TYPE_CHECKING:
     from utils.deployment.aws import Aws
     from utils.deployment.billing import BillingGuard
     from utils.djl_python.process import Container
 
-IMAGE = f"763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:{DJL_VERSION}"
+# As `image_uris.retrieve("djl-lmi", region="us-east-1", version="0.36.0")` gives it.
+IMAGE = (
+    "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi27.0.0-cu130"
+)
 # Seconds for what is done in one on a machine that is not busy. Nothing waits longer
 # than it has to.
 LONG = 60
@@ -142,7 +143,7 @@ def new_config(
     client.create_model(
         ModelName=name,
         ExecutionRoleArn=aws.role,
-        PrimaryContainer={"Image": "x", "ModelDataUrl": address},
+        PrimaryContainer={"Image": IMAGE, "ModelDataUrl": address},
     )
     client.create_endpoint_config(
         EndpointConfigName=name,

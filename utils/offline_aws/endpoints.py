@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.djl_python.process import Container
+from utils.offline_aws.archives import ArchiveRefused, check_archive
 from utils.offline_aws.names import LOG_GROUPS, OFFLINE_REGION
 
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
@@ -39,16 +40,51 @@ class Variant:
     def of(cls, variant: dict, model: Any) -> Variant:
         """Make one from what CreateEndpointConfig and CreateModel were given."""
         container = model.primary_container or (model.containers or [{}])[0]
+        source = (container.get("ModelDataSource") or {}).get("S3DataSource") or {}
+        address = container.get("ModelDataUrl") or ""
+        if source.get("CompressionType") == "Gzip":
+            address = address or source["S3Uri"]
         return cls(
             name=variant["VariantName"],
             weight=float(variant.get("InitialVariantWeight", 1)),
-            container=Container(
-                container.get("ModelDataUrl", ""), container.get("Environment") or {}
-            ),
+            container=Container(address, container.get("Environment") or {}),
             health_check_timeout=variant.get(
                 "ContainerStartupHealthCheckTimeoutInSeconds", HEALTH_CHECK_TIMEOUT
             ),
         )
+
+    def refusal(self) -> str | None:
+        """Say why its archive must not be unpacked; None if it may be.
+
+        On AWS such an archive fails in the same place and with these words
+        (aws/deep-learning-containers, pull request 569), symbolic links included (AWS
+        re:Post, "sagemaker-endpoint-creation-fail").
+        """
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        address = self.container.model_data
+        if not address.startswith("s3://"):
+            # Never a folder: the container would serve the one that this runs in.
+            return (
+                f"The model of production variant {self.name} has no archive, and the "
+                "offline AWS serves nothing else: give it a ModelDataUrl."
+            )
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+        try:
+            client = boto3.Session(region_name=OFFLINE_REGION).client("s3")
+            found = client.get_object(Bucket=bucket, Key=key)
+        except (BotoCoreError, ClientError):
+            return None  # the container says itself that it is not there
+        try:
+            with contextlib.closing(found["Body"]) as body:
+                check_archive(body, found["ContentLength"])
+        except ArchiveRefused as refused:
+            return (
+                f'Failed to extract model data archive for container "{self.name}" '
+                f'from URL "{address}": {refused}'
+            )
+        return None
 
 
 class LocalEndpoint:
@@ -104,14 +140,17 @@ class LocalEndpoint:
         reasons: list[str] = []
 
         def start(variant: Variant) -> None:
-            reason = variant.container.start(variant.health_check_timeout)
+            reason = variant.refusal()
             if reason is None:
-                return
-            reasons.append(
-                f"The primary container for production variant {variant.name} did not "
-                "pass the ping health check. Please check CloudWatch logs for this "
-                f"endpoint. The worker's log says: {reason}"
-            )
+                reason = variant.container.start(variant.health_check_timeout)
+                if reason is None:
+                    return
+                reason = (
+                    f"The primary container for production variant {variant.name} did "
+                    "not pass the ping health check. Please check CloudWatch logs for "
+                    f"this endpoint. The worker's log says: {reason}"
+                )
+            reasons.append(reason)
             for other in variants:
                 other.container.stop()
 

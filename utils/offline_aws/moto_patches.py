@@ -7,12 +7,9 @@ tests/test_offline_endpoints.py first.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
-
-INSTANCE_TYPE = re.compile(r"ml\.[a-z][a-z0-9-]*\.(\d*x?large|medium|metal[-\w]*)")
 
 
 def patch_moto() -> None:
@@ -30,7 +27,8 @@ def patch_moto() -> None:
     if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
         return
     SageMakerResponse.update_endpoint = _update_endpoint
-    models.FakeEndpointConfig.validate_instance_type = _check_instance_type
+    # Held to botocore's model already, which is newer than moto's list.
+    models.FakeEndpointConfig.validate_instance_type = lambda self, instance_type: None
     for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
         _wrap(SageMakerResponse, name, _without_empty_fields)
     backend = models.SageMakerModelBackend
@@ -41,6 +39,18 @@ def patch_moto() -> None:
     _wrap(backend, "list_endpoints", _with_true_status)
     _wrap(backend, "delete_endpoint", _with_containers_stopped)
     _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
+
+
+def moto_application() -> Any:
+    """Return moto as a WSGI application that opens itself to no other origin.
+
+    moto's server lets every web page in: `flask_cors` answers with
+    `Access-Control-Allow-Origin: *`.
+    """
+    from moto.moto_server import werkzeug_app
+
+    werkzeug_app.DISABLE_GLOBAL_CORS = True
+    return werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
 
 
 def _wrap(kind: type, name: str, replacement: Any) -> None:
@@ -88,6 +98,7 @@ def _with_containers(
 
 
 def _variants_of(backend: Any, config_name: str) -> list[Variant]:
+    """Return the variants of a configuration, with containers not yet started."""
     config = backend.describe_endpoint_config(config_name)
     return [
         Variant.of(variant, backend.describe_model(variant["ModelName"]))
@@ -162,14 +173,4 @@ def _require_free(kind: str, name: str, taken: Any) -> None:
     if name in taken:
         raise ValidationError(
             message=f'Cannot create already existing {kind} "{name}".'
-        )
-
-
-def _check_instance_type(self: Any, instance_type: str) -> None:
-    from moto.sagemaker.exceptions import ValidationError
-
-    if not INSTANCE_TYPE.fullmatch(instance_type):
-        raise ValidationError(
-            message=f"Value '{instance_type}' at 'instanceType' failed to satisfy "
-            "constraint: expected a type such as ml.g5.xlarge"
         )
