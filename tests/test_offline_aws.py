@@ -335,7 +335,7 @@ DOORS = {
     "djl_python": {
         "deployment/checks.py",
         "deployment/serving.py",
-        "offline_aws/endpoints.py",
+        "offline_aws/logs.py",
         "exercises/lesson_06.py",
     },
 }

@@ -15,5 +15,8 @@
 - `moto_patches`: what moto lacks.
 - `endpoints`: containers that start, serve, are replaced and stop.
 - `invocations`: requests to endpoints.
+- `asynchronous`: requests that are answered later, in S3.
+- `logs`: what containers write, in CloudWatch Logs while they run.
+- `metrics`: what CloudWatch is told of an endpoint's requests.
 - `names`: region, account, bucket and role.
 """

@@ -20,6 +20,7 @@ from utils.offline_aws.checks import Checks
 from utils.offline_aws.endpoints import ENDPOINTS
 from utils.offline_aws.gate import Gate
 from utils.offline_aws.invocations import DataPlane
+from utils.offline_aws.metrics import METRICS
 from utils.offline_aws.moto_patches import moto_application, patch_moto
 from utils.offline_aws.names import (
     OFFLINE_BUCKET,
@@ -63,6 +64,7 @@ class OfflineAws:
             logging.getLogger(name).setLevel(logging.WARNING)
         self.endpoints = ENDPOINTS
         self.endpoints.clear()
+        METRICS.clear()
         self.key = Key.new()
         self.server = Server()
         self.url = f"http://{self.server.address}"

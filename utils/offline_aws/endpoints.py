@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import random
-import secrets
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from utils.djl_python.process import Container
 from utils.offline_aws.archives import ArchiveRefused, check_archive
-from utils.offline_aws.names import LOG_GROUPS, OFFLINE_REGION
+from utils.offline_aws.logs import LoggedContainer, LogShipper
+from utils.offline_aws.names import OFFLINE_REGION
 
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5
 DRAIN_TIMEOUT = 60  # seconds that replaced containers have to answer what they have
-JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time to write the log
+JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time
 
 # The endpoints of this process by their names. They stand here, and not on an object,
 # because moto's classes are patched once for the whole process; there is at most one
@@ -32,12 +30,13 @@ class Variant:
 
     name: str
     weight: float
-    container: Container
+    container: LoggedContainer
     health_check_timeout: float
     running: int = 0  # requests that it has not answered yet
+    async_configuration: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, variant: dict, model: Any) -> Variant:
+    def of(cls, variant: dict, model: Any, configuration: dict) -> Variant:
         """Make one from what CreateEndpointConfig and CreateModel were given."""
         container = model.primary_container or (model.containers or [{}])[0]
         source = (container.get("ModelDataSource") or {}).get("S3DataSource") or {}
@@ -47,10 +46,11 @@ class Variant:
         return cls(
             name=variant["VariantName"],
             weight=float(variant.get("InitialVariantWeight", 1)),
-            container=Container(address, container.get("Environment") or {}),
+            container=LoggedContainer(address, container.get("Environment") or {}),
             health_check_timeout=variant.get(
                 "ContainerStartupHealthCheckTimeoutInSeconds", HEALTH_CHECK_TIMEOUT
             ),
+            async_configuration=configuration.get("AsyncInferenceConfig"),
         )
 
     def refusal(self) -> str | None:
@@ -105,9 +105,11 @@ class LocalEndpoint:
         self._stopped = threading.Event()
         self._starting: list[Variant] = []
         self._threads = [threading.Thread(target=self._supervise, daemon=True)]
+        self.logs = LogShipper(name)
 
     def start(self) -> None:
         """Start the containers, in a thread."""
+        self.logs.start()
         self._threads[0].start()
 
     @property
@@ -115,15 +117,23 @@ class LocalEndpoint:
         """Whether it takes requests."""
         return self.status in ("InService", "Updating")
 
+    @property
+    def ended(self) -> threading.Event:
+        """Set once it is being deleted."""
+        return self._stopped
+
+    @property
+    def async_configuration(self) -> dict[str, Any] | None:
+        """Its AsyncInferenceConfig; None if it answers at once."""
+        return self.variants[0].async_configuration
+
     def _supervise(self) -> None:
         """Start the containers, then replace whichever stops answering /ping."""
         reason = self._start(self.variants)
         if self._stopped.is_set():
             return
-        self._ship_log(self.variants)
         if reason is not None:
-            for variant in self.variants:
-                variant.container.stop()
+            self._end(self.variants)
             self.failure_reason = reason
             self.status = "Failed"
             return
@@ -133,11 +143,12 @@ class LocalEndpoint:
                 if not variant.container.healthy and not self._stopped.is_set():
                     variant.container.stop(for_good=False)
                     variant.container.start(variant.health_check_timeout)
-                    self._ship_log([variant])
 
     def _start(self, variants: list[Variant]) -> str | None:
         """Start containers, all at once; return why one does not serve, or None."""
         reasons: list[str] = []
+        for variant in variants:
+            self.logs.watch(variant.name, variant.container)
 
         def start(variant: Variant) -> None:
             reason = variant.refusal()
@@ -164,6 +175,13 @@ class LocalEndpoint:
             thread.join()
         return reasons[0] if reasons else None
 
+    def _end(self, variants: list[Variant]) -> None:
+        """Stop containers, and ship the end of their logs."""
+        for variant in variants:
+            variant.container.stop()
+        for variant in variants:
+            self.logs.leave(variant.container)
+
     def update(self, config_name: str, variants: list[Variant]) -> None:
         """Move the traffic to other containers, in a thread.
 
@@ -182,7 +200,6 @@ class LocalEndpoint:
     def _move(self, config_name: str, new: list[Variant]) -> None:
         """Start new containers, give them the traffic, and stop the old ones."""
         reason = self._start(new)
-        self._ship_log(new)
         with self._traffic:
             self._starting = []
             to_stop = new
@@ -196,36 +213,10 @@ class LocalEndpoint:
                 ),
                 DRAIN_TIMEOUT,
             )
-        for variant in to_stop:
-            variant.container.stop()
+        self._end(to_stop)
         if not self._stopped.is_set():
             self.failure_reason = reason
             self.status = "InService"
-
-    def _ship_log(self, variants: list[Variant]) -> None:
-        """Write the log to CloudWatch, as SageMaker does: a stream per variant."""
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        group = LOG_GROUPS + self.name
-        now = int(time.time() * 1000)
-        # The endpoint serves without its log; the account may be closing.
-        with contextlib.suppress(BotoCoreError, ClientError):
-            client = boto3.Session(region_name=OFFLINE_REGION).client("logs")
-            with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-                client.create_log_group(logGroupName=group)
-            for variant in variants:
-                stream = f"{variant.name}/{secrets.token_hex(8)}"
-                client.create_log_stream(logGroupName=group, logStreamName=stream)
-                events = [
-                    {"timestamp": now, "message": line}
-                    for line in variant.container.take_log()
-                    if line
-                ]
-                if events:
-                    client.put_log_events(
-                        logGroupName=group, logStreamName=stream, logEvents=events
-                    )
 
     @contextlib.contextmanager
     def lease(self, name: str | None) -> Iterator[Variant | None]:
@@ -263,4 +254,5 @@ class LocalEndpoint:
             variant.container.stop()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(JOIN_TIMEOUT)  # it may be writing the log
+                thread.join(JOIN_TIMEOUT)  # it may be starting or stopping others
+        self.logs.stop()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import http.client
 import json
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from utils.offline_aws.asynchronous import Asynchronous
 from utils.offline_aws.endpoints import LocalEndpoint
 from utils.offline_aws.errors import AwsFault
+from utils.offline_aws.metrics import METRICS, NO_REPLY
 from utils.offline_aws.names import LOG_GROUPS, OFFLINE_ACCOUNT, OFFLINE_REGION
 
 RUNTIME = "sagemaker-runtime"
-INVOKE, STREAM = "InvokeEndpoint", "InvokeEndpointWithResponseStream"
+INVOKE, LATER = "InvokeEndpoint", "InvokeEndpointAsync"
+STREAM = "InvokeEndpointWithResponseStream"
 # parameter → what an endpoint of one model in one container lacks for it
 NOT_ON_SUCH_AN_ENDPOINT = {
     "InferenceComponentName": "has no inference components",
@@ -49,6 +53,7 @@ class DataPlane:
     ) -> None:
         self.control_plane = control_plane
         self.endpoints = endpoints
+        self._asynchronous = Asynchronous()
 
     def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
         """Answer one request.
@@ -57,15 +62,29 @@ class DataPlane:
             AwsFault: with what AWS answers in place of the container's reply.
         """
         call = environ["offline_aws.call"]
-        if call.name not in (INVOKE, STREAM) or call.service != RUNTIME:
+        if call.name not in (INVOKE, STREAM, LATER) or call.service != RUNTIME:
             return self.control_plane(environ, start_response)
         parameters = environ["offline_aws.parameters"]
+        if call.name == LATER:
+            endpoint = self._find(parameters["EndpointName"])
+            return self._asynchronous.invoke(endpoint, parameters, start_response)
         with ExitStack() as stack:
             headers, answer = self._invoke(parameters, call.name == STREAM, stack)
             # The request counts as running until its last byte is passed on.
             answer = ClosingIterator(answer, stack.pop_all())
         start_response("200 OK", list(headers.items()))
         return answer
+
+    def _find(self, name: str) -> LocalEndpoint:
+        """Return an endpoint that takes requests.
+
+        Raises:
+            AwsFault: if there is none of this name.
+        """
+        endpoint = self.endpoints.get(name)
+        if endpoint is None or not endpoint.serves:
+            raise refused(f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.")
+        return endpoint
 
     def _invoke(
         self, parameters: dict[str, Any], wants_stream: bool, stack: ExitStack
@@ -75,10 +94,13 @@ class DataPlane:
         Raises:
             AwsFault: with what AWS answers in its place.
         """
+        received = time.monotonic()
         name = parameters["EndpointName"]
-        endpoint = self.endpoints.get(name)
-        if endpoint is None or not endpoint.serves:
-            raise refused(f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.")
+        endpoint = self._find(name)
+        if endpoint.async_configuration is not None:
+            raise refused(
+                f"Endpoint {name} is asynchronous and answers InvokeEndpointAsync only."
+            )
         check_targets(name, parameters)
         variant = stack.enter_context(endpoint.lease(parameters.get("TargetVariant")))
         if variant is None:
@@ -89,15 +111,21 @@ class DataPlane:
             CUSTOM_ATTRIBUTES: parameters.get("CustomAttributes"),
         }
         forwarded = {key: value for key, value in forwarded.items() if value}
+        watch = stack.enter_context(Stopwatch(name, variant.name, received))
         try:
             container = variant.container
             reply = stack.enter_context(container.open(parameters["Body"], forwarded))
             if reply.status >= 300:
-                raise model_error(name, reply.status, reply.read())
+                text = reply.read()
+                watch.answered(reply.status)
+                raise model_error(name, reply.status, text)
             whole = None if wants_stream else reply.read()
+            watch.answered(reply.status, ends_later=wants_stream)
         except TimeoutError:
+            watch.answered(NO_REPLY)
             raise model_error(name, 0, TIMED_OUT.encode()) from None
         except (OSError, http.client.HTTPException):
+            watch.answered(NO_REPLY)
             message = "The service is unavailable. Try your call again."
             raise AwsFault(503, "ServiceUnavailable", message) from None
         kept = {"x-Amzn-Invoked-Production-Variant": variant.name}
@@ -112,6 +140,31 @@ class DataPlane:
         if content_type:
             kept["Content-Type"] = content_type
         return kept | {"Content-Length": str(len(whole))}, [whole]
+
+
+class Stopwatch:
+    """Measures a request for CloudWatch, until its last byte is passed on."""
+
+    def __init__(self, endpoint: str, variant: str, received: float):
+        self._where = endpoint, variant
+        self._received, self._sent = received, time.monotonic()
+        self._latency: float | None = None
+        self._status = NO_REPLY
+
+    def answered(self, status: int, ends_later: bool = False) -> None:
+        """Note the model's answer, and that it is all there unless it is a stream."""
+        self._status = status
+        if not ends_later:
+            self._latency = time.monotonic() - self._sent
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        now = time.monotonic()
+        latency = now - self._sent if self._latency is None else self._latency
+        overhead = max(0.0, now - self._received - latency)
+        METRICS.observe(*self._where, self._status, latency, overhead)
 
 
 def check_targets(name: str, parameters: Mapping[str, Any]) -> None:

@@ -7,9 +7,11 @@ tests/test_offline_endpoints.py first.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
+from utils.offline_aws.metrics import percentile, publish_to_moto
 
 
 def patch_moto() -> None:
@@ -20,7 +22,11 @@ def patch_moto() -> None:
     - It lets a name be taken twice.
     - Its endpoints are in service at once, with nothing behind them.
     - It cannot update an endpoint.
+    - It reads the log of a group stream by stream, not in the order of time.
+    - It knows no percentiles of metrics, nor those of endpoints.
     """
+    from moto.cloudwatch.models import Statistics
+    from moto.logs.models import LogGroup
     from moto.sagemaker import models
     from moto.sagemaker.responses import SageMakerResponse
 
@@ -39,6 +45,9 @@ def patch_moto() -> None:
     _wrap(backend, "list_endpoints", _with_true_status)
     _wrap(backend, "delete_endpoint", _with_containers_stopped)
     _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
+    _wrap(LogGroup, "filter_log_events", _in_order_of_time)
+    _wrap(Statistics, "get_statistics_for_type", _also_percentiles)
+    publish_to_moto()
 
 
 def moto_application() -> Any:
@@ -61,6 +70,24 @@ def _wrap(kind: type, name: str, replacement: Any) -> None:
         return replacement(original, self, *positional, **named)
 
     setattr(kind, name, method)
+
+
+def _in_order_of_time(read: Any, group: Any, *positional: Any, **named: Any) -> Any:
+    """Read events of all streams in one order.
+
+    botocore's model of FilterLogEvents says of `interleaved`: "As of June 17, 2019,
+    this parameter is ignored and the value is assumed to be true."
+    """
+    *given, _ = positional
+    return read(group, *given, True, **named)
+
+
+def _also_percentiles(compute: Any, statistics: Any, name: str) -> Any:
+    """Compute a statistic such as p99, too."""
+    if found := re.fullmatch(r"p(\d{1,2}(\.\d+)?)", name):
+        values = statistics.metric_single_values_list
+        return percentile(values, float(found[1]) / 100) if values else None
+    return compute(statistics, name)
 
 
 def _without_empty_fields(describe: Any, response: Any) -> Any:
@@ -101,7 +128,7 @@ def _variants_of(backend: Any, config_name: str) -> list[Variant]:
     """Return the variants of a configuration, with containers not yet started."""
     config = backend.describe_endpoint_config(config_name)
     return [
-        Variant.of(variant, backend.describe_model(variant["ModelName"]))
+        Variant.of(variant, backend.describe_model(variant["ModelName"]), config)
         for variant in config["ProductionVariants"]
     ]
 
