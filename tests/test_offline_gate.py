@@ -304,6 +304,22 @@ def test_a_body_that_does_not_come_is_given_up(aws, monkeypatch) -> None:
         assert time.monotonic() - started < 10
 
 
+def test_a_refused_request_is_not_waited_for(aws, monkeypatch) -> None:
+    """Nor does its body come into memory: it is refused by its first lines."""
+    monkeypatch.setattr(http_server, "REFUSED_SECONDS", 0.5)
+    _, headers = signed_request(Key.new())
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    head = "\r\n".join(["POST / HTTP/1.1", *lines, "Content-Length: 9999999", "", "{}"])
+    with connect() as connection:
+        connection.sendall(head.encode())
+        started = time.monotonic()
+        answer = b""
+        while part := connection.recv(1000):
+            answer += part
+        assert b" 403 " in answer and b"InvalidClientTokenId" in answer
+        assert time.monotonic() - started < 5
+
+
 def test_threads_are_bounded_and_given_back(aws, monkeypatch) -> None:
     monkeypatch.setattr(http_server, "HEADER_SECONDS", 2)
     before = threading.active_count()

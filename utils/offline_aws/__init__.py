@@ -8,6 +8,7 @@
 - `errors`: AWS's errors, in the form of each protocol.
 - `checks`: what has to be right before moto sees a call.
 - `parameters`: held to botocore's models, in AWS's words.
+- `quotas`: those of COURSE_QUOTAS, to rehearse with.
 - `references`: what a call refers to must be there.
 - `images`: whether there can be such a container image.
 - `archives`: looks through an archive before it is unpacked.

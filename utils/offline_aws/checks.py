@@ -13,11 +13,13 @@ from typing import Any
 from utils.offline_aws.errors import AwsFault, too_long
 from utils.offline_aws.operations import Call
 from utils.offline_aws.parameters import check_parameters, read_rest
-from utils.offline_aws.references import check_model
+from utils.offline_aws.quotas import Throttle
+from utils.offline_aws.references import check_async_configuration, check_model
 
 # operation of SageMaker → what else it has to pass
 CHECKS: dict[str, tuple[Callable[[dict], None], ...]] = {
     "CreateModel": (check_model,),
+    "CreateEndpointConfig": (check_async_configuration,),
 }
 # Whose parameters are held to their models, with the code of the error.
 HELD = {"sagemaker": "ValidationException", "sagemaker-runtime": "ValidationError"}
@@ -28,6 +30,7 @@ class Checks:
 
     def __init__(self, application: Callable):
         self.application = application
+        self._throttle = Throttle()
 
     def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
         """Answer a request.
@@ -37,6 +40,8 @@ class Checks:
         """
         call: Call = environ["offline_aws.call"]
         code = HELD.get(call.service)
+        if code is not None:
+            self._throttle.check()
         if code is not None and call.operation is not None:
             if call.protocol == "json":
                 parameters = read_json(environ)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from utils.offline_aws.archives import ArchiveRefused, check_archive
 from utils.offline_aws.logs import LoggedContainer, LogShipper
 from utils.offline_aws.names import OFFLINE_REGION
+from utils.offline_aws.quotas import instances
 
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5
@@ -34,6 +36,7 @@ class Variant:
     health_check_timeout: float
     running: int = 0  # requests that it has not answered yet
     async_configuration: dict[str, Any] | None = None
+    instances: Counter[str] = field(default_factory=Counter)  # by their types
 
     @classmethod
     def of(cls, variant: dict, model: Any, configuration: dict) -> Variant:
@@ -51,6 +54,7 @@ class Variant:
                 "ContainerStartupHealthCheckTimeoutInSeconds", HEALTH_CHECK_TIMEOUT
             ),
             async_configuration=configuration.get("AsyncInferenceConfig"),
+            instances=instances([variant]),
         )
 
     def refusal(self) -> str | None:
@@ -118,6 +122,12 @@ class LocalEndpoint:
         return self.status in ("InService", "Updating")
 
     @property
+    def instances(self) -> Counter[str]:
+        """How many instances of each type it has, those that are starting included."""
+        variants = [*self.variants, *self._starting]
+        return sum((variant.instances for variant in variants), Counter())
+
+    @property
     def ended(self) -> threading.Event:
         """Set once it is being deleted."""
         return self._stopped
@@ -161,6 +171,8 @@ class LocalEndpoint:
                     "not pass the ping health check. Please check CloudWatch logs for "
                     f"this endpoint. The worker's log says: {reason}"
                 )
+            else:
+                variant.container.note(reason)
             reasons.append(reason)
             for other in variants:
                 other.container.stop()

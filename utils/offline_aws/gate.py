@@ -9,6 +9,7 @@ answered at once, and as AWS's protocols write it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Callable, Iterable
@@ -47,15 +48,29 @@ class Gate:
         start_response = _closed_to_others(start_response)
         call = None
         try:
-            self._check_place(environ)
-            signed = check_signature(environ, self.key)
-            environ["offline_aws.region"] = signed.region
-            call = identify(environ, signed.service, _beginning(environ))
+            call = self._admit(environ)
             environ["offline_aws.call"] = call
             return self._answer(environ, start_response, call)
         except AwsFault as fault:
+            environ.get("offline_aws.hurry", _nothing)()
             protocol = call.protocol if call else _protocol_of_refused(environ)
             return fault.answer(protocol, start_response)
+
+    def _admit(self, environ: dict) -> Call:
+        """Check where a request comes from and who signed it; return what it calls.
+
+        Raises:
+            AwsFault: if it is refused, or cannot be read.
+        """
+        try:
+            self._check_place(environ)
+            signed = check_signature(environ, self.key)
+            return identify(environ, signed.service, _beginning(environ))
+        except (AwsFault, OSError):
+            raise
+        except Exception as error:
+            message = f"The request cannot be read ({type(error).__name__}: {error})."
+            raise AwsFault(400, "InvalidRequest", message) from error
 
     def _check_place(self, environ: dict) -> None:
         """Refuse what was not sent to this server, or comes from a foreign page.
@@ -136,6 +151,10 @@ class _Answer:
         self._start_response(*self._given)
 
 
+def _nothing() -> None:
+    """Do nothing: for servers that cannot be hurried."""
+
+
 def _closed_to_others(start_response: Respond) -> Respond:
     """Take out of every answer what would let a foreign page read it."""
 
@@ -158,9 +177,10 @@ def _beginning(environ: dict) -> bytes:
 
 def _protocol_of_refused(environ: dict) -> str:
     """Return the protocol in which to refuse a request, from what it claims to be."""
-    signed = read_signature(environ)
-    if signed is not None:
-        return identify(environ, signed.service, b"Action=Any").protocol
+    with contextlib.suppress(Exception):
+        signed = read_signature(environ)
+        if signed is not None:
+            return identify(environ, signed.service, b"Action=Any").protocol
     if environ.get("HTTP_X_AMZ_TARGET"):
         return "json"
     if environ.get("CONTENT_TYPE", "").startswith(FORM):

@@ -22,6 +22,7 @@ MOST_CONNECTIONS = 128
 HEADER_SECONDS = 10  # to send request line and headers
 IDLE_SECONDS = 20  # between two pieces of a body
 BODY_SECONDS = 600  # for all of it
+REFUSED_SECONDS = 2  # for the rest of what is refused
 WRITE_SECONDS = 120  # for one piece of an answer to be taken
 
 
@@ -66,6 +67,19 @@ class Handler(MotoRequestHandler):
         self.rfile.close()
         self._incoming = DeadlineReader(self.connection)
         self.rfile = io.BufferedReader(self._incoming)
+
+    def make_environ(self) -> dict[str, Any]:
+        """Let the application say that it wants no more of the request."""
+        environ = super().make_environ()
+        environ["offline_aws.hurry"] = self._hurry
+        return environ
+
+    def _hurry(self) -> None:
+        """Give the rest of a refused request little time.
+
+        It is read at all so that its sender sees the answer, and no broken connection.
+        """
+        self._incoming.allow(REFUSED_SECONDS, REFUSED_SECONDS)
 
     def run_wsgi(self) -> None:
         """Answer; from here on it is the body that comes in."""

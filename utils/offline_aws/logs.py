@@ -48,6 +48,11 @@ class LoggedContainer(Container):
                 self._open_logs -= 1
                 self._all_read.notify_all()
 
+    def note(self, text: str) -> None:
+        """Write a line of one's own: of a container that is not even started."""
+        self.log.append(text)
+        self._lines.append((int(time.time() * 1000), "not-started", text))
+
     def wait_for_end_of_log(self) -> None:
         """Wait until what ended processes have written is read."""
         with self._all_read:

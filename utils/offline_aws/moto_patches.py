@@ -8,10 +8,13 @@ tests/test_offline_endpoints.py first.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
 from utils.offline_aws.metrics import percentile, publish_to_moto
+from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
+from utils.offline_aws.quotas import check_instances, instances
 
 
 def patch_moto() -> None:
@@ -22,18 +25,22 @@ def patch_moto() -> None:
     - It lets a name be taken twice.
     - Its endpoints are in service at once, with nothing behind them.
     - It cannot update an endpoint.
+    - It deletes an endpoint in whatever state.
+    - It quotes ARNs as AWS does not.
     - It reads the log of a group stream by stream, not in the order of time.
     - It knows no percentiles of metrics, nor those of endpoints.
     """
     from moto.cloudwatch.models import Statistics
     from moto.logs.models import LogGroup
     from moto.sagemaker import models
+    from moto.sagemaker.exceptions import ValidationError
     from moto.sagemaker.responses import SageMakerResponse
 
     if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
         return
     SageMakerResponse.update_endpoint = _update_endpoint
     # Held to botocore's model already, which is newer than moto's list.
+    _wrap(ValidationError, "__init__", _with_quotes_of_aws)
     models.FakeEndpointConfig.validate_instance_type = lambda self, instance_type: None
     for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
         _wrap(SageMakerResponse, name, _without_empty_fields)
@@ -116,6 +123,7 @@ def _with_containers(
     _require_free("endpoint", endpoint_name, backend.endpoints)
     config_name = given["endpoint_config_name"]
     variants = _variants_of(backend, config_name)
+    _check_quotas(backend, config_name)
     record = create(backend, endpoint_name=endpoint_name, **given)
     record.endpoint_status = "Creating"
     endpoint = LocalEndpoint(endpoint_name, config_name, variants)
@@ -147,9 +155,12 @@ def _update_endpoint(response: Any) -> Any:
         raise ValidationError(
             message=f'Cannot update failed endpoint "{arn}": it can only be deleted.'
         )
-    if endpoint.status != "InService":
-        raise ValidationError(message=f'Cannot update in-progress endpoint "{arn}".')
+    _require_at_rest(backend, name)
+    # AWS looks for the present configuration, too: hashicorp/terraform-provider-aws,
+    # issue 40048.
+    backend.describe_endpoint_config(endpoint.config_name)
     variants = _variants_of(backend, config_name)
+    _check_quotas(backend, config_name)
     kept = response._get_param("RetainAllVariantProperties")
     excluded = response._get_param("ExcludeRetainedVariantProperties") or []
     if kept and {"VariantPropertyType": "DesiredWeight"} not in excluded:
@@ -160,8 +171,41 @@ def _update_endpoint(response: Any) -> Any:
     return ActionResult({"EndpointArn": arn})
 
 
+def _require_at_rest(backend: Any, name: str) -> None:
+    """Refuse to change, or to delete, an endpoint in transition.
+
+    AWS says the same of both (the prefix `DeleteEndpointInProgressMessagePrefix` of
+    aws/amazon-sagemaker-operator-for-k8s), and of new weights.
+    """
+    from moto.sagemaker.exceptions import ValidationError
+
+    endpoint, record = ENDPOINTS.get(name), backend.endpoints.get(name)
+    if endpoint is None or record is None:
+        return
+    if endpoint.status in ("Creating", "Updating"):
+        raise ValidationError(
+            message=f'Cannot update in-progress endpoint "{record.arn}".'
+        )
+
+
+def _check_quotas(backend: Any, config_name: str) -> None:
+    """Refuse more instances than COURSE_QUOTAS allows."""
+    used: Counter[str] = Counter()
+    for endpoint in ENDPOINTS.values():
+        if endpoint.status != "Failed":
+            used += endpoint.instances
+    config = backend.describe_endpoint_config(config_name)
+    check_instances(used, instances(config["ProductionVariants"]))
+
+
+def _with_quotes_of_aws(make: Any, error: Any, message: str) -> None:
+    """Write an error in which an ARN stands in AWS's quotes, not in moto's."""
+    make(error, message=re.sub(r"'(arn:[^']*)'", r'"\1"', message))
+
+
 def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
     """Change the shares of the traffic, also where it is shared out."""
+    _require_at_rest(backend, given["endpoint_name"])
     arn = update(backend, **given)
     endpoint = ENDPOINTS[given["endpoint_name"]]
     for wanted in given["desired_weights_and_capacities"]:
@@ -188,7 +232,13 @@ def _with_true_status(read: Any, backend: Any, *positional: Any, **named: Any) -
 
 
 def _with_containers_stopped(delete: Any, backend: Any, endpoint_name: str) -> None:
-    """Delete an endpoint, and stop the containers behind it."""
+    """Delete an endpoint, and stop the containers behind it.
+
+    Its configuration and its models may be deleted before it: botocore's model of
+    DeleteEndpointConfig says that one "must not", and what one then loses sight of, but
+    AWS does not refuse it.
+    """
+    _require_at_rest(backend, endpoint_name)
     delete(backend, endpoint_name)
     if endpoint := ENDPOINTS.pop(endpoint_name, None):
         endpoint.stop()
@@ -198,6 +248,6 @@ def _require_free(kind: str, name: str, taken: Any) -> None:
     from moto.sagemaker.exceptions import ValidationError
 
     if name in taken:
-        raise ValidationError(
-            message=f'Cannot create already existing {kind} "{name}".'
-        )
+        path = kind.replace("endpoint configuration", "endpoint-config")
+        arn = f"arn:aws:sagemaker:{OFFLINE_REGION}:{OFFLINE_ACCOUNT}:{path}/{name}"
+        raise ValidationError(message=f'Cannot create already existing {kind} "{arn}".')

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from utils.offline_aws.errors import invalid
+from utils.offline_aws.errors import invalid, not_played
 from utils.offline_aws.images import check_image
 from utils.offline_aws.names import OFFLINE_ACCOUNT
 
@@ -40,6 +40,21 @@ def check_model(parameters: dict) -> None:
     for _, container in containers_of(parameters):
         check_image(container)
     check_model_data(parameters)
+
+
+def check_async_configuration(parameters: dict) -> None:
+    """Say at once which part of an asynchronous configuration is not played.
+
+    Args:
+        parameters: of CreateEndpointConfig.
+
+    Raises:
+        AwsFault: NotImplemented.
+    """
+    given = parameters.get("AsyncInferenceConfig") or {}
+    notified = (given.get("OutputConfig") or {}).get("NotificationConfig") or {}
+    if notified.get("SuccessTopic") or notified.get("ErrorTopic"):
+        raise not_played("notifications of asynchronous endpoints")
 
 
 def check_role(arn: str | None) -> None:
