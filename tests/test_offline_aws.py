@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from support.endpoints import ECHO, IMAGE, LONG, is_gone
+from support.endpoints import ECHO, IMAGE, LONG, is_gone, upload
 from utils.course import ROOT
 from utils.deployment.artifact import DJL_VERSION
 
@@ -262,6 +263,40 @@ def test_plain_boto3_waits_and_asks(aws, guard, echo) -> None:
     assert found["EndpointStatus"] == "InService"
     listed = client.list_endpoints(StatusEquals="InService")["Endpoints"]
     assert echo.endpoint_name in [item["EndpointName"] for item in listed]
+
+
+def test_the_sdk_s_builder_and_trainer_pass(aws, guard, tmp_path) -> None:
+    """Besides boto3 and sagemaker-core, which the other tests use."""
+    from sagemaker.core.helper.session_helper import Session
+    from sagemaker.serve.model_builder import ModelBuilder
+    from sagemaker.train import ModelTrainer
+    from sagemaker.train.configs import Compute, SourceCode
+
+    session = Session(boto_session=aws.session, default_bucket=aws.bucket)
+    builder = ModelBuilder(
+        s3_model_data_url=upload(aws, guard, {"model.py": ECHO}),
+        image_uri=IMAGE,
+        role_arn=aws.role,
+        instance_type="ml.g5.xlarge",
+        sagemaker_session=session,
+    )
+    name = guard.name("built")
+    builder.build(model_name=name)
+    endpoint = builder.deploy(endpoint_name=name, initial_instance_count=1)
+    reply = endpoint.invoke(body=b"[1]", content_type="application/json")
+    assert json.loads(reply.body.read()) == [1]
+    (tmp_path / "train.py").write_text("print(1)")
+    trainer = ModelTrainer(
+        training_image=IMAGE,
+        role=aws.role,
+        base_job_name="course-job",
+        sagemaker_session=session,
+        source_code=SourceCode(source_dir=str(tmp_path), entry_script="train.py"),
+        compute=Compute(instance_type="ml.g5.xlarge", instance_count=1),
+    )
+    trainer.train(wait=False, logs=False)
+    jobs = aws.session.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]
+    assert [job["TrainingJobName"][:10] for job in jobs] == ["course-job"]
 
 
 # --- ending ---------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class OfflineAws:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
+            # No prefix before 127.0.0.1, such as "streaming-" for live logs.
+            "AWS_DISABLE_HOST_PREFIX_INJECTION": "true",
             # moto cannot simulate policies, with which the SDK would check the role.
             "SAGEMAKER_VALIDATE_ROLE": "false",
             "NO_PROXY": ",".join(filter(None, [no_proxy, "127.0.0.1"])),
