@@ -12,7 +12,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
-from support.endpoints import IMAGE
+from support.endpoints import AMI, IMAGE
 from utils.deployment import billing
 from utils.deployment.aws import DeploymentError
 from utils.deployment.billing import TAG, BillingGuard
@@ -205,6 +205,7 @@ def create_endpoint(session, aws, name, instance_type="ml.g5.xlarge", count=1):
 
 def create_config(session, name, instance_type="ml.g5.xlarge", count=1):
     variant = {"VariantName": "a", "ModelName": name, "InstanceType": instance_type}
+    variant["InferenceAmiVersion"] = AMI
     session.client("sagemaker").create_endpoint_config(
         EndpointConfigName=name,
         ProductionVariants=[{**variant, "InitialInstanceCount": count}],

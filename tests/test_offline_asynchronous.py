@@ -9,7 +9,7 @@ import time
 import pytest
 from botocore.exceptions import ClientError
 
-from support.endpoints import ECHO, IMAGE, LONG, upload
+from support.endpoints import AMI, ECHO, IMAGE, LONG, upload
 from utils.deployment.aws import LOG_GROUPS
 
 HANDLER = ECHO.replace(
@@ -93,6 +93,7 @@ def create(aws, guard, what: str = "async", **output) -> Endpoint:
                 "ModelName": name,
                 "InstanceType": "ml.g5.xlarge",
                 "InitialInstanceCount": 1,
+                "InferenceAmiVersion": AMI,
             }
         ],
         AsyncInferenceConfig={

@@ -131,6 +131,7 @@ with BillingGuard(aws) as guard:
             ProductionVariant(
                 variant_name="a", model_name=name, instance_type="ml.g5.xlarge",
                 initial_instance_count=1,
+                inference_ami_version="al2023-ami-sagemaker-inference-gpu-4-1",
             )
         ],
         **where,

@@ -6,11 +6,12 @@ import json
 import re
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, WaiterError
 
-from support.endpoints import ECHO, IMAGE, ask, new_config, upload
+from support.endpoints import AMI, ECHO, IMAGE, ask, new_config, upload
+from utils.deployment.aws import LOG_GROUPS
 from utils.offline_aws.errors import AwsFault
-from utils.offline_aws.images import check_image
+from utils.offline_aws.images import cannot_start, check_image
 from utils.offline_aws.operations import service_model
 from utils.offline_aws.parameters import check_parameters
 
@@ -318,6 +319,63 @@ def test_images_that_can_be(aws) -> None:
     with pytest.raises(AwsFault, match="not found"):
         check_image({"Image": f"{own}:2"})
     ecr.delete_repository(repositoryName="mine", force=True)
+
+
+@pytest.mark.parametrize(
+    ("instance", "tag", "ami", "starts"),
+    [
+        ("ml.g5.xlarge", "0.36.0-lmi27.0.0-cu130", None, False),
+        ("ml.g4dn.xlarge", "0.38.0-lmi29.0.0-cu130", None, False),
+        ("ml.p4d.24xlarge", "0.36.0-lmi27.0.0-cu130", None, False),
+        ("ml.g5.xlarge", "0.36.0-lmi27.0.0-cu130", AMI, True),
+        (
+            "ml.g5.xlarge",
+            "0.36.0-lmi27.0.0-cu130",
+            "al2-ami-sagemaker-inference-gpu-3-1",
+            False,
+        ),
+        ("ml.g5.xlarge", "0.34.0-lmi16.0.0-cu128", None, True),
+        ("ml.g6.xlarge", "0.36.0-lmi27.0.0-cu130", None, True),
+        ("ml.m5.large", "0.36.0-lmi27.0.0-cu130", None, True),
+        (
+            "ml.g5.xlarge",
+            "2.9.0-transformers5.3.0-gpu-py312-cu130-ubuntu22.04",
+            "",
+            False,
+        ),
+    ],
+)
+def test_an_image_of_cuda_13_needs_a_driver_that_runs_it(
+    instance, tag, ami, starts
+) -> None:
+    variant = {"VariantName": "a", "InstanceType": instance}
+    if ami:
+        variant["InferenceAmiVersion"] = ami
+    why = cannot_start({"Image": f"{REGISTRY}/djl-inference:{tag}"}, variant)
+    assert (why is None) == starts
+    if why is not None:
+        assert why.startswith("CannotStartContainerError. Please ensure the model")
+        assert f"Set InferenceAmiVersion to {AMI} in" in why
+
+
+def test_such_an_endpoint_fails_and_writes_no_log(aws, guard) -> None:
+    name = new_config(aws, guard, {"model.py": ECHO}, "old-driver")
+    client = aws.session.client("sagemaker")
+    config = client.describe_endpoint_config(EndpointConfigName=name)
+    (variant,) = config["ProductionVariants"]
+    del variant["InferenceAmiVersion"]
+    name = guard.name("without")
+    client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    client.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    waiter = client.get_waiter("endpoint_in_service")
+    with pytest.raises(WaiterError, match="Failed"):
+        waiter.wait(EndpointName=name, WaiterConfig={"Delay": 1})
+    found = client.describe_endpoint(EndpointName=name)
+    assert found["FailureReason"].startswith("CannotStartContainerError")
+    groups = aws.session.client("logs").describe_log_groups(
+        logGroupNamePrefix=LOG_GROUPS + name
+    )["logGroups"]
+    assert groups == []
 
 
 def test_a_configuration_names_models_that_exist(aws, guard) -> None:

@@ -169,6 +169,7 @@ def measure_endpoint(archive: Path) -> float:
                     "ModelName": name,
                     "InstanceType": "ml.g5.xlarge",
                     "InitialInstanceCount": 1,
+                    "InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1",
                 }
             ],
         )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 IMAGE = (
     "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi27.0.0-cu130"
 )
+# With a driver that runs it, on families whose own is too old.
+AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
 # Seconds for what is done in one on a machine that is not busy. Nothing waits longer
 # than it has to.
 LONG = 60
@@ -110,6 +112,7 @@ def deploy(
                 instance_type="ml.g5.xlarge",
                 initial_instance_count=1,
                 initial_variant_weight=weight,
+                inference_ami_version=AMI,
             )
             for variant, weight in (variants or {"AllTraffic": 1}).items()
         ],
@@ -154,6 +157,7 @@ def new_config(
                 "InstanceType": "ml.g5.xlarge",
                 "InitialInstanceCount": 1,
                 "InitialVariantWeight": weight,
+                "InferenceAmiVersion": AMI,
             }
             for variant, weight in (variants or {"AllTraffic": 1}).items()
         ],

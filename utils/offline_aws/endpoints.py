@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.offline_aws.archives import ArchiveRefused, check_archive
+from utils.offline_aws.images import cannot_start
 from utils.offline_aws.logs import LoggedContainer, LogShipper
 from utils.offline_aws.names import OFFLINE_REGION
 from utils.offline_aws.quotas import instances
@@ -37,6 +38,7 @@ class Variant:
     running: int = 0  # requests that it has not answered yet
     async_configuration: dict[str, Any] | None = None
     instances: Counter[str] = field(default_factory=Counter)  # by their types
+    cannot_start: str | None = None  # why its machines do not run the image
 
     @classmethod
     def of(cls, variant: dict, model: Any, configuration: dict) -> Variant:
@@ -55,6 +57,7 @@ class Variant:
             ),
             async_configuration=configuration.get("AsyncInferenceConfig"),
             instances=instances([variant]),
+            cannot_start=cannot_start(container, variant),
         )
 
     def refusal(self) -> str | None:
@@ -161,7 +164,7 @@ class LocalEndpoint:
             self.logs.watch(variant.name, variant.container)
 
         def start(variant: Variant) -> None:
-            reason = variant.refusal()
+            reason = variant.cannot_start or variant.refusal()
             if reason is None:
                 reason = variant.container.start(variant.health_check_timeout)
                 if reason is None:
@@ -171,7 +174,7 @@ class LocalEndpoint:
                     "not pass the ping health check. Please check CloudWatch logs for "
                     f"this endpoint. The worker's log says: {reason}"
                 )
-            else:
+            elif not variant.cannot_start:  # which leaves no log
                 variant.container.note(reason)
             reasons.append(reason)
             for other in variants:

@@ -155,3 +155,60 @@ def accounts_elsewhere(region: str) -> frozenset[str]:
         for account in version["registries"].values()
     }
     return frozenset(everywhere - {account for account, _ in known_images(region)})
+
+
+# The CUDA version of SageMaker's default driver, 470, for families on which it is never
+# raised by itself: AWS's page "inference-gpu-drivers" of the developer guide.
+DEFAULT_CUDA = {"g4dn": 11, "g5": 11, "p4d": 11}
+CUDA_OF_IMAGE = re.compile(r"(?:^|[-.])cu(?P<major>\d\d)\d")
+CUDA_OF_AMI = re.compile(
+    r"(al2\S+-gpu-[\d-]+)\s.*?CUDA version: (\d+)\.\d+(.*)", re.DOTALL
+)
+NEWEST_NEEDS = 13  # major version of CUDA that no older driver runs
+
+
+def cannot_start(container: dict, variant: dict) -> str | None:
+    """Say why the machine's driver is too old for an image; None if it is not.
+
+    A container of CUDA 13 does not start on an older driver, and so writes no log. The
+    text of AWS's reason: aws-samples/comfyui-on-amazon-sagemaker, issue 2.
+
+    Args:
+        container: a ContainerDefinition.
+        variant: a ProductionVariant, with or without InferenceAmiVersion.
+    """
+    tag = (container.get("Image") or "").rpartition(":")[2]
+    wanted = CUDA_OF_IMAGE.search(tag)
+    family = variant.get("InstanceType", "").split(".")[1:2]
+    if wanted is None or int(wanted["major"]) < NEWEST_NEEDS or not family:
+        return None
+    ami = variant.get("InferenceAmiVersion")
+    there = DEFAULT_CUDA.get(family[0]) if ami is None else _drivers().get(ami)
+    if there is None or there >= int(wanted["major"]):
+        return None
+    fitting = [name for name, cuda in _drivers().items() if cuda >= NEWEST_NEEDS]
+    return (
+        f"CannotStartContainerError. Please ensure the model container for variant "
+        f"{variant['VariantName']} starts correctly when invoked with 'docker run "
+        f"<image> serve'. Here: the image needs CUDA {wanted['major']}, the driver of "
+        f"{variant['InstanceType']} has {there}. Set InferenceAmiVersion to "
+        f"{' or '.join(fitting)} in the production variant."
+    )
+
+
+@functools.cache
+def _drivers() -> dict[str, int]:
+    """Return the CUDA version of each AMI that mounts no newer libraries itself.
+
+    They stand in botocore's model, in the description of InferenceAmiVersion.
+    """
+    from utils.offline_aws.operations import service_model
+
+    shape = service_model("sagemaker").operation_model("CreateEndpointConfig")
+    variants = shape.input_shape.members["ProductionVariants"].member
+    text = re.sub("<[^>]+>", " ", variants.members["InferenceAmiVersion"].documentation)
+    parts = re.split(r"(?=\bal2\S*-ami-)", text)
+    found = [CUDA_OF_AMI.search(part) for part in parts]
+    return {
+        one[1]: int(one[2]) for one in found if one and "disabled CUDA-compat" in one[3]
+    }
