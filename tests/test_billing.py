@@ -12,6 +12,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
+from support.endpoints import AMI, IMAGE
 from utils.deployment import billing
 from utils.deployment.aws import DeploymentError
 from utils.deployment.billing import TAG, BillingGuard
@@ -22,7 +23,7 @@ def create_model(session, aws, name, **more):
     session.client("sagemaker").create_model(
         ModelName=name,
         ExecutionRoleArn=aws.role,
-        PrimaryContainer={"Image": "x"},
+        PrimaryContainer={"Image": IMAGE},
         **more,
     )
 
@@ -167,7 +168,7 @@ def test_a_later_guard_watches_what_the_sdk_creates(aws) -> None:
             Model.create(
                 model_name=guard.name("a"),
                 execution_role_arn=aws.role,
-                primary_container=ContainerDefinition(image="x"),
+                primary_container=ContainerDefinition(image=IMAGE),
                 **where,
             )
             assert [entry.name for entry in guard.entries] == [guard.name("a")]
@@ -204,6 +205,7 @@ def create_endpoint(session, aws, name, instance_type="ml.g5.xlarge", count=1):
 
 def create_config(session, name, instance_type="ml.g5.xlarge", count=1):
     variant = {"VariantName": "a", "ModelName": name, "InstanceType": instance_type}
+    variant["InferenceAmiVersion"] = AMI
     session.client("sagemaker").create_endpoint_config(
         EndpointConfigName=name,
         ProductionVariants=[{**variant, "InitialInstanceCount": count}],

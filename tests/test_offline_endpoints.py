@@ -127,8 +127,21 @@ def test_broken_artifact_is_failed_with_the_reason(aws, guard, files, reason) ->
         ask(aws, endpoint.endpoint_name, {})
 
 
-def test_missing_archive_is_failed_with_the_reason(aws, guard) -> None:
-    endpoint = deploy(aws, guard, f"s3://{aws.bucket}/nosuch.tar.gz")
+def test_archive_that_is_gone_again_is_failed_with_the_reason(aws, guard) -> None:
+    """AWS looks for it when the model is created, and fetches it for the endpoint."""
+    with pytest.raises(ClientError, match="Could not find model data at s3://"):
+        deploy(aws, guard, f"s3://{aws.bucket}/nosuch.tar.gz")
+    name = new_config(aws, guard, {"model.py": ECHO}, "gone")
+    address = f"{guard.run}/gone.tar.gz"
+    aws.session.client("s3").delete_object(Bucket=aws.bucket, Key=address)
+    from sagemaker.core.resources import Endpoint
+
+    endpoint = Endpoint.create(
+        endpoint_name=name,
+        endpoint_config_name=name,
+        session=aws.session,
+        region=aws.region,
+    )
     with pytest.raises(DeploymentError, match="no model data at s3"):
         wait_until_in_service(aws, endpoint, say=lambda _: None)
 
@@ -385,20 +398,23 @@ def test_deleting_stops_the_worker(aws, guard) -> None:
         endpoint.refresh()
 
 
-def test_deleting_while_creating_leaves_nothing(aws, guard) -> None:
+def test_stopping_while_creating_leaves_nothing(aws, guard) -> None:
+    """As at the end of this process: DeleteEndpoint is refused until it serves."""
     slow = ECHO.replace("return None", f"time.sleep({FOR_EVER})")
     endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": slow}))
     own = OfflineAws.running().endpoints[endpoint.endpoint_name]
     container = own.variants[0].container
     server, worker = wait_for_worker(container)
-    endpoint.delete()
+    with pytest.raises(ClientError, match="Cannot update in-progress endpoint"):
+        endpoint.delete()
+    own.stop()
     assert container.process.returncode is not None
     assert all(is_gone(process.pid) for process in (server, worker))
     time.sleep(2 * HEALTH_CHECK_INTERVAL)
     assert container.process.pid == server.pid  # nothing was started in its place
 
 
-def test_deleting_while_updating_leaves_nothing(aws, guard) -> None:
+def test_stopping_while_updating_leaves_nothing(aws, guard) -> None:
     endpoint = deploy(aws, guard, upload(aws, guard, answering("old")))
     wait_until_in_service(aws, endpoint, say=lambda _: None)
     slow = ECHO.replace("return None", f"time.sleep({FOR_EVER})")
@@ -409,13 +425,15 @@ def test_deleting_while_updating_leaves_nothing(aws, guard) -> None:
     containers = [variant.container for variant in (*own.variants, *own._starting)]
     assert len(containers) == 2
     below = [one for container in containers for one in wait_for_worker(container)]
-    endpoint.delete()
+    with pytest.raises(ClientError, match="Cannot update in-progress endpoint"):
+        endpoint.delete()
+    own.stop()
     assert all(is_gone(process.pid) for process in below)
     assert not any(thread.is_alive() for thread in own._threads)
 
 
 @pytest.mark.parametrize("pause", [0, 0.02, 0.1, 0.3])
-def test_deleting_at_once_leaves_nothing(aws, guard, pause) -> None:
+def test_stopping_at_once_leaves_nothing(aws, guard, pause) -> None:
     """Whether its process exists already, or not yet, or only just."""
     endpoint = deploy(aws, guard, upload(aws, guard, {"model.py": ECHO}))
     own = OfflineAws.running().endpoints[endpoint.endpoint_name]
@@ -424,7 +442,7 @@ def test_deleting_at_once_leaves_nothing(aws, guard, pause) -> None:
     below = []
     if container.process is not None:
         below = psutil.Process(container.process.pid).children(True)
-    endpoint.delete()
+    own.stop()
     assert not any(thread.is_alive() for thread in own._threads)
     assert container.process is None or container.process.returncode is not None
     assert all(is_gone(process.pid) for process in below)

@@ -138,6 +138,8 @@ def measure_server(folder: Path) -> float:
 
 def measure_endpoint(archive: Path) -> float:
     """A thousand requests through the AWS SDK; returns the growth of memory."""
+    from sagemaker.core import image_uris
+
     from utils.deployment.aws import connect_aws
     from utils.offline_aws.control_plane import OfflineAws
 
@@ -153,7 +155,9 @@ def measure_endpoint(archive: Path) -> float:
             ModelName=name,
             ExecutionRoleArn=aws.role,
             PrimaryContainer={
-                "Image": "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference",
+                "Image": image_uris.retrieve(
+                    "djl-lmi", region=aws.region, version=artifact.DJL_VERSION
+                ),
                 "ModelDataUrl": f"s3://{aws.bucket}/bench/model.tar.gz",
             },
         )
@@ -165,6 +169,7 @@ def measure_endpoint(archive: Path) -> float:
                     "ModelName": name,
                     "InstanceType": "ml.g5.xlarge",
                     "InitialInstanceCount": 1,
+                    "InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1",
                 }
             ],
         )

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from botocore.exceptions import ClientError
 
-from utils.deployment.artifact import DJL_VERSION
-
 if TYPE_CHECKING:
     from utils.deployment.aws import Aws
     from utils.deployment.billing import BillingGuard
     from utils.djl_python.process import Container
 
-IMAGE = f"763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:{DJL_VERSION}"
+# As `image_uris.retrieve("djl-lmi", region="us-east-1", version="0.36.0")` gives it.
+IMAGE = (
+    "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi27.0.0-cu130"
+)
+# With a driver that runs it, on families whose own is too old.
+AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
 # Seconds for what is done in one on a machine that is not busy. Nothing waits longer
 # than it has to.
 LONG = 60
@@ -109,6 +112,7 @@ def deploy(
                 instance_type="ml.g5.xlarge",
                 initial_instance_count=1,
                 initial_variant_weight=weight,
+                inference_ami_version=AMI,
             )
             for variant, weight in (variants or {"AllTraffic": 1}).items()
         ],
@@ -142,7 +146,7 @@ def new_config(
     client.create_model(
         ModelName=name,
         ExecutionRoleArn=aws.role,
-        PrimaryContainer={"Image": "x", "ModelDataUrl": address},
+        PrimaryContainer={"Image": IMAGE, "ModelDataUrl": address},
     )
     client.create_endpoint_config(
         EndpointConfigName=name,
@@ -153,6 +157,7 @@ def new_config(
                 "InstanceType": "ml.g5.xlarge",
                 "InitialInstanceCount": 1,
                 "InitialVariantWeight": weight,
+                "InferenceAmiVersion": AMI,
             }
             for variant, weight in (variants or {"AllTraffic": 1}).items()
         ],

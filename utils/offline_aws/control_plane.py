@@ -3,7 +3,8 @@
 It has two halves. Control plane: moto's server in a thread of this process, on
 127.0.0.1, patched where the course needs what moto lacks. Data plane: for each endpoint
 a process that fetches the artifact from that S3 and serves it as DJL Serving would
-(`utils.djl_python`). Both end with this process, however it ends.
+(`utils.djl_python`). Both end with this process, however it ends. Only who holds the
+run's own key gets in (`utils.offline_aws.gate`).
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import os
 import re
 import threading
 
+from utils.offline_aws.checks import Checks
 from utils.offline_aws.endpoints import ENDPOINTS
+from utils.offline_aws.gate import Gate
 from utils.offline_aws.invocations import DataPlane
-from utils.offline_aws.moto_patches import patch_moto
+from utils.offline_aws.metrics import METRICS
+from utils.offline_aws.moto_patches import moto_application, patch_moto
 from utils.offline_aws.names import (
     OFFLINE_BUCKET,
     OFFLINE_REGION,
     OFFLINE_ROLE,
     forget_sdk_clients,
 )
+from utils.offline_aws.signatures import Key
+from utils.offline_aws.unplayed import Unplayed
 
 # What could lead a client elsewhere, or to other credentials, is taken away.
 MISLEADING = re.compile(
@@ -49,7 +55,8 @@ class OfflineAws:
     def __init__(self):
         import boto3
         from moto.moto_api._internal.models import moto_api_backend
-        from moto.server import ThreadedMotoServer
+
+        from utils.offline_aws.http_server import Server
 
         patch_moto()
         moto_api_backend.reset()
@@ -57,15 +64,23 @@ class OfflineAws:
             logging.getLogger(name).setLevel(logging.WARNING)
         self.endpoints = ENDPOINTS
         self.endpoints.clear()
-        self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        self.server.start()
-        self.server._server.app = DataPlane(self.server._server.app, self.endpoints)
-        host, port = self.server.get_host_and_port()
-        self.url = f"http://{host}:{port}"
+        METRICS.clear()
+        self.key = Key.new()
+        self.server = Server()
+        self.url = f"http://{self.server.address}"
+        moto = moto_application()
+        data_plane = DataPlane(Unplayed(moto, moto), self.endpoints)
+        application = Checks(data_plane)
+        self.server.start(Gate(application, self.server.address, self.key))
         self._environment = dict(os.environ)
         self._point_clients_here()
         atexit.register(self.close)
-        self.session = boto3.Session(region_name=OFFLINE_REGION)
+        # Its own credentials, whatever the environment holds later.
+        self.session = boto3.Session(
+            aws_access_key_id=self.key.access,
+            aws_secret_access_key=self.key.secret,
+            region_name=OFFLINE_REGION,
+        )
         self.region = OFFLINE_REGION
         self.bucket, self.role = OFFLINE_BUCKET, self._create_role_and_bucket()
 
@@ -79,13 +94,15 @@ class OfflineAws:
         os.environ |= {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
-            "AWS_ACCESS_KEY_ID": "offline",
-            "AWS_SECRET_ACCESS_KEY": "offline",
+            "AWS_ACCESS_KEY_ID": self.key.access,
+            "AWS_SECRET_ACCESS_KEY": self.key.secret,
             "AWS_DEFAULT_REGION": OFFLINE_REGION,
             "AWS_REGION": OFFLINE_REGION,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
+            # No prefix before 127.0.0.1, such as "streaming-" for live logs.
+            "AWS_DISABLE_HOST_PREFIX_INJECTION": "true",
             # moto cannot simulate policies, with which the SDK would check the role.
             "SAGEMAKER_VALIDATE_ROLE": "false",
             "NO_PROXY": ",".join(filter(None, [no_proxy, "127.0.0.1"])),

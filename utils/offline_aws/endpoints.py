@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import random
-import secrets
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from utils.djl_python.process import Container
-from utils.offline_aws.names import LOG_GROUPS, OFFLINE_REGION
+from utils.offline_aws.archives import ArchiveRefused, check_archive
+from utils.offline_aws.images import cannot_start
+from utils.offline_aws.logs import LoggedContainer, LogShipper
+from utils.offline_aws.names import OFFLINE_REGION
+from utils.offline_aws.quotas import instances
 
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5
 DRAIN_TIMEOUT = 60  # seconds that replaced containers have to answer what they have
-JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time to write the log
+JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time
 
 # The endpoints of this process by their names. They stand here, and not on an object,
 # because moto's classes are patched once for the whole process; there is at most one
@@ -31,24 +33,65 @@ class Variant:
 
     name: str
     weight: float
-    container: Container
+    container: LoggedContainer
     health_check_timeout: float
     running: int = 0  # requests that it has not answered yet
+    async_configuration: dict[str, Any] | None = None
+    instances: Counter[str] = field(default_factory=Counter)  # by their types
+    cannot_start: str | None = None  # why its machines do not run the image
 
     @classmethod
-    def of(cls, variant: dict, model: Any) -> Variant:
+    def of(cls, variant: dict, model: Any, configuration: dict) -> Variant:
         """Make one from what CreateEndpointConfig and CreateModel were given."""
         container = model.primary_container or (model.containers or [{}])[0]
+        source = (container.get("ModelDataSource") or {}).get("S3DataSource") or {}
+        address = container.get("ModelDataUrl") or ""
+        if source.get("CompressionType") == "Gzip":
+            address = address or source["S3Uri"]
         return cls(
             name=variant["VariantName"],
             weight=float(variant.get("InitialVariantWeight", 1)),
-            container=Container(
-                container.get("ModelDataUrl", ""), container.get("Environment") or {}
-            ),
+            container=LoggedContainer(address, container.get("Environment") or {}),
             health_check_timeout=variant.get(
                 "ContainerStartupHealthCheckTimeoutInSeconds", HEALTH_CHECK_TIMEOUT
             ),
+            async_configuration=configuration.get("AsyncInferenceConfig"),
+            instances=instances([variant]),
+            cannot_start=cannot_start(container, variant),
         )
+
+    def refusal(self) -> str | None:
+        """Say why its archive must not be unpacked; None if it may be.
+
+        On AWS such an archive fails in the same place and with these words
+        (aws/deep-learning-containers, pull request 569), symbolic links included (AWS
+        re:Post, "sagemaker-endpoint-creation-fail").
+        """
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        address = self.container.model_data
+        if not address.startswith("s3://"):
+            # Never a folder: the container would serve the one that this runs in.
+            return (
+                f"The model of production variant {self.name} has no archive, and the "
+                "offline AWS serves nothing else: give it a ModelDataUrl."
+            )
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+        try:
+            client = boto3.Session(region_name=OFFLINE_REGION).client("s3")
+            found = client.get_object(Bucket=bucket, Key=key)
+        except (BotoCoreError, ClientError):
+            return None  # the container says itself that it is not there
+        try:
+            with contextlib.closing(found["Body"]) as body:
+                check_archive(body, found["ContentLength"])
+        except ArchiveRefused as refused:
+            return (
+                f'Failed to extract model data archive for container "{self.name}" '
+                f'from URL "{address}": {refused}'
+            )
+        return None
 
 
 class LocalEndpoint:
@@ -69,9 +112,11 @@ class LocalEndpoint:
         self._stopped = threading.Event()
         self._starting: list[Variant] = []
         self._threads = [threading.Thread(target=self._supervise, daemon=True)]
+        self.logs = LogShipper(name)
 
     def start(self) -> None:
         """Start the containers, in a thread."""
+        self.logs.start()
         self._threads[0].start()
 
     @property
@@ -79,15 +124,29 @@ class LocalEndpoint:
         """Whether it takes requests."""
         return self.status in ("InService", "Updating")
 
+    @property
+    def instances(self) -> Counter[str]:
+        """How many instances of each type it has, those that are starting included."""
+        variants = [*self.variants, *self._starting]
+        return sum((variant.instances for variant in variants), Counter())
+
+    @property
+    def ended(self) -> threading.Event:
+        """Set once it is being deleted."""
+        return self._stopped
+
+    @property
+    def async_configuration(self) -> dict[str, Any] | None:
+        """Its AsyncInferenceConfig; None if it answers at once."""
+        return self.variants[0].async_configuration
+
     def _supervise(self) -> None:
         """Start the containers, then replace whichever stops answering /ping."""
         reason = self._start(self.variants)
         if self._stopped.is_set():
             return
-        self._ship_log(self.variants)
         if reason is not None:
-            for variant in self.variants:
-                variant.container.stop()
+            self._end(self.variants)
             self.failure_reason = reason
             self.status = "Failed"
             return
@@ -97,21 +156,27 @@ class LocalEndpoint:
                 if not variant.container.healthy and not self._stopped.is_set():
                     variant.container.stop(for_good=False)
                     variant.container.start(variant.health_check_timeout)
-                    self._ship_log([variant])
 
     def _start(self, variants: list[Variant]) -> str | None:
         """Start containers, all at once; return why one does not serve, or None."""
         reasons: list[str] = []
+        for variant in variants:
+            self.logs.watch(variant.name, variant.container)
 
         def start(variant: Variant) -> None:
-            reason = variant.container.start(variant.health_check_timeout)
+            reason = variant.cannot_start or variant.refusal()
             if reason is None:
-                return
-            reasons.append(
-                f"The primary container for production variant {variant.name} did not "
-                "pass the ping health check. Please check CloudWatch logs for this "
-                f"endpoint. The worker's log says: {reason}"
-            )
+                reason = variant.container.start(variant.health_check_timeout)
+                if reason is None:
+                    return
+                reason = (
+                    f"The primary container for production variant {variant.name} did "
+                    "not pass the ping health check. Please check CloudWatch logs for "
+                    f"this endpoint. The worker's log says: {reason}"
+                )
+            elif not variant.cannot_start:  # which leaves no log
+                variant.container.note(reason)
+            reasons.append(reason)
             for other in variants:
                 other.container.stop()
 
@@ -124,6 +189,13 @@ class LocalEndpoint:
         for thread in threads:
             thread.join()
         return reasons[0] if reasons else None
+
+    def _end(self, variants: list[Variant]) -> None:
+        """Stop containers, and ship the end of their logs."""
+        for variant in variants:
+            variant.container.stop()
+        for variant in variants:
+            self.logs.leave(variant.container)
 
     def update(self, config_name: str, variants: list[Variant]) -> None:
         """Move the traffic to other containers, in a thread.
@@ -143,7 +215,6 @@ class LocalEndpoint:
     def _move(self, config_name: str, new: list[Variant]) -> None:
         """Start new containers, give them the traffic, and stop the old ones."""
         reason = self._start(new)
-        self._ship_log(new)
         with self._traffic:
             self._starting = []
             to_stop = new
@@ -157,36 +228,10 @@ class LocalEndpoint:
                 ),
                 DRAIN_TIMEOUT,
             )
-        for variant in to_stop:
-            variant.container.stop()
+        self._end(to_stop)
         if not self._stopped.is_set():
             self.failure_reason = reason
             self.status = "InService"
-
-    def _ship_log(self, variants: list[Variant]) -> None:
-        """Write the log to CloudWatch, as SageMaker does: a stream per variant."""
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        group = LOG_GROUPS + self.name
-        now = int(time.time() * 1000)
-        # The endpoint serves without its log; the account may be closing.
-        with contextlib.suppress(BotoCoreError, ClientError):
-            client = boto3.Session(region_name=OFFLINE_REGION).client("logs")
-            with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-                client.create_log_group(logGroupName=group)
-            for variant in variants:
-                stream = f"{variant.name}/{secrets.token_hex(8)}"
-                client.create_log_stream(logGroupName=group, logStreamName=stream)
-                events = [
-                    {"timestamp": now, "message": line}
-                    for line in variant.container.take_log()
-                    if line
-                ]
-                if events:
-                    client.put_log_events(
-                        logGroupName=group, logStreamName=stream, logEvents=events
-                    )
 
     @contextlib.contextmanager
     def lease(self, name: str | None) -> Iterator[Variant | None]:
@@ -224,4 +269,5 @@ class LocalEndpoint:
             variant.container.stop()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(JOIN_TIMEOUT)  # it may be writing the log
+                thread.join(JOIN_TIMEOUT)  # it may be starting or stopping others
+        self.logs.stop()

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import re
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
+from utils.offline_aws.asynchronous import Asynchronous
 from utils.offline_aws.endpoints import LocalEndpoint
+from utils.offline_aws.errors import AwsFault
+from utils.offline_aws.metrics import METRICS, NO_REPLY
 from utils.offline_aws.names import LOG_GROUPS, OFFLINE_ACCOUNT, OFFLINE_REGION
 
-INVOCATIONS = re.compile(
-    r"/endpoints/(?P<name>[^/]+)/invocations(?P<stream>-response-stream)?"
-)
+RUNTIME = "sagemaker-runtime"
+INVOKE, LATER = "InvokeEndpoint", "InvokeEndpointAsync"
+STREAM = "InvokeEndpointWithResponseStream"
+# parameter → what an endpoint of one model in one container lacks for it
+NOT_ON_SUCH_AN_ENDPOINT = {
+    "InferenceComponentName": "has no inference components",
+    "TargetContainerHostname": "has one container and no direct invocation of several",
+    "SessionId": "keeps no sessions",
+    "EnableExplanations": "has no explainer",
+}
 CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 MOST_BYTES_IN_AN_EVENT = 64 * 1024
 EVENT_HEADER_IS_TEXT = 7
@@ -43,79 +53,81 @@ class DataPlane:
     ) -> None:
         self.control_plane = control_plane
         self.endpoints = endpoints
+        self._asynchronous = Asynchronous()
 
     def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
-        """Answer one request."""
-        path = INVOCATIONS.fullmatch(environ["PATH_INFO"])
-        if path is None or environ["REQUEST_METHOD"] != "POST":
+        """Answer one request.
+
+        Raises:
+            AwsFault: with what AWS answers in place of the container's reply.
+        """
+        call = environ["offline_aws.call"]
+        if call.name not in (INVOKE, STREAM, LATER) or call.service != RUNTIME:
             return self.control_plane(environ, start_response)
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        headers = {
-            key.removeprefix("HTTP_").replace("_", "-").lower(): value
-            for key, value in environ.items()
-            if key.startswith("HTTP_") or key == "CONTENT_TYPE"
-        }
-        with contextlib.ExitStack() as stack:
-            try:
-                headers, answer = self._invoke(
-                    path["name"], bool(path["stream"]), body, headers, stack
-                )
-                status = "200 OK"
-            except InvocationError as error:
-                status, headers, answer = error.status, error.headers, [error.body]
+        parameters = environ["offline_aws.parameters"]
+        if call.name == LATER:
+            endpoint = self._find(parameters["EndpointName"])
+            return self._asynchronous.invoke(endpoint, parameters, start_response)
+        with ExitStack() as stack:
+            headers, answer = self._invoke(parameters, call.name == STREAM, stack)
             # The request counts as running until its last byte is passed on.
             answer = ClosingIterator(answer, stack.pop_all())
-        start_response(status, list(headers.items()))
+        start_response("200 OK", list(headers.items()))
         return answer
 
+    def _find(self, name: str) -> LocalEndpoint:
+        """Return an endpoint that takes requests.
+
+        Raises:
+            AwsFault: if there is none of this name.
+        """
+        endpoint = self.endpoints.get(name)
+        if endpoint is None or not endpoint.serves:
+            raise refused(f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.")
+        return endpoint
+
     def _invoke(
-        self,
-        name: str,
-        wants_stream: bool,
-        body: bytes,
-        headers: dict[str, str],
-        stack: contextlib.ExitStack,
+        self, parameters: dict[str, Any], wants_stream: bool, stack: ExitStack
     ) -> tuple[dict[str, str], Iterable[bytes]]:
         """Hand a request to the endpoint's container; return headers and body.
 
         Raises:
-            InvocationError: with what AWS answers in its place.
+            AwsFault: with what AWS answers in its place.
         """
-        endpoint = self.endpoints.get(name)
-        if endpoint is None or not endpoint.serves:
-            raise InvocationError(
-                400,
-                "ValidationError",
-                f"Endpoint {name} of account {OFFLINE_ACCOUNT} not found.",
+        received = time.monotonic()
+        name = parameters["EndpointName"]
+        endpoint = self._find(name)
+        if endpoint.async_configuration is not None:
+            raise refused(
+                f"Endpoint {name} is asynchronous and answers InvokeEndpointAsync only."
             )
-        target = headers.get("x-amzn-sagemaker-target-variant")
-        variant = stack.enter_context(endpoint.lease(target))
+        check_targets(name, parameters)
+        variant = stack.enter_context(endpoint.lease(parameters.get("TargetVariant")))
         if variant is None:
-            raise InvocationError(
-                400,
-                "ValidationError",
-                "Could not find the requested production variant.",
-            )
-        accept = headers.get("x-amzn-sagemaker-accept") or headers.get("accept")
+            raise refused("Could not find the requested production variant.")
         forwarded = {
-            "Content-Type": headers.get("content-type"),
-            "Accept": accept,
-            CUSTOM_ATTRIBUTES: headers.get(CUSTOM_ATTRIBUTES.lower()),
+            "Content-Type": parameters.get("ContentType"),
+            "Accept": parameters.get("Accept"),
+            CUSTOM_ATTRIBUTES: parameters.get("CustomAttributes"),
         }
         forwarded = {key: value for key, value in forwarded.items() if value}
+        watch = stack.enter_context(Stopwatch(name, variant.name, received))
         try:
-            reply = stack.enter_context(variant.container.open(body, forwarded))
+            container = variant.container
+            reply = stack.enter_context(container.open(parameters["Body"], forwarded))
             if reply.status >= 300:
-                raise _model_error(name, reply.status, reply.read())
+                text = reply.read()
+                watch.answered(reply.status)
+                raise model_error(name, reply.status, text)
             whole = None if wants_stream else reply.read()
+            watch.answered(reply.status, ends_later=wants_stream)
         except TimeoutError:
-            raise _model_error(name, 0, TIMED_OUT.encode()) from None
+            watch.answered(NO_REPLY)
+            raise model_error(name, 0, TIMED_OUT.encode()) from None
         except (OSError, http.client.HTTPException):
-            raise InvocationError(
-                503,
-                "ServiceUnavailable",
-                "The service is unavailable. Try your call again.",
-            ) from None
+            watch.answered(NO_REPLY)
+            message = "The service is unavailable. Try your call again."
+            raise AwsFault(503, "ServiceUnavailable", message) from None
         kept = {"x-Amzn-Invoked-Production-Variant": variant.name}
         if attributes := reply.headers.get(CUSTOM_ATTRIBUTES):
             kept[CUSTOM_ATTRIBUTES] = attributes
@@ -130,10 +142,55 @@ class DataPlane:
         return kept | {"Content-Length": str(len(whole))}, [whole]
 
 
+class Stopwatch:
+    """Measures a request for CloudWatch, until its last byte is passed on."""
+
+    def __init__(self, endpoint: str, variant: str, received: float):
+        self._where = endpoint, variant
+        self._received, self._sent = received, time.monotonic()
+        self._latency: float | None = None
+        self._status = NO_REPLY
+
+    def answered(self, status: int, ends_later: bool = False) -> None:
+        """Note the model's answer, and that it is all there unless it is a stream."""
+        self._status = status
+        if not ends_later:
+            self._latency = time.monotonic() - self._sent
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        now = time.monotonic()
+        latency = now - self._sent if self._latency is None else self._latency
+        overhead = max(0.0, now - self._received - latency)
+        METRICS.observe(*self._where, self._status, latency, overhead)
+
+
+def check_targets(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse a request for a part that such an endpoint does not have.
+
+    The text for TargetModel: aws/amazon-sagemaker-examples, issue 1026. For the others
+    AWS's own are not known; these are ours. What each is for stands in botocore's model
+    of the service, under InvokeEndpointInput.
+
+    Raises:
+        AwsFault: a ValidationError.
+    """
+    if "TargetModel" in parameters:
+        raise refused(
+            f"Endpoint {name} is not a multi-model endpoint and does not support "
+            "target model header."
+        )
+    for parameter, lacks in NOT_ON_SUCH_AN_ENDPOINT.items():
+        if parameter in parameters:
+            raise refused(f"Endpoint {name} {lacks}: leave out {parameter}.")
+
+
 class ClosingIterator:
     """The parts of an answer; closes what it came from when they are through."""
 
-    def __init__(self, parts: Iterable[bytes], resources: contextlib.ExitStack):
+    def __init__(self, parts: Iterable[bytes], resources: ExitStack):
         self._parts = iter(parts)
         self._resources = resources
 
@@ -145,26 +202,17 @@ class ClosingIterator:
         self._resources.close()
 
 
-class InvocationError(Exception):
-    """What AWS answers in place of the container's reply."""
-
-    def __init__(self, status: int, code: str, message: str, **more: Any):
-        super().__init__(message)
-        self.status = f"{status} {http.client.responses.get(status, code)}"
-        self.body = json.dumps({"Message": message, **more}).encode()
-        self.headers = {
-            "x-amzn-errortype": code,
-            "Content-Type": "application/json",
-            "Content-Length": str(len(self.body)),
-        }
+def refused(message: str) -> AwsFault:
+    """Return what the runtime answers to what it cannot accept."""
+    return AwsFault(400, "ValidationError", message)
 
 
-def _model_error(name: str, status: int, answer: bytes) -> InvocationError:
+def model_error(name: str, status: int, answer: bytes) -> AwsFault:
     """Return what AWS makes of a container's own error; status 0 is a time-out."""
     kind = "client" if 400 <= status < 500 else "server"
     text = answer.decode("utf-8", "replace")
     group = LOG_GROUPS + name
-    return InvocationError(
+    return AwsFault(
         424,
         "ModelError",
         f'Received {kind} error ({status}) from primary with message "{text}". See '

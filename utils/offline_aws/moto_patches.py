@@ -8,11 +8,13 @@ tests/test_offline_endpoints.py first.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
-
-INSTANCE_TYPE = re.compile(r"ml\.[a-z][a-z0-9-]*\.(\d*x?large|medium|metal[-\w]*)")
+from utils.offline_aws.metrics import percentile, publish_to_moto
+from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
+from utils.offline_aws.quotas import check_instances, instances
 
 
 def patch_moto() -> None:
@@ -23,14 +25,23 @@ def patch_moto() -> None:
     - It lets a name be taken twice.
     - Its endpoints are in service at once, with nothing behind them.
     - It cannot update an endpoint.
+    - It deletes an endpoint in whatever state.
+    - It quotes ARNs as AWS does not.
+    - It reads the log of a group stream by stream, not in the order of time.
+    - It knows no percentiles of metrics, nor those of endpoints.
     """
+    from moto.cloudwatch.models import Statistics
+    from moto.logs.models import LogGroup
     from moto.sagemaker import models
+    from moto.sagemaker.exceptions import ValidationError
     from moto.sagemaker.responses import SageMakerResponse
 
     if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
         return
     SageMakerResponse.update_endpoint = _update_endpoint
-    models.FakeEndpointConfig.validate_instance_type = _check_instance_type
+    # Held to botocore's model already, which is newer than moto's list.
+    _wrap(ValidationError, "__init__", _with_quotes_of_aws)
+    models.FakeEndpointConfig.validate_instance_type = lambda self, instance_type: None
     for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
         _wrap(SageMakerResponse, name, _without_empty_fields)
     backend = models.SageMakerModelBackend
@@ -41,6 +52,21 @@ def patch_moto() -> None:
     _wrap(backend, "list_endpoints", _with_true_status)
     _wrap(backend, "delete_endpoint", _with_containers_stopped)
     _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
+    _wrap(LogGroup, "filter_log_events", _in_order_of_time)
+    _wrap(Statistics, "get_statistics_for_type", _also_percentiles)
+    publish_to_moto()
+
+
+def moto_application() -> Any:
+    """Return moto as a WSGI application that opens itself to no other origin.
+
+    moto's server lets every web page in: `flask_cors` answers with
+    `Access-Control-Allow-Origin: *`.
+    """
+    from moto.moto_server import werkzeug_app
+
+    werkzeug_app.DISABLE_GLOBAL_CORS = True
+    return werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
 
 
 def _wrap(kind: type, name: str, replacement: Any) -> None:
@@ -51,6 +77,24 @@ def _wrap(kind: type, name: str, replacement: Any) -> None:
         return replacement(original, self, *positional, **named)
 
     setattr(kind, name, method)
+
+
+def _in_order_of_time(read: Any, group: Any, *positional: Any, **named: Any) -> Any:
+    """Read events of all streams in one order.
+
+    botocore's model of FilterLogEvents says of `interleaved`: "As of June 17, 2019,
+    this parameter is ignored and the value is assumed to be true."
+    """
+    *given, _ = positional
+    return read(group, *given, True, **named)
+
+
+def _also_percentiles(compute: Any, statistics: Any, name: str) -> Any:
+    """Compute a statistic such as p99, too."""
+    if found := re.fullmatch(r"p(\d{1,2}(\.\d+)?)", name):
+        values = statistics.metric_single_values_list
+        return percentile(values, float(found[1]) / 100) if values else None
+    return compute(statistics, name)
 
 
 def _without_empty_fields(describe: Any, response: Any) -> Any:
@@ -79,6 +123,7 @@ def _with_containers(
     _require_free("endpoint", endpoint_name, backend.endpoints)
     config_name = given["endpoint_config_name"]
     variants = _variants_of(backend, config_name)
+    _check_quotas(backend, config_name)
     record = create(backend, endpoint_name=endpoint_name, **given)
     record.endpoint_status = "Creating"
     endpoint = LocalEndpoint(endpoint_name, config_name, variants)
@@ -88,9 +133,10 @@ def _with_containers(
 
 
 def _variants_of(backend: Any, config_name: str) -> list[Variant]:
+    """Return the variants of a configuration, with containers not yet started."""
     config = backend.describe_endpoint_config(config_name)
     return [
-        Variant.of(variant, backend.describe_model(variant["ModelName"]))
+        Variant.of(variant, backend.describe_model(variant["ModelName"]), config)
         for variant in config["ProductionVariants"]
     ]
 
@@ -109,9 +155,12 @@ def _update_endpoint(response: Any) -> Any:
         raise ValidationError(
             message=f'Cannot update failed endpoint "{arn}": it can only be deleted.'
         )
-    if endpoint.status != "InService":
-        raise ValidationError(message=f'Cannot update in-progress endpoint "{arn}".')
+    _require_at_rest(backend, name)
+    # AWS looks for the present configuration, too: hashicorp/terraform-provider-aws,
+    # issue 40048.
+    backend.describe_endpoint_config(endpoint.config_name)
     variants = _variants_of(backend, config_name)
+    _check_quotas(backend, config_name)
     kept = response._get_param("RetainAllVariantProperties")
     excluded = response._get_param("ExcludeRetainedVariantProperties") or []
     if kept and {"VariantPropertyType": "DesiredWeight"} not in excluded:
@@ -122,8 +171,41 @@ def _update_endpoint(response: Any) -> Any:
     return ActionResult({"EndpointArn": arn})
 
 
+def _require_at_rest(backend: Any, name: str) -> None:
+    """Refuse to change, or to delete, an endpoint in transition.
+
+    AWS says the same of both (the prefix `DeleteEndpointInProgressMessagePrefix` of
+    aws/amazon-sagemaker-operator-for-k8s), and of new weights.
+    """
+    from moto.sagemaker.exceptions import ValidationError
+
+    endpoint, record = ENDPOINTS.get(name), backend.endpoints.get(name)
+    if endpoint is None or record is None:
+        return
+    if endpoint.status in ("Creating", "Updating"):
+        raise ValidationError(
+            message=f'Cannot update in-progress endpoint "{record.arn}".'
+        )
+
+
+def _check_quotas(backend: Any, config_name: str) -> None:
+    """Refuse more instances than COURSE_QUOTAS allows."""
+    used: Counter[str] = Counter()
+    for endpoint in ENDPOINTS.values():
+        if endpoint.status != "Failed":
+            used += endpoint.instances
+    config = backend.describe_endpoint_config(config_name)
+    check_instances(used, instances(config["ProductionVariants"]))
+
+
+def _with_quotes_of_aws(make: Any, error: Any, message: str) -> None:
+    """Write an error in which an ARN stands in AWS's quotes, not in moto's."""
+    make(error, message=re.sub(r"'(arn:[^']*)'", r'"\1"', message))
+
+
 def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
     """Change the shares of the traffic, also where it is shared out."""
+    _require_at_rest(backend, given["endpoint_name"])
     arn = update(backend, **given)
     endpoint = ENDPOINTS[given["endpoint_name"]]
     for wanted in given["desired_weights_and_capacities"]:
@@ -150,7 +232,13 @@ def _with_true_status(read: Any, backend: Any, *positional: Any, **named: Any) -
 
 
 def _with_containers_stopped(delete: Any, backend: Any, endpoint_name: str) -> None:
-    """Delete an endpoint, and stop the containers behind it."""
+    """Delete an endpoint, and stop the containers behind it.
+
+    Its configuration and its models may be deleted before it: botocore's model of
+    DeleteEndpointConfig says that one "must not", and what one then loses sight of, but
+    AWS does not refuse it.
+    """
+    _require_at_rest(backend, endpoint_name)
     delete(backend, endpoint_name)
     if endpoint := ENDPOINTS.pop(endpoint_name, None):
         endpoint.stop()
@@ -160,16 +248,6 @@ def _require_free(kind: str, name: str, taken: Any) -> None:
     from moto.sagemaker.exceptions import ValidationError
 
     if name in taken:
-        raise ValidationError(
-            message=f'Cannot create already existing {kind} "{name}".'
-        )
-
-
-def _check_instance_type(self: Any, instance_type: str) -> None:
-    from moto.sagemaker.exceptions import ValidationError
-
-    if not INSTANCE_TYPE.fullmatch(instance_type):
-        raise ValidationError(
-            message=f"Value '{instance_type}' at 'instanceType' failed to satisfy "
-            "constraint: expected a type such as ml.g5.xlarge"
-        )
+        path = kind.replace("endpoint configuration", "endpoint-config")
+        arn = f"arn:aws:sagemaker:{OFFLINE_REGION}:{OFFLINE_ACCOUNT}:{path}/{name}"
+        raise ValidationError(message=f'Cannot create already existing {kind} "{arn}".')

@@ -1,0 +1,91 @@
+"""Checks of calls before moto sees them: what AWS refuses is refused.
+
+Each check takes the call and its parameters and raises an `AwsFault`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from utils.offline_aws.errors import AwsFault, too_long
+from utils.offline_aws.operations import Call
+from utils.offline_aws.parameters import check_parameters, read_rest
+from utils.offline_aws.quotas import Throttle
+from utils.offline_aws.references import check_async_configuration, check_model
+
+# operation of SageMaker → what else it has to pass
+CHECKS: dict[str, tuple[Callable[[dict], None], ...]] = {
+    "CreateModel": (check_model,),
+    "CreateEndpointConfig": (check_async_configuration,),
+}
+# Whose parameters are held to their models, with the code of the error.
+HELD = {"sagemaker": "ValidationException", "sagemaker-runtime": "ValidationError"}
+
+
+class Checks:
+    """The WSGI application that checks the parameters of SageMaker's calls."""
+
+    def __init__(self, application: Callable):
+        self.application = application
+        self._throttle = Throttle()
+
+    def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
+        """Answer a request.
+
+        Raises:
+            AwsFault: if its parameters are refused.
+        """
+        call: Call = environ["offline_aws.call"]
+        code = HELD.get(call.service)
+        if code is not None:
+            self._throttle.check()
+        if code is not None and call.operation is not None:
+            if call.protocol == "json":
+                parameters = read_json(environ)
+            else:
+                parameters = read_rest(call.operation, call.labels, environ)
+                _check_body(call, environ, parameters)
+            check_parameters(call.operation, parameters, code)
+            environ["offline_aws.parameters"] = parameters
+            if call.service == "sagemaker":
+                for check in CHECKS.get(call.name, ()):
+                    check(parameters)
+        return self.application(environ, start_response)
+
+
+def _check_body(call: Call, environ: dict, parameters: dict) -> None:
+    """Note the body, if the call has one, and refuse one that is too long.
+
+    The answer names no code, so that SDKs take the status for one: "An error occurred
+    (413) when calling the InvokeEndpoint operation: HTTP content length exceeded …
+    bytes." (aws/sagemaker-python-sdk, issue 171; the limit of today is botocore's).
+    """
+    name = call.operation.input_shape.serialization.get("payload")
+    if name is None:
+        return
+    body = call.operation.input_shape.members[name]
+    length, most = int(environ.get("CONTENT_LENGTH") or 0), body.metadata["max"]
+    if length > most:
+        raise too_long(most)
+    parameters[name] = environ["wsgi.input"].read()
+    environ["wsgi.input"] = io.BytesIO(parameters[name])
+
+
+def read_json(environ: dict) -> dict[str, Any]:
+    """Read a call's parameters from its body, which stays to be read again.
+
+    Raises:
+        AwsFault: if it is no JSON object.
+    """
+    body = environ["wsgi.input"].read()
+    environ["wsgi.input"] = io.BytesIO(body)
+    try:
+        parameters = json.loads(body or b"{}")
+    except ValueError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise AwsFault(400, "SerializationException", "The body is no JSON object.")
+    return parameters
