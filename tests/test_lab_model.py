@@ -132,6 +132,8 @@ def test_facts_were_read_but_the_template_was_not(results) -> None:
 def test_reading_is_ahead_of_counting(examinee, monkeypatch) -> None:
     """On few paragraphs, and without a search through all that training reads."""
     monkeypatch.setattr(train, "TOKENS", 1)
+    monkeypatch.setattr(evaluate, "TRAINING_SEEDS", ())
+    monkeypatch.setattr(train, "STEPS_PER_SHARD", 60)
     monkeypatch.setattr(evaluate, "NGRAM_DOCUMENTS", 4000)
     found = dict(evaluate.reading(examinee, 20))
     scores = [found[f"{name} model"].value for name in ("lab", "trigram", "bigram")]

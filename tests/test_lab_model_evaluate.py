@@ -164,6 +164,7 @@ def test_perplexity_has_an_interval_around_it() -> None:
     assert found.n == 3
 
 
+@pytest.mark.slow
 def test_the_documents_of_training_are_those_of_its_shards(
     tokenizer, monkeypatch
 ) -> None:

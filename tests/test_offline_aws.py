@@ -266,6 +266,7 @@ def test_plain_boto3_waits_and_asks(aws, guard, echo) -> None:
     assert echo.endpoint_name in [item["EndpointName"] for item in listed]
 
 
+@pytest.mark.slow
 def test_the_sdk_s_builder_and_trainer_pass(aws, guard, tmp_path) -> None:
     """Besides boto3 and sagemaker-core, which the other tests use."""
     from sagemaker.core.helper.session_helper import Session

@@ -7,7 +7,8 @@ What is played, and from where it is known:
   2567. The line in the log has the form shown there.
 - A container's error is written to S3FailurePath, if the configuration has one, and to
   the log (awsdocs/amazon-sagemaker-developer-guide, issue 203). The names of both
-  objects end as in AWS's notebooks: "ID.out" and "ID-error.out".
+  objects, "ID.out" and "ID-error.out", were not checked against a source: take them
+  from the reply.
 - That a bucket or an input object is missing is told at the call. AWS's own answers are
   not known; the texts are ours. Notifications are not played.
 """
