@@ -526,6 +526,22 @@ def test_answers_that_take_too_long_are_given_up(
         list(output.stream_content)
 
 
+@pytest.mark.parametrize(("option", "seconds"), [(None, 55), ("40", 30), ("240", 55)])
+def test_guard_ends_before_sagemaker_does(monkeypatch, option, seconds) -> None:
+    """A reply that takes longer than 60 s reaches nobody."""
+    module = import_entry_point()
+    monkeypatch.setattr(module.Service, "_load", lambda *_: None)
+    options = {"base_model": "any"} | ({"predict_timeout": option} if option else {})
+    assert module.Service(options).seconds == seconds
+
+
+def test_gpu_that_pytorch_does_not_find_is_said(model, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(model.torch.cuda, "is_available", lambda: False)
+    assert model._device("-1") == "cpu" and not caplog.messages
+    assert model._device("0") == "cpu"
+    assert "finds no CUDA" in caplog.text
+
+
 def test_long_inputs_get_what_room_there_is(model) -> None:
     service = model.service
     tokens = len(service.prepare(service.read(request({"inputs": "a"})))[0].ids)
