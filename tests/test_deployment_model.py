@@ -526,6 +526,18 @@ def test_answers_that_take_too_long_are_given_up(
         list(output.stream_content)
 
 
+def test_body_read_as_a_form_names_content_type(model) -> None:
+    """`curl -d` without a header says that the body is a form."""
+    asked = request({})
+    asked.content = type(asked.content)(['{"inputs": "a"}'], [b""])
+    asked.properties["Content-Type"] = "application/x-www-form-urlencoded"
+    output = model.handle(asked)
+    assert output.code == 400
+    error = reply(output)["error"]
+    assert error.startswith("Content-Type: is 'application/x-www-form-urlencoded'")
+    assert error.endswith("expected application/json")
+
+
 @pytest.mark.parametrize(("option", "seconds"), [(None, 55), ("40", 30), ("240", 55)])
 def test_guard_ends_before_sagemaker_does(monkeypatch, option, seconds) -> None:
     """A reply that takes longer than 60 s reaches nobody."""

@@ -24,6 +24,7 @@ from utils.djl_python.layout import (
     parse_properties,
     read_properties,
 )
+from utils.djl_python.process import Container
 from utils.djl_python.server import FrontEnd, Server, Worker
 
 RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
@@ -504,3 +505,20 @@ def test_whatever_ends_a_worker_is_answered_and_seen(monkeypatch, tmp_path) -> N
         ping = send(server.port, POST | {"path": "/ping", "body": ""})
     assert (first["status"], second["status"], ping["status"]) == (503, 503, 500)
     assert "no such key" in first["body"] and "not ready" in second["body"]
+
+
+def test_container_gets_the_variables_named_for_it_only(monkeypatch, tmp_path) -> None:
+    source = ECHO.replace("inputs.get_as_json()", "dict(os.environ)")
+    store = write_store(tmp_path, {"model.py": "import os\n" + source})
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("OPTION_DTYPE", "fp16")
+    container = Container(str(store), {"MINE": "yes"})
+    try:
+        assert container.start(60) is None
+        with container.open(b"{}", {}) as reply:
+            found = json.loads(reply.read())
+    finally:
+        container.stop()
+    assert found["MINE"] == "yes" and "PATH" in found
+    assert "secret" not in found.values() and "OPTION_DTYPE" not in found

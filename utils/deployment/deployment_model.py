@@ -384,6 +384,14 @@ class Service:
         Raises:
             BadRequest: naming the field.
         """
+        keys = item.get_content().get_keys()
+        if keys and "data" not in keys:
+            found = _short(repr(item.get_property("content-type") or ""))
+            raise BadRequest(
+                "Content-Type",
+                f"is {found}, so the body was read as a form; "
+                "expected application/json",
+            )
         body = _read_json(item.get_as_bytes() or b"")
         if not isinstance(body, dict):
             raise BadRequest(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 import urllib.parse
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -41,6 +42,14 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 LOG_LINES_KEPT = 200
 HIDDEN_HEADERS = ("x-amzn-sagemaker-custom-attributes",)
 PYTHON_START_TIMEOUT = 120  # seconds until a new process must have connected
+# Variables of this machine that a container gets, too: where programs and caches are,
+# how many threads there are, and whether the network may be used. No token, no key.
+KEPT_VARIABLES = re.compile(
+    r"PATH|PYTHONPATH|VIRTUAL_ENV|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT"
+    r"|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|(OMP|MKL|OPENBLAS)_NUM_THREADS"
+    r"|CUDA_VISIBLE_DEVICES|TOKENIZERS_PARALLELISM|XDG_CACHE_HOME"
+    r"|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE"
+)
 READ_TIMEOUT = 60  # seconds for a request to arrive whole, and for each write
 MAX_CONNECTIONS = 256  # each has a thread
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -84,6 +93,15 @@ def _reason(status: int) -> str:
 def _one_line(text: object) -> str:
     """Return text as a line of HTTP's head can hold it: Latin-1, no line ends."""
     return " ".join(str(text).split()).encode("latin-1", "replace").decode("latin-1")
+
+
+def kept_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process needs to run here, and nothing that could be a secret."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if KEPT_VARIABLES.fullmatch(name)
+    }
 
 
 @dataclass
@@ -166,7 +184,6 @@ class Worker:
                     str(listener.address[1]),
                 ],
                 env={
-                    **os.environ,
                     **self.model.environment,
                     "DJL_STAND_IN_KEY": key.hex(),
                 },
@@ -471,13 +488,14 @@ class Server:
         Args:
             store: folder with the unpacked archive.
             port: to listen on, of 127.0.0.1 only; 0 takes a free one.
-            environment: variables of the container beside those of this process.
+            environment: variables of the container; of this process's own it gets
+                `kept_variables` only.
             allow_requirements: serve a model with requirements.txt, whose packages
                 are never installed here; without it such a model is refused.
         """
         self.store = store.resolve()
         self.port = port
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {**kept_variables(os.environ), **(environment or {})}
         self.allow_requirements = allow_requirements
         self.models: dict[str, ModelRunner] = {}
         self._http: ThreadingHTTPServer | None = None
