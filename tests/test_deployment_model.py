@@ -526,6 +526,34 @@ def test_answers_that_take_too_long_are_given_up(
         list(output.stream_content)
 
 
+def test_body_read_as_a_form_names_content_type(model) -> None:
+    """`curl -d` without a header says that the body is a form."""
+    asked = request({})
+    asked.content = type(asked.content)(['{"inputs": "a"}'], [b""])
+    asked.properties["Content-Type"] = "application/x-www-form-urlencoded"
+    output = model.handle(asked)
+    assert output.code == 400
+    error = reply(output)["error"]
+    assert error.startswith("Content-Type: is 'application/x-www-form-urlencoded'")
+    assert error.endswith("expected application/json")
+
+
+@pytest.mark.parametrize(("option", "seconds"), [(None, 55), ("40", 30), ("240", 55)])
+def test_guard_ends_before_sagemaker_does(monkeypatch, option, seconds) -> None:
+    """A reply that takes longer than 60 s reaches nobody."""
+    module = import_entry_point()
+    monkeypatch.setattr(module.Service, "_load", lambda *_: None)
+    options = {"base_model": "any"} | ({"predict_timeout": option} if option else {})
+    assert module.Service(options).seconds == seconds
+
+
+def test_gpu_that_pytorch_does_not_find_is_said(model, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(model.torch.cuda, "is_available", lambda: False)
+    assert model._device("-1") == "cpu" and not caplog.messages
+    assert model._device("0") == "cpu"
+    assert "finds no CUDA" in caplog.text
+
+
 def test_long_inputs_get_what_room_there_is(model) -> None:
     service = model.service
     tokens = len(service.prepare(service.read(request({"inputs": "a"})))[0].ids)

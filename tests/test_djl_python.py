@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -23,7 +24,8 @@ from utils.djl_python.layout import (
     parse_properties,
     read_properties,
 )
-from utils.djl_python.server import Server
+from utils.djl_python.process import Container
+from utils.djl_python.server import FrontEnd, Server, Worker
 
 RECORDED = Path(__file__).parent / "data" / "djl_conformance.json"
 SCENARIOS = json.loads(RECORDED.read_text("utf-8"))
@@ -420,3 +422,103 @@ def test_port_is_open_on_this_machine_only(tmp_path) -> None:
             if connection.laddr.port == server.port and connection.status == "LISTEN"
         }
     assert addresses == {"127.0.0.1"}
+
+
+# --- what clients do wrong ------------------------------------------------------------
+
+
+def exchange(port: int, text: str, finish: bool = False) -> bytes:
+    """Send bytes as they are and read until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(text.encode("latin-1"))
+        if finish:
+            client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+HEAD = "POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.fixture(scope="module")
+def echo_port(tmp_path_factory):
+    store = write_store(tmp_path_factory.mktemp("echo"), {"model.py": ECHO})
+    with Server(store) as server:
+        yield server.port
+
+
+@pytest.mark.parametrize(
+    ("rest", "finish", "expected"),
+    [
+        ("Content-Length: 9\r\n\r\n{}", True, "after 2 of 9 bytes"),
+        ("Content-Length: 9\r\n\r\n{}", False, "did not arrive whole"),
+        ("Content-Length: -1\r\n\r\n", False, "found '-1'"),
+        ("Content-Length: x\r\n\r\n", False, "found 'x'"),
+        ("Transfer-Encoding: chunked\r\n\r\nzz\r\n", False, "Chunk size"),
+        ("Transfer-Encoding: chunked\r\n\r\n5\r\nab", True, "2 of 5 bytes"),
+    ],
+)
+def test_body_that_is_not_as_announced(
+    monkeypatch, echo_port, rest, finish, expected
+) -> None:
+    monkeypatch.setattr(FrontEnd, "timeout", 0.5)
+    reply = exchange(echo_port, HEAD + rest, finish).decode()
+    assert reply.startswith("HTTP/1.1 400 Bad Request\r\n")
+    assert "connection: close" in reply and expected in reply
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ({"Origin": "https://example.org"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "example.org"}, 403),
+        ({"Origin": "http://127.0.0.1:8888", "Host": "localhost:1"}, 200),
+    ],
+)
+def test_web_pages_get_no_answer(echo_port, header, status) -> None:
+    reply = send(echo_port, POST | {"headers": header, "body": "{}"})
+    assert reply["status"] == status
+
+
+def test_what_a_handler_writes_into_the_head_stays_one_line(tmp_path) -> None:
+    source = (
+        "from djl_python import Output\n"
+        "def handle(inputs):\n"
+        "    out = Output(200 if inputs.is_empty() else 400, 'Łódź\\r\\nx-a: 1')\n"
+        "    return out.add('x').add_property('x-mine', 'Ł\\r\\nx-b: 2')\n"
+    )
+    with Server(write_store(tmp_path, {"model.py": source})) as server:
+        text = HEAD + "Connection: close\r\nContent-Length: 2\r\n\r\n{}"
+        reply = exchange(server.port, text).decode("latin-1")
+    assert reply.startswith("HTTP/1.1 400 ?ód? x-a: 1\r\n")
+    assert "\r\nx-mine: ? x-b: 2\r\n" in reply
+
+
+def test_whatever_ends_a_worker_is_answered_and_seen(monkeypatch, tmp_path) -> None:
+    def broken(*_):
+        raise TypeError("no such key")
+
+    monkeypatch.setattr(Worker, "_request", broken)
+    with Server(write_store(tmp_path, {"model.py": ECHO})) as server:
+        first = send(server.port, POST | {"body": "{}"})
+        second = send(server.port, POST | {"body": "{}"})
+        ping = send(server.port, POST | {"path": "/ping", "body": ""})
+    assert (first["status"], second["status"], ping["status"]) == (503, 503, 500)
+    assert "no such key" in first["body"] and "not ready" in second["body"]
+
+
+def test_container_gets_the_variables_named_for_it_only(monkeypatch, tmp_path) -> None:
+    source = ECHO.replace("inputs.get_as_json()", "dict(os.environ)")
+    store = write_store(tmp_path, {"model.py": "import os\n" + source})
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("OPTION_DTYPE", "fp16")
+    container = Container(str(store), {"MINE": "yes"})
+    try:
+        assert container.start(60) is None
+        with container.open(b"{}", {}) as reply:
+            found = json.loads(reply.read())
+    finally:
+        container.stop()
+    assert found["MINE"] == "yes" and "PATH" in found
+    assert "secret" not in found.values() and "OPTION_DTYPE" not in found

@@ -70,6 +70,9 @@ DEFAULT_NEW_TOKENS = 96
 DEFAULT_CONTEXT = 2048  # where the model's configuration does not say
 PREDICT_TIMEOUT = 120  # seconds, the server's own limit where no option names another
 SHARE_OF_TIMEOUT = 0.75  # after which generating stops: past the limit all is lost
+# SageMaker ends a reply after 60 s ("InvokeEndpoint" in its API reference); an error
+# that comes later reaches nobody, and the client asks again.
+LONGEST_REPLY = 55  # seconds
 LONGEST_QUOTE = 60  # characters of a wrong value that an error repeats
 
 # name → (kind, least, most)
@@ -205,7 +208,7 @@ class Service:
         )
         self.adapter_name = options.get("adapter_name") or "adapter"
         timeout = _option_number(options, "predict_timeout", PREDICT_TIMEOUT, 10**9)
-        self.seconds = timeout * SHARE_OF_TIMEOUT
+        self.seconds = min(timeout * SHARE_OF_TIMEOUT, LONGEST_REPLY)
         base = options.get("base_model")
         if not base:
             raise ValueError(
@@ -381,6 +384,14 @@ class Service:
         Raises:
             BadRequest: naming the field.
         """
+        keys = item.get_content().get_keys()
+        if keys and "data" not in keys:
+            found = _short(repr(item.get_property("content-type") or ""))
+            raise BadRequest(
+                "Content-Type",
+                f"is {found}, so the body was read as a form; "
+                "expected application/json",
+            )
         body = _read_json(item.get_as_bytes() or b"")
         if not isinstance(body, dict):
             raise BadRequest(
@@ -918,8 +929,16 @@ def _usual_dtype(device: str) -> torch.dtype:
 
 def _device(device_id: str) -> str:
     """DJL says which GPU this worker has; -1 is none."""
-    if torch.cuda.is_available() and device_id.isdigit():
+    if not device_id.isdigit():
+        return "cpu"
+    if torch.cuda.is_available():
         return f"cuda:{device_id}"
+    log.warning(
+        "this worker has GPU %s, but PyTorch finds no CUDA: the model runs on the CPU "
+        "in float32, many times slower. Does the image's CUDA version fit the "
+        "instance's driver (InferenceAmiVersion)?",
+        device_id,
+    )
     return "cpu"
 
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from .layout import LoadError, unpack
+from .process import NAMED_VARIABLES
 from .server import Server
 
 CLEANUP_TIMEOUT = 5  # seconds to end the workers, once the parent is gone
@@ -134,6 +135,7 @@ def serve(options: argparse.Namespace) -> int:
             server = Server(
                 fetch(options.artifact, folder),
                 options.port,
+                json.loads(os.environ.pop(NAMED_VARIABLES, "{}")),
                 allow_requirements=options.allow_requirements,
             )
             stack.callback(server.stop)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]  # where `python -m` finds the packag
 INVOKE_TIMEOUT = 60  # seconds, as on SageMaker
 LOG_LINES = 200
 TRIES_OF_A_HANGING_WORKER = 3
+NAMED_VARIABLES = "DJL_STAND_IN_ENVIRONMENT"  # holds the container's own, as JSON
 
 
 class Container:
@@ -51,7 +52,9 @@ class Container:
                     "--announce",
                 ],
                 cwd=ROOT,
-                env={**os.environ, **self.environment},
+                # The server may read the archive with this process's credentials; the
+                # model gets only what is named for it.
+                env={**os.environ, NAMED_VARIABLES: json.dumps(self.environment)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

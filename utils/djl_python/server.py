@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 import urllib.parse
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -41,6 +42,21 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 LOG_LINES_KEPT = 200
 HIDDEN_HEADERS = ("x-amzn-sagemaker-custom-attributes",)
 PYTHON_START_TIMEOUT = 120  # seconds until a new process must have connected
+# Variables of this machine that a container gets, too: where programs and caches are,
+# how many threads there are, and whether the network may be used. No token, no key.
+KEPT_VARIABLES = re.compile(
+    r"PATH|PYTHONPATH|VIRTUAL_ENV|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT"
+    r"|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|(OMP|MKL|OPENBLAS)_NUM_THREADS"
+    r"|CUDA_VISIBLE_DEVICES|TOKENIZERS_PARALLELISM|XDG_CACHE_HOME"
+    r"|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE"
+)
+READ_TIMEOUT = 60  # seconds for a request to arrive whole, and for each write
+MAX_CONNECTIONS = 256  # each has a thread
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+NO_PART_NAME = (
+    'Cannot invoke "io.netty.handler.codec.http.multipart.Attribute.getValue()" '
+    'because "nameAttribute" is null'
+)
 RESTART_PAUSE = 0.5  # seconds between tries of a worker that never gets ready
 
 
@@ -72,6 +88,20 @@ def _reason(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Unknown"
+
+
+def _one_line(text: object) -> str:
+    """Return text as a line of HTTP's head can hold it: Latin-1, no line ends."""
+    return " ".join(str(text).split()).encode("latin-1", "replace").decode("latin-1")
+
+
+def kept_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process needs to run here, and nothing that could be a secret."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if KEPT_VARIABLES.fullmatch(name)
+    }
 
 
 @dataclass
@@ -154,7 +184,6 @@ class Worker:
                     str(listener.address[1]),
                 ],
                 env={
-                    **os.environ,
                     **self.model.environment,
                     "DJL_STAND_IN_KEY": key.hex(),
                 },
@@ -408,7 +437,14 @@ class ModelRunner:
         while batch := self._next_batch():
             try:
                 worker.predict(batch)
-            except FrontEndError as error:
+            except Exception as failure:
+                error = failure
+                if not isinstance(failure, FrontEndError):
+                    # Whatever it was: who waits is told, and the model counts as lost.
+                    log.exception("the thread of a worker failed")
+                    worker.stop()
+                    said = f"{type(failure).__name__}: {failure}"
+                    error = FrontEndError(503, "WlmException", said)
                 log.error("%s", error)
                 for job in batch:
                     job.events.put(("error", error))
@@ -452,13 +488,14 @@ class Server:
         Args:
             store: folder with the unpacked archive.
             port: to listen on, of 127.0.0.1 only; 0 takes a free one.
-            environment: variables of the container beside those of this process.
+            environment: variables of the container; of this process's own it gets
+                `kept_variables` only.
             allow_requirements: serve a model with requirements.txt, whose packages
                 are never installed here; without it such a model is refused.
         """
         self.store = store.resolve()
         self.port = port
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {**kept_variables(os.environ), **(environment or {})}
         self.allow_requirements = allow_requirements
         self.models: dict[str, ModelRunner] = {}
         self._http: ThreadingHTTPServer | None = None
@@ -574,6 +611,29 @@ class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    def __init__(self, *arguments: Any):
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, if there is one left."""
+        if not self._places.acquire(blocking=False):
+            log.warning("refused a connection: %d are open", MAX_CONNECTIONS)
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection, then give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("connection from %s broke", client_address, exc_info=True)
 
@@ -582,6 +642,7 @@ class FrontEnd(BaseHTTPRequestHandler):
     """One connection to the server."""
 
     server_state: Server
+    timeout = READ_TIMEOUT
     protocol_version = "HTTP/1.1"
     server_version = "djl_python"
     sys_version = ""
@@ -600,6 +661,7 @@ class FrontEnd(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         try:
+            self._refuse_foreign()
             body = self._read_body()
             if body is None:
                 return
@@ -614,30 +676,119 @@ class FrontEnd(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
+    def _refuse_foreign(self) -> None:
+        """Refuse what a web page in a browser on this machine could send.
+
+        A page of another site names itself in `Origin`; one whose name was made to
+        mean 127.0.0.1 (DNS rebinding) gives that name as `Host`.
+
+        Raises:
+            FrontEndError: 403; the connection ends with it.
+        """
+        for name, prefix in (("Host", "//"), ("Origin", "")):
+            value = self.headers.get(name)
+            if value is None:
+                continue
+            try:
+                host = urllib.parse.urlsplit(prefix + value).hostname
+            except ValueError:
+                host = None
+            if host not in LOCAL_HOSTS:
+                self.close_connection = True
+                message = f"{name} {value!r} is not of this machine: use 127.0.0.1."
+                raise FrontEndError(403, "ForbiddenException", message)
+
+    def _bad(self, problem: str) -> FrontEndError:
+        """Return the reply to a request whose end is unknown; close after it."""
+        self.close_connection = True
+        return FrontEndError(400, "BadRequestException", problem)
+
     def _read_body(self) -> bytes | None:
-        """Read the body; return None if it was too long and has been answered."""
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            body = b"".join(self._read_chunks())
-            length = len(body)
-        else:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length) if length <= MAX_REQUEST_BYTES else b""
-        if length <= MAX_REQUEST_BYTES:
-            return body
-        left = length - len(body)
-        while left > 0 and (part := self.rfile.read(min(left, 1 << 20))):
-            left -= len(part)  # a client that is still sending would not read a reply
+        """Read the body; return None if it was too long and has been answered.
+
+        Raises:
+            FrontEndError: 400 if the body is not as announced or does not arrive.
+        """
+        deadline = time.monotonic() + self.timeout
+        try:
+            if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
+                return self._read_chunks(deadline)
+            announced = (self.headers.get("Content-Length") or "0").strip()
+            if not (announced.isascii() and announced.isdigit()):
+                raise self._bad(
+                    f"Content-Length: expected a number of bytes, found {announced!r}"
+                )
+            length = int(announced)
+            if length <= MAX_REQUEST_BYTES:
+                return self._read(length, deadline)
+            self._skip(length, deadline)
+        except TimeoutError:
+            raise self._bad(
+                f"The request did not arrive whole within {self.timeout:g} s: send as "
+                "many bytes as Content-Length announces."
+            ) from None
+        return self._too_large()
+
+    def _too_large(self) -> None:
         self.close_connection = True
         # Python 3.13 knows this status under another phrase than the real server.
         self._reply(413, "Request Entity Too Large", {}, b"")
-        return None
 
-    def _read_chunks(self) -> Iterator[bytes]:
-        while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        while self.rfile.readline().strip():
+    def _parts(self, length: int, deadline: float) -> Iterator[bytes]:
+        """Yield what arrives of `length` bytes.
+
+        Raises:
+            FrontEndError: 400 if the client stops sending before the end.
+            TimeoutError: if the bytes are not there in time.
+        """
+        left = length
+        while left:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            part = self.rfile.read1(min(left, 1 << 20))
+            if not part:
+                raise self._bad(
+                    f"The body ended after {length - left} of {length} bytes."
+                )
+            left -= len(part)
+            yield part
+
+    def _read(self, length: int, deadline: float) -> bytes:
+        return b"".join(self._parts(length, deadline))
+
+    def _skip(self, length: int, deadline: float) -> None:
+        """Read and drop: a client that is still sending would not read a reply."""
+        for _ in self._parts(length, deadline):
             pass
+
+    def _read_chunks(self, deadline: float) -> bytes | None:
+        """Read a body in chunks; return None if it was too long and is answered.
+
+        Raises:
+            FrontEndError: 400 if it is not made of chunks.
+            TimeoutError: if it is not there in time.
+        """
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            line = self.rfile.readline(1024).split(b";")[0].strip()
+            try:
+                size = int(line, 16)
+            except ValueError:
+                size = -1
+            if size < 0:
+                raise self._bad(f"Chunk size: expected a number, found {line!r}")
+            if not size:
+                break
+            total += size
+            if total > MAX_REQUEST_BYTES:
+                self._skip(size, deadline)
+                return self._too_large()
+            parts.append(self._read(size, deadline))
+            self.rfile.readline(1024)
+        while self.rfile.readline(1024).strip():
+            pass
+        return b"".join(parts)
 
     def _route(self, body: bytes) -> None:
         parts = urllib.parse.urlsplit(self.path)
@@ -692,13 +843,13 @@ class FrontEnd(BaseHTTPRequestHandler):
         if content_type.startswith("multipart/form-data"):
             head = f"Content-Type: {content_type}\r\n\r\n".encode()
             message = BytesParser(policy=HTTP).parsebytes(head + body)
-            return [
-                (
-                    part.get_param("name", header="content-disposition"),
-                    part.get_payload(decode=True) or b"",
-                )
-                for part in message.iter_parts()
-            ]
+            fields = []
+            for part in message.iter_parts():
+                name = part.get_param("name", header="content-disposition")
+                if name is None:
+                    raise FrontEndError(500, "ErrorDataDecoderException", NO_PART_NAME)
+                fields.append((name, part.get_payload(decode=True) or b""))
+            return fields
         return [("data", body)]
 
     def _stream(self, job: Job, code: int, reason: str, headers: dict) -> None:
@@ -723,9 +874,11 @@ class FrontEnd(BaseHTTPRequestHandler):
         self._reply(status, _reason(status), headers, front_end_json(value))
 
     def _head(self, status: int, reason: str, headers: dict) -> None:
-        self.send_response(status, " ".join(reason.split()))
+        self.send_response(status, _one_line(reason))
         for key, value in headers.items():
-            self.send_header(key, value)
+            self.send_header(_one_line(key), _one_line(value))
+        if self.close_connection:
+            self.send_header("connection", "close")
         self.end_headers()
 
     def _reply(self, status: int, reason: str, headers: dict, body: bytes) -> None:
