@@ -170,7 +170,7 @@ def test_form_is_no_json(server) -> None:
     body, headers = b"inputs=x", {"Content-Type": "application/x-www-form-urlencoded"}
     status, _, content = send(server.port, body, headers=headers)
     assert status == 400
-    assert json.loads(content)["error"].startswith("body: expected a JSON object")
+    assert json.loads(content)["error"].startswith("Content-Type: is ")
 
 
 def test_requests_that_wait_come_as_a_batch(server, in_process) -> None:
