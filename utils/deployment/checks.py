@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from utils.course import CourseError
+from utils.deployment.adapter_checks import fit_of
 from utils.djl_python import layout
 from utils.djl_python.layout import VLLM_HANDLER, Finding, LoadError, ServedModel
 
@@ -725,7 +726,6 @@ def check_adapters(model: ServedModel) -> Iterator[Finding]:
                 f"Write option.max_lora_rank={rank}",
             )
         yield from _check_adapter_files(adapter, f"{ADAPTERS_FOLDER}/{adapter.name}")
-        yield from _check_fit(model.folder, adapter)
 
 
 def _adapters(model: ServedModel) -> list[Path]:
@@ -1033,71 +1033,19 @@ def check_saved(model: ServedModel) -> Iterator[Finding]:
 
 
 def check_fit(model: ServedModel) -> Iterator[Finding]:
-    """Find an adapter that was trained on another base."""
-    base, adapter = _packed_base(model), _adapter(model)
-    if base and adapter:
-        yield from _check_fit(base, adapter)
-
-
-def _check_fit(base: Path, adapter: Path) -> Iterator[Finding]:
-    """Compare the shapes of LoRA's matrices with those of the layers they change."""
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        return
-    layers: dict[str, list[int]] = {}
-    for path in [*sorted(base.glob("*.safetensors")), weights]:
-        try:
-            shapes = safetensors_shapes(path)
-        except (OSError, ValueError) as problem:
-            what = f"cannot be read as safetensors ({problem})"
-            yield error(path.name, what, "Save it again")
-            return
-        if path != weights:
-            layers |= shapes
-    misfit = next(_misfits(shapes, layers), None) if layers else None
-    if misfit:
-        yield error(
-            f"{adapter.name}/{weights.name}",
-            f"does not fit the base: {misfit}",
-            "Pack the base on which the adapter was trained",
-        )
-
-
-def _misfits(
-    matrices: dict[str, list[int]], layers: dict[str, list[int]]
-) -> Iterator[str]:
-    pattern = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-    for name, shape in matrices.items():
-        match = pattern.fullmatch(name)
-        if match is None:
-            continue
-        layer, side = match[1], match[2]
-        full = layers.get(f"{layer}.weight")
-        wanted = full and (full[1] if side == "A" else full[0])
-        actual = shape[1] if side == "A" else shape[0]
-        if wanted != actual:
-            known = f"has {wanted}" if full else "is not there"
-            yield f"{name} expects {actual} features of {layer}, which {known}"
-
-
-def safetensors_shapes(path: Path) -> dict[str, list[int]]:
-    """Return name and shape of each tensor, read from the file's header alone.
-
-    Raises:
-        ValueError: if the file has no such header, or is shorter than it says.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            raise ValueError("no header")
-        header = json.loads(file.read(length))
-    ends = [e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"]
-    missing = 8 + length + max(ends, default=0) - path.stat().st_size
-    if missing > 0:
-        raise ValueError(f"{missing} bytes are missing at its end")
-    return {
-        name: entry["shape"] for name, entry in header.items() if name != "__metadata__"
-    }
+    """Find base, adapters and tokenizer that do not fit together."""
+    if model.entry_point == VLLM_HANDLER:
+        base = model.folder
+        pairs = [(adapter, base) for adapter in _adapters(model)]
+        described = (base / "config.json").is_file()
+        pairs = pairs or ([(None, base)] if described else [])
+    else:
+        base, adapter = _packed_base(model), _adapter(model)
+        # The entry point takes the adapter's tokenizer where there is one.
+        own = adapter and (adapter / "tokenizer.json").is_file()
+        pairs = [(adapter, adapter if own else base)] if base else []
+    for adapter, tokenizer in pairs:
+        yield from fit_of(base, adapter, tokenizer / "tokenizer.json")
 
 
 # --- loading ---
