@@ -146,7 +146,7 @@ BROKEN = {
     ),
     "not a number": (filled(B_SUFFIX, math.nan, True), "holds NaN"),
     "infinite": (filled(A_SUFFIX, math.inf), "holds infinite values"),
-    "tokens without rows": (more_tokens, "rows for"),
+    "tokens without rows": (more_tokens, "has rows for"),
     "config.json of another": (
         settings("base/config.json", hidden_size=64),
         "describes another model",

@@ -299,8 +299,8 @@ def _tokens_without_rows(tokenizer: Path, rows: int) -> Iterator[Finding]:
         text = next(text for number, text in beyond if number >= rows)
         yield Finding(
             f"{tokenizer.parent.name}/{tokenizer.name}",
-            f"has token ids up to {highest} ({text!r} has one of them), and the base has "
-            f"rows for {rows} only: a question with such a token gets 424 "
+            f"has token ids up to {highest}, that of {text!r} among them, and the base "
+            f"has rows for {rows} only: a question with such a token gets 424 "
             '"index out of range in self"',
             "Pack the base's own tokenizer, or the base with its embedding resized",
         )
