@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -193,13 +192,17 @@ class Artifact:
             self.unreadable = broken.finding
 
 
-def validate(path: Path, load: bool = True, resolve: bool = False) -> Report:
+def validate(path: Path, load: bool = False, resolve: bool = False) -> Report:
     """Check an artifact under the server's own rules.
+
+    Nothing in the artifact is executed unless `load` asks for it.
 
     Args:
         path: a folder, or a `model.tar.gz`.
-        load: also load it as the server would, in a process of its own, if nothing
-            was found that would stop it. It takes as long as loading takes.
+        load: also load it as the server would, in a process of its own without this
+            machine's keys and tokens, if nothing was found that would stop it, and
+            see that its answers depend on its adapter. It runs the archive's code,
+            and takes as long as loading takes.
         resolve: also ask pip whether a requirements.txt can be met; nothing is
             installed, but the package index is asked.
 
@@ -234,7 +237,7 @@ def validate(path: Path, load: bool = True, resolve: bool = False) -> Report:
             if resolve:
                 report.collect(check_resolution(model))
         if load and report.ok and not any(map(_is_of_image, artifact.models)):
-            report.collect(try_to_load(store, Path(temporary) / "trial"))
+            report.collect(_try_artifact(artifact, Path(temporary) / "trial"))
     return report
 
 
@@ -861,6 +864,8 @@ def check_base(model: ServedModel) -> Iterator[Finding]:
             "Name the folder of the base, or its id on the hub",
         )
     base = _packed_base(model)
+    if name:
+        yield from _inside("option.base_model", name)
     if name and not base and name.count("/") != 1:
         yield error(
             "option.base_model",
@@ -873,11 +878,22 @@ def check_base(model: ServedModel) -> Iterator[Finding]:
         yield error(name, "has no config.json", "Pack the base's configuration")
 
 
+def _inside(key: str, name: str) -> Iterator[Finding]:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        yield error(
+            key,
+            f"{name} leads out of the archive, to a folder of this machine",
+            "Pack the folder, and name it as it is called in the archive",
+        )
+
+
 def check_adapter(model: ServedModel) -> Iterator[Finding]:
     """Find an adapter that is not complete, or that vLLM could not serve."""
     adapter, name = _adapter(model), model.options.get("adapter_checkpoint")
     if not adapter:
         return
+    yield from _inside("option.adapter_checkpoint", name)
     yield from _check_adapter_files(adapter, name)
     kind = _read_object(adapter / ADAPTER_SETTINGS).get("peft_type", "LORA")
     if kind != "LORA":
@@ -1051,22 +1067,21 @@ def check_fit(model: ServedModel) -> Iterator[Finding]:
 # --- loading ---
 
 
-def try_to_load(store: Path, trial: Path) -> Iterator[Finding]:
-    """Load a copy of the artifact, in the folder `trial`, as the server would."""
-    from utils.djl_python.server import Server
+def _try_artifact(artifact: Artifact, trial: Path) -> Iterator[Finding]:
+    """Load a copy of the artifact and ask it; see `utils.deployment.trial`."""
+    from utils.deployment.trial import try_to_load
 
-    shutil.copytree(store, trial / "model")
-    server = Server(trial / "model", allow_requirements=True)
-    try:
-        server.load(give_up_after=1)
-    except LoadError as broken:
-        last = next((x.strip() for x in reversed(server.log_tail) if x.strip()), "")
-        what = str(broken).rstrip(".")
-        if last and last not in what:
-            what += f" (the worker's last words: {last})"
-        yield error("loading", what, "Correct what the worker's log says")
-    finally:
-        server.stop()
+    adapters: dict[str, Path] = {}
+    base = None
+    for model in artifact.models:  # an artifact without an error has one at most
+        if model.entry_point == VLLM_HANDLER:
+            # Where lora is off, `check_adapters` says so.
+            adapters = {folder.name: folder for folder in _adapters(model)}
+            base = None if "model_id" in model.options else model.folder
+        elif adapter := _adapter(model):
+            adapters = {model.options.get("adapter_name") or "adapter": adapter}
+            base = _packed_base(model)
+    yield from try_to_load(artifact.store, trial, adapters, base)
 
 
 # --- the list ---
