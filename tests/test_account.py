@@ -6,6 +6,8 @@ import dataclasses
 import io
 import re
 import shlex
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,10 @@ import jmespath
 from botocore import xform_name
 from botocore.awsrequest import AWSResponse
 
+from utils.course import ROOT, run_config
+from utils.deployment import __main__ as command
 from utils.deployment import account
+from utils.deployment import aws as connections
 from utils.deployment.account import Account, look
 from utils.deployment.aws import Aws
 
@@ -223,8 +228,8 @@ def test_each_command_is_one_that_aws_has_with_the_parameters_it_needs() -> None
     session = botocore.session.get_session()
     checked = set()
     for item in seen(**EVERYTHING).found:
-        for command in re.split(r' --delete "\$\(|\)"$', item.end):
-            words = shlex.split(command)
+        for line in re.split(r' --delete "\$\(|\)"$', item.end):
+            words = shlex.split(line)
             if not words:
                 continue
             assert words[0] == "aws"
@@ -235,9 +240,9 @@ def test_each_command_is_one_that_aws_has_with_the_parameters_it_needs() -> None
             members = {xform_name(name, "-"): name for name in shape.members}
             given = {flag.removeprefix("--") for flag in flags}
             given -= {"region", "query", "output", "max-items"}  # of the CLI itself
-            assert given <= set(members), command
+            assert given <= set(members), line
             needed = set(shape.required_members) - {members[flag] for flag in given}
-            assert needed <= {"Delete"}, command
+            assert needed <= {"Delete"}, line
             checked.add(verb)
     assert len(checked) >= 15
 
@@ -326,5 +331,56 @@ def test_a_right_that_is_missing_is_read_from_awss_own_answer(aws) -> None:
 def test_a_bucket_that_is_not_there_is_said(aws) -> None:
     found = look(dataclasses.replace(aws, bucket="course-no-such-bucket"))
     assert len(found.unseen) == 2
-    assert all("NoSuchBucket" in reason for reason in found.unseen.values())
+    assert all(
+        "no such bucket; name yours" in reason for reason in found.unseen.values()
+    )
     assert account.NEVER_LOOKED_AT in str(found)
+
+
+# --- python -m utils.deployment bill --------------------------------------------------
+
+
+def account_with(monkeypatch: Any, **answers: Any) -> None:
+    """Let the command find an account that holds this."""
+    found = Aws(Listing(**answers), "us-east-1", "", "bucket")
+    monkeypatch.setattr(command, "account_to_look_at", lambda _: found)
+
+
+def test_the_command_exits_with_1_if_something_bills(monkeypatch, capsys) -> None:
+    account_with(monkeypatch, list_endpoints={"Endpoints": [ENDPOINT]})
+    assert command.main(["bill"]) == 1
+    assert "delete-endpoint --endpoint-name my-llm-endpoint" in capsys.readouterr().out
+
+
+def test_the_command_exits_with_2_if_a_right_is_missing(monkeypatch, capsys) -> None:
+    account_with(monkeypatch, list_endpoints={})
+    assert command.main(["bill"]) == 2
+    assert "Not looked at: models (ListModels is not" in capsys.readouterr().out
+
+
+def test_the_command_looks_at_the_offline_aws_of_its_process_only(
+    aws, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("COURSE_AWS", "local")
+    assert command.main(["bill"]) == 0
+    assert "nothing bills by the hour" in capsys.readouterr().out
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.deployment", "bill"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "lives only inside the process that started it" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_real_account_needs_neither_role_nor_bucket(aws, monkeypatch) -> None:
+    """As far as moto can stand in: the session is its own, the rest is the code's."""
+    identity = {"Account": "123456789012", "Arn": "arn:aws:iam::123456789012:user/me"}
+    monkeypatch.setattr(connections, "_real_session", lambda: (aws.session, identity))
+    found = connections.account_to_look_at(run_config({"COURSE_AWS": "real"}))
+    assert found.real and found.bucket == "sagemaker-us-east-1-123456789012"
+    monkeypatch.setenv("SAGEMAKER_BUCKET", "mine")
+    found = connections.account_to_look_at(run_config({"COURSE_AWS": "real"}))
+    assert found.bucket == "mine"

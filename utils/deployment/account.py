@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.deployment.aws import LOG_GROUPS, Aws
+from utils.deployment.aws import BUCKET_VARIABLE, LOG_GROUPS, Aws
 from utils.deployment.ledger import Machines, dollars
 from utils.deployment.prices import STORAGE, PriceList
 
@@ -160,6 +160,8 @@ def look(aws: Aws, prices: PriceList | None = None) -> Account:
 def _reason(error: Any) -> str:
     if error.response["Error"]["Code"] in DENIED:
         return f"{error.operation_name} is not allowed to you"
+    if error.response["Error"]["Code"] == "NoSuchBucket":
+        return f"there is no such bucket; name yours in {BUCKET_VARIABLE}"
     return " ".join(str(error).split())
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Aws",
     "AwsError",
     "DeploymentError",
+    "account_to_look_at",
     "artifact_bucket",
     "connect_aws",
     "connect_real",
@@ -100,6 +101,37 @@ def connect_aws(config: RunConfig) -> Aws:
 
 def connect_real() -> Aws:
     """Connect to the account behind the usual credentials; see `connect_aws`."""
+    session, identity = _real_session()
+    role = execution_role(session, identity["Arn"])
+    bucket = artifact_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, role, bucket, real=True)
+
+
+def account_to_look_at(config: RunConfig) -> Aws:
+    """Return the account that `config.aws` names, to be read only.
+
+    It needs neither role nor bucket: whoever has lost both may still be billed.
+
+    Raises:
+        AwsError: if the real account cannot be reached, or no offline AWS runs here.
+    """
+    if config.aws == "local":
+        if OfflineAws.current is None:
+            raise AwsError(
+                "COURSE_AWS=local: an offline AWS lives only inside the process that "
+                "started it, such as a notebook's kernel, and ends with it. It costs "
+                "nothing, and from here nothing of it can be seen. To look at the "
+                "account behind your credentials, set COURSE_AWS=real."
+            )
+        return connect_aws(config)
+    session, identity = _real_session()
+    named = os.environ.get(BUCKET_VARIABLE, "").strip()
+    bucket = named or _default_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, "", bucket, real=True)
+
+
+def _real_session() -> tuple[boto3.Session, dict[str, str]]:
+    """Return a session with the usual credentials, and who that is."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -118,9 +150,7 @@ def connect_real() -> Aws:
             f"COURSE_AWS=real needs AWS credentials, and there are none that work "
             f"({error}). Run `aws configure sso`, or set COURSE_AWS=local."
         ) from error
-    role = execution_role(session, identity["Arn"])
-    bucket = artifact_bucket(session, identity["Account"])
-    return Aws(session, session.region_name, role, bucket, real=True)
+    return session, identity
 
 
 def execution_role(session: boto3.Session, caller: str) -> str:
@@ -165,7 +195,7 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     """
     from botocore.exceptions import ClientError
 
-    default = f"sagemaker-{session.region_name}-{account}"
+    default = _default_bucket(session, account)
     name = os.environ.get(BUCKET_VARIABLE, "").strip() or default
     try:
         session.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=account)
@@ -175,6 +205,11 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
             f"{session.region_name} and name it in {BUCKET_VARIABLE}."
         ) from error
     return name
+
+
+def _default_bucket(session: boto3.Session, account: str) -> str:
+    """Return the name of the bucket that SageMaker's SDK makes by default."""
+    return f"sagemaker-{session.region_name}-{account}"
 
 
 # --- what the course may do there -----------------------------------------------------
