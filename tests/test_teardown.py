@@ -146,14 +146,15 @@ def test_policy_allows_the_names_that_the_notebook_uses(sample) -> None:
         if action is None or allowed()[action] == ["*"]:
             continue
         if "Key" in params:
-            names = [f"arn:aws:s3:::${{Bucket}}/{params['Key']}"]
+            names = [f"arn:${{Partition}}:s3:::${{Bucket}}/{params['Key']}"]
         elif call["service"] == "s3":
-            names = ["arn:aws:s3:::${Bucket}"]
+            names = ["arn:${Partition}:s3:::${Bucket}"]
         elif "logGroupName" in params:
             group = params["logGroupName"]
-            names = [f"arn:aws:logs:${{Region}}:${{Account}}:log-group:{group}"]
+            arn = "arn:${Partition}:logs:${Region}:${Account}"
+            names = [f"{arn}:log-group:{group}"]
         else:
-            arn = "arn:aws:sagemaker:${Region}:${Account}"
+            arn = "arn:${Partition}:sagemaker:${Region}:${Account}"
             names = [
                 f"{arn}:{kind}/{params[key]}"
                 for key, kind in kinds.items()

@@ -12,6 +12,7 @@ import string
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, RunConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import boto3
 
 __all__ = [
+    "EXECUTION_POLICY",
     "FIRST_POLL",
     "LOG_GROUPS",
     "POLICY",
@@ -34,6 +36,7 @@ __all__ = [
     "connect_real",
     "endpoint_log",
     "execution_role",
+    "execution_role_policy",
     "forget_sdk_clients",
     "iam_policy",
     "wait_until_in_service",
@@ -45,6 +48,7 @@ FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
 LONGEST_POLL = 15  # … up to this
 LOG_LINES = 12
 POLICY = ROOT / "data" / "aws" / "iam_policy.json"
+EXECUTION_POLICY = ROOT / "data" / "aws" / "execution_role_policy.json"
 
 
 class AwsError(CourseError):
@@ -216,14 +220,31 @@ def _default_bucket(session: boto3.Session, account: str) -> str:
 
 
 def iam_policy(aws: Aws) -> str:
-    """Return the policy with the course's rights, filled in for this account.
+    """Return the caller's policy with the course's rights, filled in for this account.
 
     First used in lesson 06, section 5.
     """
-    account = aws.role.split(":")[4]
-    text = string.Template(POLICY.read_text("utf-8"))
-    return text.substitute(
-        Region=aws.region, Account=account, Bucket=aws.bucket, Role=aws.role
+    return _filled_in(POLICY, aws)
+
+
+def execution_role_policy(aws: Aws) -> str:
+    """Return the policy of the role that SageMaker assumes, filled in likewise.
+
+    With it SageMaker pulls the image, reads the archive, and writes logs and metrics.
+    Without the four actions of ECR an endpoint fails before its container starts
+    (aws/deep-learning-containers #759, sagemaker-python-sdk #2002).
+    """
+    return _filled_in(EXECUTION_POLICY, aws)
+
+
+def _filled_in(policy: Path, aws: Aws) -> str:
+    """Fill in a policy; the partition (China's, GovCloud's) follows from the region."""
+    return string.Template(policy.read_text("utf-8")).substitute(
+        Partition=aws.session.get_partition_for_region(aws.region),
+        Region=aws.region,
+        Account=aws.role.split(":")[4],
+        Bucket=aws.bucket,
+        Role=aws.role,
     )
 
 
