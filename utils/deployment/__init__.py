@@ -6,6 +6,8 @@
   packed as `model.py` and imports nothing of ours.
 - `serving`: serve an artifact on this machine, and time it.
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.
+- `account`: what bills there, whoever made it: `python -m utils.deployment bill`.
 - `billing`: what was created, what it costs, and its deletion.
+- `ledger`: the entries of what was created, and the bill.
 - `prices`: AWS's price list, or the dated snapshot.
 """

@@ -12,6 +12,7 @@ import string
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, RunConfig
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
     import boto3
 
 __all__ = [
+    "EXECUTION_POLICY",
     "FIRST_POLL",
     "LOG_GROUPS",
     "POLICY",
     "Aws",
     "AwsError",
     "DeploymentError",
+    "account_to_look_at",
     "artifact_bucket",
     "connect_aws",
     "connect_real",
     "endpoint_log",
     "execution_role",
+    "execution_role_policy",
     "forget_sdk_clients",
     "iam_policy",
     "wait_until_in_service",
@@ -44,6 +48,7 @@ FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
 LONGEST_POLL = 15  # … up to this
 LOG_LINES = 12
 POLICY = ROOT / "data" / "aws" / "iam_policy.json"
+EXECUTION_POLICY = ROOT / "data" / "aws" / "execution_role_policy.json"
 
 
 class AwsError(CourseError):
@@ -100,6 +105,37 @@ def connect_aws(config: RunConfig) -> Aws:
 
 def connect_real() -> Aws:
     """Connect to the account behind the usual credentials; see `connect_aws`."""
+    session, identity = _real_session()
+    role = execution_role(session, identity["Arn"])
+    bucket = artifact_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, role, bucket, real=True)
+
+
+def account_to_look_at(config: RunConfig) -> Aws:
+    """Return the account that `config.aws` names, to be read only.
+
+    It needs neither role nor bucket: whoever has lost both may still be billed.
+
+    Raises:
+        AwsError: if the real account cannot be reached, or no offline AWS runs here.
+    """
+    if config.aws == "local":
+        if OfflineAws.current is None:
+            raise AwsError(
+                "COURSE_AWS=local: an offline AWS lives only inside the process that "
+                "started it, such as a notebook's kernel, and ends with it. It costs "
+                "nothing, and from here nothing of it can be seen. To look at the "
+                "account behind your credentials, set COURSE_AWS=real."
+            )
+        return connect_aws(config)
+    session, identity = _real_session()
+    named = os.environ.get(BUCKET_VARIABLE, "").strip()
+    bucket = named or _default_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, "", bucket, real=True)
+
+
+def _real_session() -> tuple[boto3.Session, dict[str, str]]:
+    """Return a session with the usual credentials, and who that is."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -118,9 +154,7 @@ def connect_real() -> Aws:
             f"COURSE_AWS=real needs AWS credentials, and there are none that work "
             f"({error}). Run `aws configure sso`, or set COURSE_AWS=local."
         ) from error
-    role = execution_role(session, identity["Arn"])
-    bucket = artifact_bucket(session, identity["Account"])
-    return Aws(session, session.region_name, role, bucket, real=True)
+    return session, identity
 
 
 def execution_role(session: boto3.Session, caller: str) -> str:
@@ -165,7 +199,7 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     """
     from botocore.exceptions import ClientError
 
-    default = f"sagemaker-{session.region_name}-{account}"
+    default = _default_bucket(session, account)
     name = os.environ.get(BUCKET_VARIABLE, "").strip() or default
     try:
         session.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=account)
@@ -177,18 +211,40 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     return name
 
 
+def _default_bucket(session: boto3.Session, account: str) -> str:
+    """Return the name of the bucket that SageMaker's SDK makes by default."""
+    return f"sagemaker-{session.region_name}-{account}"
+
+
 # --- what the course may do there -----------------------------------------------------
 
 
 def iam_policy(aws: Aws) -> str:
-    """Return the policy with the course's rights, filled in for this account.
+    """Return the caller's policy with the course's rights, filled in for this account.
 
     First used in lesson 06, section 5.
     """
-    account = aws.role.split(":")[4]
-    text = string.Template(POLICY.read_text("utf-8"))
-    return text.substitute(
-        Region=aws.region, Account=account, Bucket=aws.bucket, Role=aws.role
+    return _filled_in(POLICY, aws)
+
+
+def execution_role_policy(aws: Aws) -> str:
+    """Return the policy of the role that SageMaker assumes, filled in likewise.
+
+    With it SageMaker pulls the image, reads the archive, and writes logs and metrics.
+    Without the four actions of ECR an endpoint fails before its container starts
+    (aws/deep-learning-containers #759, sagemaker-python-sdk #2002).
+    """
+    return _filled_in(EXECUTION_POLICY, aws)
+
+
+def _filled_in(policy: Path, aws: Aws) -> str:
+    """Fill in a policy; the partition (China's, GovCloud's) follows from the region."""
+    return string.Template(policy.read_text("utf-8")).substitute(
+        Partition=aws.session.get_partition_for_region(aws.region),
+        Region=aws.region,
+        Account=aws.role.split(":")[4],
+        Bucket=aws.bucket,
+        Role=aws.role,
     )
 
 
