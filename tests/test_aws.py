@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import http.server
 import json
 import re
+import threading
+import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import botocore.session
 import pytest
-from sagemaker.core import image_uris
+from botocore.config import Config
+from botocore.exceptions import ReadTimeoutError
+from sagemaker.core import image_uris, resources
 
 from utils.course import run_config
 from utils.deployment import aws as account
@@ -171,6 +177,69 @@ def test_partition_follows_from_the_region(aws, write, region, partition) -> Non
     text = write(dataclasses.replace(aws, region=region, role=role))
     found = set(re.findall(r'"arn:([^:]*):', text))
     assert found == {partition}
+
+
+# --- asking a model -------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent_model() -> Iterator[tuple[str, list[str]]]:
+    """A server that takes requests and answers none: its address, and the requests."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            over.wait(30)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+def ask_with_boto3(aws: Aws) -> None:
+    client = aws.session.client("sagemaker-runtime")
+    client.invoke_endpoint(EndpointName="faq", Body=b"{}")
+
+
+def ask_with_the_sdk(aws: Aws) -> None:
+    endpoint = resources.Endpoint(endpoint_name="faq")
+    endpoint.invoke(body=b"{}", session=aws.session, region=aws.region)
+
+
+@pytest.mark.parametrize("ask", [ask_with_boto3, ask_with_the_sdk])
+def test_a_model_that_is_too_slow_is_asked_once(
+    aws, silent_model, monkeypatch, ask
+) -> None:
+    url, asked = silent_model
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", url)
+    monkeypatch.setattr(account, "READ_TIMEOUT", 0.3)
+    account.forget_sdk_clients()
+    with pytest.raises(ReadTimeoutError):
+        ask(aws)
+    account.forget_sdk_clients()
+    assert asked == ["/endpoints/faq/invocations"]
+
+
+def test_only_what_asks_a_model_waits_longer_and_never_tries_again(aws) -> None:
+    config = aws.session.client("sagemaker-runtime").meta.config
+    assert config.read_timeout == account.READ_TIMEOUT == 70
+    assert config.retries["total_max_attempts"] == 1
+    own = Config(retries={"max_attempts": 10}, user_agent_extra="mine")
+    config = aws.session.client("sagemaker-runtime", config=own).meta.config
+    assert config.retries["total_max_attempts"] == 1
+    assert config.user_agent_extra == "mine"
+    for service in ("s3", "sagemaker"):
+        config = aws.session.client(service).meta.config
+        assert "total_max_attempts" not in config.retries
 
 
 # --- waiting for an endpoint ----------------------------------------------------------

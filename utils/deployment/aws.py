@@ -6,6 +6,7 @@ reading its log. The offline AWS is reached through this module only.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import string
@@ -47,6 +48,9 @@ BUCKET_VARIABLE = "SAGEMAKER_BUCKET"
 FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
 LONGEST_POLL = 15  # … up to this
 LOG_LINES = 12
+# SageMaker ends a reply after 60 seconds; botocore's own description of InvokeEndpoint
+# says that the SDK's socket should wait 70 where a model takes nearly as long.
+READ_TIMEOUT = 70
 POLICY = ROOT / "data" / "aws" / "iam_policy.json"
 EXECUTION_POLICY = ROOT / "data" / "aws" / "execution_role_policy.json"
 
@@ -99,6 +103,7 @@ def connect_aws(config: RunConfig) -> Aws:
     """
     if config.aws == "local":
         offline = OfflineAws.running()
+        offline.session.__class__ = _patient_session()  # which it makes of its own
         return Aws(offline.session, offline.region, offline.role, offline.bucket)
     return connect_real()
 
@@ -134,9 +139,34 @@ def account_to_look_at(config: RunConfig) -> Aws:
     return Aws(session, session.region_name, "", bucket, real=True)
 
 
+@functools.cache
+def _patient_session() -> type[boto3.Session]:
+    """Return the class of the course's sessions, whose clients ask a model once.
+
+    A model that takes longer than botocore's 60 seconds is not asked again while it
+    still works on the first request. By default boto3 asks up to five times, the
+    SageMaker SDK up to eleven: its `Config(retries={"max_attempts": 10})` counts
+    without the first. Both make their client for InvokeEndpoint here, through
+    `Session.client`. Clients for all else try again as ever.
+    """
+    import boto3
+    from botocore.config import Config
+
+    class PatientSession(boto3.Session):
+        def client(self, service_name: str, *given: Any, **named: Any) -> Any:
+            if service_name == "sagemaker-runtime":
+                patient = Config(
+                    read_timeout=READ_TIMEOUT, retries={"total_max_attempts": 1}
+                )
+                config = named.get("config") or Config()
+                named["config"] = config.merge(patient)
+            return super().client(service_name, *given, **named)
+
+    return PatientSession
+
+
 def _real_session() -> tuple[boto3.Session, dict[str, str]]:
     """Return a session with the usual credentials, and who that is."""
-    import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     if OfflineAws.current is not None:
@@ -144,7 +174,7 @@ def _real_session() -> tuple[boto3.Session, dict[str, str]]:
             "This process is connected to the offline AWS. Restart the kernel to "
             "change to COURSE_AWS=real."
         )
-    session = boto3.Session()
+    session = _patient_session()()
     if session.region_name is None:
         raise AwsError("No AWS region is set. Set AWS_DEFAULT_REGION, say us-east-1.")
     try:
