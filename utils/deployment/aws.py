@@ -103,8 +103,9 @@ def connect_aws(config: RunConfig) -> Aws:
     """
     if config.aws == "local":
         offline = OfflineAws.running()
-        offline.session.__class__ = _patient_session()  # which it makes of its own
-        return Aws(offline.session, offline.region, offline.role, offline.bucket)
+        key = offline.session.get_credentials()
+        session = _session_with(key.access_key, key.secret_key, offline.region)
+        return Aws(session, offline.region, offline.role, offline.bucket)
     return connect_real()
 
 
@@ -163,6 +164,12 @@ def _patient_session() -> type[boto3.Session]:
             return super().client(service_name, *given, **named)
 
     return PatientSession
+
+
+@functools.cache
+def _session_with(access: str, secret: str, region: str) -> boto3.Session:
+    """Return the course's session with a key, the same each time."""
+    return _patient_session()(access, secret, region_name=region)
 
 
 def _real_session() -> tuple[boto3.Session, dict[str, str]]:
