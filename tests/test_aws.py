@@ -8,7 +8,6 @@ import http.server
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
