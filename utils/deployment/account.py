@@ -10,53 +10,21 @@ First used in lesson 06, section 5.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.deployment.aws import BUCKET_VARIABLE, LOG_GROUPS, Aws
+from utils.deployment.asking import UNKNOWN, Asker, Found
+from utils.deployment.aws import BUCKET_VARIABLE, Aws
 from utils.deployment.ledger import Machines, dollars
-from utils.deployment.prices import STORAGE, PriceList
+from utils.deployment.left_behind import LeftBehind
+from utils.deployment.prices import PriceList
 
-TAG = "course-run"
-PREFIX = "course-"  # of every name that the guard gives
-UNKNOWN = "price not known here"
 NOT_PLAYED = "NotImplemented"  # the offline AWS's code for a call that it lacks
 ENDED = {"Stopped", "Failed", "Deleting", "Deleted", "Completed"}
 DENIED = {"AccessDenied", "AccessDeniedException", "403", "UnauthorizedOperation"}
 NEVER_LOOKED_AT = (
     "other regions; SageMaker's other kinds, such as HyperPod clusters; other services"
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """Something that is in the account.
-
-    Attributes:
-        kind: such as "endpoint" or "log group".
-        name: what AWS calls it.
-        status: as AWS gives it; "" if it has none.
-        costs: in words; "nothing" if it costs nothing by being there.
-        hourly: it runs on machines that bill by the hour.
-        run: the run whose tag it carries; None without a tag, or if it is not known.
-        end: the command that stops or deletes it.
-    """
-
-    kind: str
-    name: str
-    status: str
-    costs: str
-    hourly: bool
-    end: str
-    run: str | None = None
-
-    def __str__(self) -> str:
-        """Return one line without the command."""
-        status = f" ({self.status})" if self.status else ""
-        run = f", {TAG} {self.run}" if self.run else ""
-        return f"{self.kind} {self.name}{status}{run}: {self.costs}"
 
 
 @dataclass(frozen=True)
@@ -137,11 +105,12 @@ def look(aws: Aws, prices: PriceList | None = None) -> Account:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    eye = _Eye(aws, prices or PriceList(aws))
+    prices = prices or PriceList(aws)
+    questions = Running(aws, prices).questions | LeftBehind(aws, prices).questions
     found: list[Found] = []
     looked, unplayed = [], []
     unseen: dict[str, str] = {}
-    for kind, ask in eye.questions.items():
+    for kind, ask in questions.items():
         try:
             found += ask()
         except ClientError as error:
@@ -165,14 +134,12 @@ def _reason(error: Any) -> str:
     return " ".join(str(error).split())
 
 
-class _Eye:
-    """The questions that an account is asked, by the plural of what they are for."""
+class Running(Asker):
+    """What bills by the hour in the region, whoever created it."""
 
     def __init__(self, aws: Aws, prices: PriceList):
-        self.aws = aws
-        self.prices = prices
-        self._clients: dict[str, Any] = {}
-        self.questions: dict[str, Callable[[], list[Found]]] = {
+        super().__init__(aws, prices)
+        self.questions = {
             "endpoints": self._endpoints,
             "inference components": self._components,
             "training jobs": lambda: self._jobs("training", "Training"),
@@ -181,18 +148,7 @@ class _Eye:
             "transform jobs": lambda: self._jobs("transform", "Transform"),
             "notebook instances": self._notebooks,
             "Studio apps": self._apps,
-            "endpoint configurations": lambda: self._free(
-                "endpoint configuration", "EndpointConfig", "endpoint-config"
-            ),
-            "models": lambda: self._free("model", "Model", "model"),
-            "scaling targets": self._targets,
-            "alarms": self._alarms,
-            "log groups": self._log_groups,
-            f"objects in s3://{aws.bucket}": self._objects,
-            f"incomplete uploads to s3://{aws.bucket}": self._uploads,
         }
-
-    # --- by the hour ------------------------------------------------------------------
 
     def _endpoints(self) -> list[Found]:
         """List every endpoint, also a failed one: it is there until it is deleted."""
@@ -367,167 +323,3 @@ class _Eye:
             costs = self._unpriced(((machine, 1),) if machine else None)
             found.append(Found("Studio app", name, item["Status"], costs, True, end))
         return found
-
-    # --- of the course ----------------------------------------------------------------
-
-    def _free(self, kind: str, word: str, command: str) -> list[Found]:
-        """List models or endpoint configurations, which cost nothing, by name."""
-        found = []
-        listed = f"list_{command.replace('-', '_')}s"
-        for item in self._list("sagemaker", listed, f"{word}s", NameContains=PREFIX):
-            name = item[f"{word}Name"]
-            if name.startswith(PREFIX):
-                flags = {f"{command}-name": name}
-                end = self._command("sagemaker", f"delete-{command}", flags)
-                run = self._run(item[f"{word}Arn"])
-                found.append(Found(kind, name, "", "nothing", False, end, run))
-        return found
-
-    def _targets(self) -> list[Found]:
-        """List what scales the course's endpoints."""
-        found = []
-        service = "application-autoscaling"
-        for item in self._list(
-            service,
-            "describe_scalable_targets",
-            "ScalableTargets",
-            ServiceNamespace="sagemaker",
-        ):
-            name = item["ResourceId"]
-            if name.startswith((f"endpoint/{PREFIX}", f"inference-component/{PREFIX}")):
-                flags = {
-                    "service-namespace": "sagemaker",
-                    "resource-id": name,
-                    "scalable-dimension": item["ScalableDimension"],
-                }
-                end = self._command(service, "deregister-scalable-target", flags)
-                found.append(Found("scaling target", name, "", "nothing", False, end))
-        return found
-
-    def _alarms(self) -> list[Found]:
-        """List alarms by name, those too that target tracking makes for an endpoint."""
-        found = []
-        for prefix in (PREFIX, f"TargetTracking-endpoint/{PREFIX}"):
-            for page in self._pages(
-                "cloudwatch", "describe_alarms", AlarmNamePrefix=prefix
-            ):
-                for key in ("MetricAlarms", "CompositeAlarms"):
-                    for item in page.get(key, []):
-                        name = item["AlarmName"]
-                        flags = {"alarm-names": name}
-                        end = self._command("cloudwatch", "delete-alarms", flags)
-                        found.append(Found("alarm", name, "", UNKNOWN, False, end))
-        return found
-
-    def _log_groups(self) -> list[Found]:
-        found = []
-        prefix = LOG_GROUPS + PREFIX
-        for item in self._list(
-            "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix
-        ):
-            name = item["logGroupName"]
-            flags = {"log-group-name": name}
-            end = self._command("logs", "delete-log-group", flags)
-            found.append(Found("log group", name, "", "by the amount", False, end))
-        return found
-
-    def _objects(self) -> list[Found]:
-        """List the course's folders in the bucket, with all versions of their objects.
-
-        Where a bucket keeps versions, deleting an object puts a marker before it and
-        leaves, and bills, every byte.
-        """
-        bucket = self.aws.bucket
-        folders: dict[str, list[tuple[int, bool]]] = {}
-        for page in self._pages(
-            "s3", "list_object_versions", Bucket=bucket, Prefix=PREFIX
-        ):
-            for item in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
-                top, slash, _ = item["Key"].partition("/")
-                size = item.get("Size")  # a delete marker has none
-                latest = size is not None and item["IsLatest"]
-                folders.setdefault(top + slash, []).append((size or 0, latest))
-        price = self.prices.of(STORAGE)
-        rate = UNKNOWN if price is None else f"${price.usd:g} per {price.per}"
-        found = []
-        for folder, items in folders.items():
-            size = sum(size for size, _ in items) / 1e9
-            objects = sum(latest for _, latest in items)
-            others = len(items) - objects  # older versions and delete markers
-            costs = f"{objects} objects, {others} older versions or markers, "
-            costs += f"{size:.3f} GB, {rate}"
-            name = f"s3://{bucket}/{folder}"
-            end = self._delete_versions(folder)
-            found.append(Found("S3 objects", name, "", costs, False, end))
-        return found
-
-    def _delete_versions(self, prefix: str) -> str:
-        """Return the command that deletes versions and markers, 1,000 at a time."""
-        # One object's name may begin as another's does; a folder's ends with "/".
-        only = "" if prefix.endswith("/") else f" | [?Key=='{prefix}']"
-        query = f"{{Objects: [Versions,DeleteMarkers][]{only}"
-        query += ".{Key: Key, VersionId: VersionId}}"
-        where = {"bucket": self.aws.bucket, "prefix": prefix, "max-items": "1000"}
-        where |= {"query": query, "output": "json"}
-        inner = self._command("s3api", "list-object-versions", where)
-        outer = self._command("s3api", "delete-objects", {"bucket": self.aws.bucket})
-        return f'{outer} --delete "$({inner})"'
-
-    def _uploads(self) -> list[Found]:
-        """List uploads that broke off: their parts bill and no listing shows them."""
-        bucket = self.aws.bucket
-        found = []
-        for item in self._list(
-            "s3", "list_multipart_uploads", "Uploads", Bucket=bucket, Prefix=PREFIX
-        ):
-            flags = {
-                "bucket": bucket,
-                "key": item["Key"],
-                "upload-id": item["UploadId"],
-            }
-            if item["Key"].startswith(PREFIX):
-                end = self._command("s3api", "abort-multipart-upload", flags)
-                name = f"s3://{bucket}/{item['Key']}"
-                costs = "its parts by the amount"
-                found.append(Found("incomplete upload", name, "", costs, False, end))
-        return found
-
-    # --- asking -----------------------------------------------------------------------
-
-    def _client(self, service: str) -> Any:
-        if service not in self._clients:
-            self._clients[service] = self.aws.session.client(service)
-        return self._clients[service]
-
-    def _pages(self, service: str, method: str, **given: Any) -> Iterator[dict]:
-        return iter(self._client(service).get_paginator(method).paginate(**given))
-
-    def _list(
-        self, service: str, method: str, key: str, **given: Any
-    ) -> Iterator[dict]:
-        """Yield what all pages of a listing hold under a key."""
-        for page in self._pages(service, method, **given):
-            yield from page.get(key) or []
-
-    def _optional(self, ask: Callable[..., Machines | None], *given: str) -> Any:
-        """Return an answer, or None where it is refused: the listing is not lost."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            return ask(*given)
-        except (BotoCoreError, ClientError):
-            return None
-
-    def _run(self, arn: str) -> str | None:
-        """Return the run whose tag something carries."""
-        tags = self._optional(
-            lambda: self._client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
-        )
-        runs = [tag["Value"] for tag in tags or [] if tag["Key"] == TAG]
-        return runs[0] if runs else None
-
-    def _command(self, service: str, verb: str, flags: dict[str, str]) -> str:
-        """Return a command of the AWS CLI, quoted for a shell."""
-        parts = [f"aws {service} {verb}"]
-        parts += [f"--{flag} {shlex.quote(value)}" for flag, value in flags.items()]
-        return " ".join([*parts, f"--region {self.aws.region}"])

@@ -136,7 +136,7 @@ def account_to_look_at(config: RunConfig) -> Aws:
         return connect_aws(config)
     session, identity = _real_session()
     named = os.environ.get(BUCKET_VARIABLE, "").strip()
-    bucket = named or _default_bucket(session, identity["Account"])
+    bucket = named or _sdk_bucket(session, identity["Account"])
     return Aws(session, session.region_name, "", bucket, real=True)
 
 
@@ -236,7 +236,7 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     """
     from botocore.exceptions import ClientError
 
-    default = _default_bucket(session, account)
+    default = _sdk_bucket(session, account)
     name = os.environ.get(BUCKET_VARIABLE, "").strip() or default
     try:
         session.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=account)
@@ -248,7 +248,7 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     return name
 
 
-def _default_bucket(session: boto3.Session, account: str) -> str:
+def _sdk_bucket(session: boto3.Session, account: str) -> str:
     """Return the name of the bucket that SageMaker's SDK makes by default."""
     return f"sagemaker-{session.region_name}-{account}"
 

@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from utils.deployment.account import PREFIX, TAG, Account, look
+from utils.deployment.account import Account, look
+from utils.deployment.asking import PREFIX, TAG
 from utils.deployment.aws import (
     FIRST_POLL,
     LOG_GROUPS,
