@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+import http.server
 import json
+import re
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import botocore.session
 import pytest
+from botocore.config import Config
+from botocore.exceptions import ReadTimeoutError
+from sagemaker.core import image_uris, resources
 
 from utils.course import run_config
 from utils.deployment import aws as account
 from utils.deployment.aws import (
+    LOG_GROUPS,
     Aws,
     AwsError,
     DeploymentError,
     artifact_bucket,
     connect_aws,
     execution_role,
+    execution_role_policy,
     iam_policy,
     wait_until_in_service,
 )
@@ -74,21 +86,159 @@ def test_bucket_is_named_never_guessed(aws, monkeypatch) -> None:
 # --- the policy -----------------------------------------------------------------------
 
 
-def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws) -> None:
-    text = iam_policy(aws)
+POLICIES = pytest.mark.parametrize("write", [iam_policy, execution_role_policy])
+# What AWS lets nobody narrow down to a resource, and which reads nothing.
+WRITES_ANYWHERE = {"cloudwatch:PutMetricData"}
+
+
+def actions_of(statement: dict[str, Any]) -> list[str]:
+    actions = statement["Action"]
+    return [actions] if isinstance(actions, str) else actions
+
+
+@POLICIES
+def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws, write) -> None:
+    text = write(aws)
     assert "${" not in text
     policy = json.loads(text)
     assert set(policy) == {"Version", "Statement"}
     for statement in policy["Statement"]:
-        actions = statement["Action"]
-        actions = [actions] if isinstance(actions, str) else actions
+        actions = actions_of(statement)
         assert not any("*" in action for action in actions), statement["Sid"]
         if statement["Resource"] == "*":
             reads = ("List", "Describe", "Get")
-            assert all(action.split(":")[1].startswith(reads) for action in actions)
+            beyond = set(actions) - WRITES_ANYWHERE
+            assert all(action.split(":")[1].startswith(reads) for action in beyond)
         if "iam:PassRole" in actions:
             assert statement["Resource"] == aws.role
             assert "iam:PassedToService" in json.dumps(statement["Condition"])
+
+
+@POLICIES
+def test_each_action_is_a_call_that_aws_has(aws, write) -> None:
+    """Held to botocore's model, but for what is a right and no call (IAM's pages)."""
+    no_calls = {
+        "iam:PassRole",
+        "sagemaker:InvokeEndpoint",  # of another service model, the runtime's
+        "sagemaker:InvokeEndpointWithResponseStream",
+        "s3:ListBucket",
+        "s3:ListBucketVersions",
+        "s3:ListBucketMultipartUploads",
+        "s3:GetObjectVersion",
+        "s3:DeleteObjectVersion",
+    }
+    session = botocore.session.get_session()
+    for statement in json.loads(write(aws))["Statement"]:
+        for action in set(actions_of(statement)) - no_calls:
+            service, operation = action.split(":")
+            assert operation in session.get_service_model(service).operation_names
+
+
+def test_execution_role_can_pull_read_and_log(aws) -> None:
+    """What SageMaker does under it, on the names that the lesson gives."""
+    name, account_id = "course-1-faq", aws.role.split(":")[4]
+    image = image_uris.retrieve("djl-lmi", region=aws.region, version="0.36.0")
+    registry, repository = image.partition(":")[0].split("/")
+    ecr = f"arn:aws:ecr:{aws.region}:{registry.split('.')[0]}:repository/{repository}"
+    group = f"arn:aws:logs:{aws.region}:{account_id}:log-group:{LOG_GROUPS}{name}"
+    bucket = f"arn:aws:s3:::{aws.bucket}"
+    needed = {
+        "s3:GetObject": f"{bucket}/{name}/model.tar.gz",
+        "s3:ListBucket": bucket,
+        "logs:CreateLogGroup": group,
+        "logs:CreateLogStream": f"{group}:log-stream:AllTraffic/i-1",
+        "logs:DescribeLogStreams": f"{group}:log-stream:",
+        "logs:PutLogEvents": f"{group}:log-stream:AllTraffic/i-1",
+        "cloudwatch:PutMetricData": "*",
+        "ecr:GetAuthorizationToken": "*",
+        "ecr:BatchCheckLayerAvailability": ecr,
+        "ecr:GetDownloadUrlForLayer": ecr,
+        "ecr:BatchGetImage": ecr,
+    }
+    granted = {
+        action: statement["Resource"]
+        for statement in json.loads(execution_role_policy(aws))["Statement"]
+        for action in actions_of(statement)
+    }
+    assert set(granted) == set(needed)
+    for action, resource in needed.items():
+        assert fnmatch.fnmatchcase(resource, granted[action]), action
+    assert not fnmatch.fnmatchcase(f"{bucket}/payroll.csv", granted["s3:GetObject"])
+
+
+@POLICIES
+@pytest.mark.parametrize(
+    "region, partition",
+    [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov"), ("eu-west-1", "aws")],
+)
+def test_partition_follows_from_the_region(aws, write, region, partition) -> None:
+    role = f"arn:{partition}:iam::123456789012:role/Execution"
+    text = write(dataclasses.replace(aws, region=region, role=role))
+    found = set(re.findall(r'"arn:([^:]*):', text))
+    assert found == {partition}
+
+
+# --- asking a model -------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent_model() -> Iterator[tuple[str, list[str]]]:
+    """A server that takes requests and answers none: its address, and the requests."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            over.wait(30)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+def ask_with_boto3(aws: Aws) -> None:
+    client = aws.session.client("sagemaker-runtime")
+    client.invoke_endpoint(EndpointName="faq", Body=b"{}")
+
+
+def ask_with_the_sdk(aws: Aws) -> None:
+    endpoint = resources.Endpoint(endpoint_name="faq")
+    endpoint.invoke(body=b"{}", session=aws.session, region=aws.region)
+
+
+@pytest.mark.parametrize("ask", [ask_with_boto3, ask_with_the_sdk])
+def test_a_model_that_is_too_slow_is_asked_once(
+    aws, silent_model, monkeypatch, ask
+) -> None:
+    url, asked = silent_model
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", url)
+    monkeypatch.setattr(account, "READ_TIMEOUT", 0.3)
+    account.forget_sdk_clients()
+    with pytest.raises(ReadTimeoutError):
+        ask(aws)
+    account.forget_sdk_clients()
+    assert asked == ["/endpoints/faq/invocations"]
+
+
+def test_only_what_asks_a_model_waits_longer_and_never_tries_again(aws) -> None:
+    config = aws.session.client("sagemaker-runtime").meta.config
+    assert config.read_timeout == account.READ_TIMEOUT == 70
+    assert config.retries["total_max_attempts"] == 1
+    own = Config(retries={"max_attempts": 10}, user_agent_extra="mine")
+    config = aws.session.client("sagemaker-runtime", config=own).meta.config
+    assert config.retries["total_max_attempts"] == 1
+    assert config.user_agent_extra == "mine"
+    for service in ("s3", "sagemaker"):
+        config = aws.session.client(service).meta.config
+        assert "total_max_attempts" not in config.retries
 
 
 # --- waiting for an endpoint ----------------------------------------------------------

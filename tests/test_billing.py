@@ -13,7 +13,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
 from support.endpoints import AMI, IMAGE
-from utils.deployment import billing
+from utils.deployment import billing, ledger
 from utils.deployment.aws import DeploymentError
 from utils.deployment.billing import TAG, BillingGuard
 from utils.deployment.prices import Price, read_snapshot
@@ -154,7 +154,7 @@ def test_a_failing_cell_deletes_everything(aws) -> None:
         guard._after_cell(Result)
         assert models(aws) == set()
         guard._after_cell(Result)
-    assert len(said) == 1
+    assert sum(line.startswith("The cell failed") for line in said) == 1
 
 
 def test_a_later_guard_watches_what_the_sdk_creates(aws) -> None:
@@ -224,6 +224,20 @@ def everything(session):
     return set().union(*(names(session, kind) for kind in kinds))
 
 
+def wait_for_log(logs, group):
+    """Wait for the log, which is written once the endpoint has failed."""
+    deadline = time.monotonic() + 60
+    while not logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def delete_log(session, endpoint):
+    logs, group = session.client("logs"), f"/aws/sagemaker/Endpoints/{endpoint}"
+    wait_for_log(logs, group)
+    logs.delete_log_group(logGroupName=group)
+
+
 @pytest.fixture
 def by_hand(aws):
     """What a learner made without the guard; it must be there at the end."""
@@ -232,10 +246,7 @@ def by_hand(aws):
     s3, logs = session.client("s3"), session.client("logs")
     s3.put_object(Bucket=aws.bucket, Key="by-hand", Body=b"mine")
     group = "/aws/sagemaker/Endpoints/course-by-hand"
-    deadline = time.monotonic() + 60  # the log is written once the endpoint has failed
-    while not logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_log(logs, group)
     yield session
     assert everything(session) == {"course-by-hand"}
     assert names(session, "endpoint") == {"course-by-hand"}
@@ -295,15 +306,177 @@ def test_what_is_left_is_listed_at_the_end(aws) -> None:
     create_model(other, aws, "course-lost-a", Tags=lost)
     with BillingGuard(aws, said.append) as guard:
         create_model(aws.session, aws, guard.name("a"))
+        said.clear()
         guard.teardown()
-    assert said == [
-        "Still there with the tag course-run:",
-        "  model course-lost-a (another run, lost)",
-    ]
-    other.client("sagemaker").delete_model(ModelName="course-lost-a")
-    said.clear()
-    guard.teardown()
-    assert said == ["Nothing with the tag course-run is left in this account."]
+        assert said[1] == "  model course-lost-a, course-run lost: nothing"
+        assert said[2].split()[:3] == ["aws", "sagemaker", "delete-model"]
+        assert not any(guard.run in line for line in said)
+        other.client("sagemaker").delete_model(ModelName="course-lost-a")
+        said.clear()
+        guard.teardown()
+        assert "nothing of the course is left, of what was looked at" in said[0]
+
+
+# --- what no handler of this guard sees -----------------------------------------------
+
+
+def test_a_client_of_the_guard_before_creates_for_the_guard_after(aws) -> None:
+    """A guard's cell that is run twice: a client keeps the handlers of its time."""
+    first = BillingGuard(aws, silent)
+    client = aws.session.client("sagemaker")
+    with BillingGuard(aws, silent) as second:
+        client.create_model(
+            ModelName=second.name("a"),
+            ExecutionRoleArn=aws.role,
+            PrimaryContainer={"Image": IMAGE},
+        )
+        assert first.entries == []
+        assert guard_names(second) == [second.name("a")]
+        assert second.tagged() == [(f"model {second.name('a')}", second.run)]
+    assert models(aws) == set()
+
+
+def guard_names(guard):
+    return [entry.name for entry in guard.entries]
+
+
+def test_what_a_client_from_before_the_guard_creates_is_listed_not_deleted(aws) -> None:
+    """Neither the tag nor the ledger knows of it; the account does."""
+    session = boto3.Session(region_name=aws.region)
+    before = session.client("sagemaker")
+    said = []
+    with BillingGuard(aws, said.append) as guard:
+        plain, strange = guard.name("b"), "my-llm-endpoint"
+        create_model(session, aws, plain)
+        create_config(session, plain)
+        for name in (plain, strange):
+            before.create_endpoint(EndpointName=name, EndpointConfigName=plain)
+        assert guard.entries == []
+        assert f"endpoint {plain}" in guard.remaining()
+        said.clear()
+        guard.teardown()
+        for name in (plain, strange):
+            line = next(n for n, line in enumerate(said) if f"endpoint {name} " in line)
+            assert f"${price('ml.g5.xlarge'):.4f} an hour" in said[line]
+            end = f"delete-endpoint --endpoint-name {name} --region {aws.region}"
+            assert said[line + 1] == f"    aws sagemaker {end}"
+        assert not any("nothing bills" in line for line in said)
+        assert names(session, "endpoint") == {plain, strange}
+        for name in (plain, strange):
+            wait_for_log(session.client("logs"), f"/aws/sagemaker/Endpoints/{name}")
+            before.delete_endpoint(EndpointName=name)
+        before.delete_endpoint_config(EndpointConfigName=plain)
+        before.delete_model(ModelName=plain)
+        delete_log(session, plain)
+    assert guard.remaining() == []
+
+
+def test_a_guard_lists_at_its_start_what_another_runs(aws) -> None:
+    """Another kernel has an endpoint up: it is named, with its run, and stays."""
+    other = BillingGuard(aws, silent)
+    create_endpoint(aws.session, aws, other.name("faq"))
+    BillingGuard.active = None  # in that kernel's process there is no other guard
+    said = []
+    session = boto3.Session(region_name=aws.region)
+    with BillingGuard(dataclasses.replace(aws, session=session), said.append):
+        start = "\n".join(said)
+        assert "this bills by the hour. No guard deletes it; you can:" in said[0]
+        assert f"  endpoint {other.name('faq')} " in start
+        assert f"{TAG} {other.run}: 1 × ml.g5.xlarge, $" in start
+    assert names(session, "endpoint") == {other.name("faq")}
+    other.close()
+    assert names(session, "endpoint") == set()
+
+
+# --- deleting -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def versioned(aws):
+    """A bucket that keeps the versions of its objects."""
+    s3 = aws.session.client("s3")
+    s3.create_bucket(Bucket="versioned")
+    s3.put_bucket_versioning(
+        Bucket="versioned", VersioningConfiguration={"Status": "Enabled"}
+    )
+    yield dataclasses.replace(aws, bucket="versioned")
+    listed = s3.list_object_versions(Bucket="versioned")
+    for item in (*listed.get("Versions", []), *listed.get("DeleteMarkers", [])):
+        s3.delete_object(
+            Bucket="versioned", Key=item["Key"], VersionId=item["VersionId"]
+        )
+    s3.delete_bucket(Bucket="versioned")
+
+
+def test_all_versions_of_an_upload_go_and_a_neighbour_stays(versioned) -> None:
+    theirs = boto3.Session(region_name=versioned.region).client("s3")
+    with BillingGuard(versioned, silent) as guard:
+        s3, key = versioned.session.client("s3"), guard.name("faq")
+        theirs.put_object(Bucket="versioned", Key=f"{key}-2", Body=b"neighbour")
+        for body in (b"one", b"two"):
+            s3.put_object(Bucket="versioned", Key=key, Body=body)
+        s3.delete_object(Bucket="versioned", Key=key)  # leaves a marker
+        assert f"S3 objects s3://versioned/{key}" in guard.remaining()
+        guard.teardown()
+        assert guard.remaining() == [f"S3 objects s3://versioned/{key}-2"]
+    listed = theirs.list_object_versions(Bucket="versioned")
+    assert [item["Key"] for item in listed["Versions"]] == [f"{key}-2"]
+    assert "DeleteMarkers" not in listed
+
+
+def test_what_others_wrote_under_the_same_key_stays(versioned) -> None:
+    theirs = boto3.Session(region_name=versioned.region).client("s3")
+    theirs.put_object(Bucket="versioned", Key="k", Body=b"theirs")
+    with BillingGuard(versioned, silent):
+        versioned.session.client("s3").put_object(
+            Bucket="versioned", Key="k", Body=b"ours"
+        )
+    listed = theirs.list_object_versions(Bucket="versioned")["Versions"]
+    assert len(listed) == 1
+    found = theirs.get_object(Bucket="versioned", Key="k")["Body"].read()
+    assert found == b"theirs"
+
+
+def test_an_upload_in_parts_that_broke_off_is_ended_and_anothers_is_not(aws) -> None:
+    theirs = boto3.Session(region_name=aws.region).client("s3")
+    with BillingGuard(aws, silent) as guard:
+        where = {"Bucket": aws.bucket, "Key": guard.name("big")}
+        mine = aws.session.client("s3").create_multipart_upload(**where)["UploadId"]
+        other = theirs.create_multipart_upload(**where)["UploadId"]
+        assert mine != other
+        guard.teardown()
+        left = theirs.list_multipart_uploads(Bucket=aws.bucket)["Uploads"]
+        assert [item["UploadId"] for item in left] == [other]
+        address = f"s3://{aws.bucket}/{guard.name('big')}"
+        assert guard.remaining() == [f"incomplete upload {address}"]
+        theirs.abort_multipart_upload(**where, UploadId=other)
+    assert guard.remaining() == []
+
+
+def test_teardown_waits_for_an_endpoint_that_is_being_created(aws, monkeypatch) -> None:
+    """SageMaker refuses to delete it until then; the refusal is not the end."""
+    answers = []
+
+    class Busy(io.BytesIO):
+        def stream(self, **_):
+            yield self.read()
+
+    def refuse(request, **_):
+        answers.append(request)
+        if len(answers) > 2:
+            return None
+        text = b'{"__type": "ValidationException", "message": "in-progress endpoint"}'
+        return AWSResponse(request.url, 400, {}, Busy(text))
+
+    monkeypatch.setattr(billing, "FIRST_POLL", 0.01)
+    event = "before-send.sagemaker.DeleteEndpoint"
+    with BillingGuard(aws, silent) as guard:
+        create_endpoint(aws.session, aws, guard.name("faq"))
+        aws.session.events.register(event, refuse)
+        guard.teardown()
+        aws.session.events.unregister(event, refuse)
+        assert len(answers) >= 3
+    assert names(aws.session, "endpoint") == set()
 
 
 # --- what it costs --------------------------------------------------------------------
@@ -324,6 +497,7 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(billing, "time", clock)
+    monkeypatch.setattr(ledger, "time", clock)
     return clock
 
 
@@ -341,7 +515,7 @@ def test_cost_an_hour_and_in_total(aws, clock) -> None:
     create_endpoint(aws.session, aws, guard.name("faq"), count=2)
     usd = 2 * price("ml.g5.xlarge")
     rate = f"2 × ml.g5.xlarge, ${usd:.4f} an hour"
-    assert said == [f"On AWS this bills from now on: {rate}."]
+    assert said[-1] == f"On AWS this bills from now on: {rate}."
     assert rate in guard._repr_markdown_()
     clock.now += 1800
     bill = guard.bill()

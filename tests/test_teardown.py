@@ -30,6 +30,11 @@ NOT_CALLED_HERE = {
     "s3:AbortMultipartUpload": "only when the upload of a large archive breaks off",
     "logs:FilterLogEvents": "only when an endpoint fails",
     "sagemaker:UpdateEndpoint": "section 11 tells of it",
+    "sagemaker:DescribeTrainingJob": "only when a training job runs in the account",
+    "sagemaker:DescribeProcessingJob": "only when a processing job does",
+    "sagemaker:DescribeTransformJob": "only when a transform job does",
+    "s3:GetObjectVersion": "only in a bucket that keeps versions",
+    "s3:DeleteObjectVersion": "only in a bucket that keeps versions",
 }
 # Calls whose action has another name; None for those that need no right here.
 ACTIONS = {
@@ -41,6 +46,8 @@ ACTIONS = {
     ("s3", "HeadObject"): "s3:GetObject",
     ("s3", "HeadBucket"): "s3:ListBucket",
     ("s3", "ListObjectsV2"): "s3:ListBucket",
+    ("s3", "ListObjectVersions"): "s3:ListBucketVersions",
+    ("s3", "ListMultipartUploads"): "s3:ListBucketMultipartUploads",
     ("s3", "CreateMultipartUpload"): "s3:PutObject",
     ("s3", "UploadPart"): "s3:PutObject",
     ("s3", "CompleteMultipartUpload"): "s3:PutObject",
@@ -139,14 +146,15 @@ def test_policy_allows_the_names_that_the_notebook_uses(sample) -> None:
         if action is None or allowed()[action] == ["*"]:
             continue
         if "Key" in params:
-            names = [f"arn:aws:s3:::${{Bucket}}/{params['Key']}"]
+            names = [f"arn:${{Partition}}:s3:::${{Bucket}}/{params['Key']}"]
         elif call["service"] == "s3":
-            names = ["arn:aws:s3:::${Bucket}"]
+            names = ["arn:${Partition}:s3:::${Bucket}"]
         elif "logGroupName" in params:
             group = params["logGroupName"]
-            names = [f"arn:aws:logs:${{Region}}:${{Account}}:log-group:{group}"]
+            arn = "arn:${Partition}:logs:${Region}:${Account}"
+            names = [f"{arn}:log-group:{group}"]
         else:
-            arn = "arn:aws:sagemaker:${Region}:${Account}"
+            arn = "arn:${Partition}:sagemaker:${Region}:${Account}"
             names = [
                 f"{arn}:{kind}/{params[key]}"
                 for key, kind in kinds.items()

@@ -8,6 +8,9 @@
   packed as `model.py` and imports nothing of ours.
 - `serving`: serve an artifact on this machine, and time it.
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.
+- `account`: what bills there, whoever made it: `python -m utils.deployment bill`.
+- `left_behind`, `asking`: what is there under the course's names; how AWS is asked.
 - `billing`: what was created, what it costs, and its deletion.
+- `ledger`: the entries of what was created, and the bill.
 - `prices`: AWS's price list, or the dated snapshot.
 """

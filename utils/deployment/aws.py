@@ -6,12 +6,14 @@ reading its log. The offline AWS is reached through this module only.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import string
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.course import ROOT, CourseError, RunConfig
@@ -22,17 +24,20 @@ if TYPE_CHECKING:
     import boto3
 
 __all__ = [
+    "EXECUTION_POLICY",
     "FIRST_POLL",
     "LOG_GROUPS",
     "POLICY",
     "Aws",
     "AwsError",
     "DeploymentError",
+    "account_to_look_at",
     "artifact_bucket",
     "connect_aws",
     "connect_real",
     "endpoint_log",
     "execution_role",
+    "execution_role_policy",
     "forget_sdk_clients",
     "iam_policy",
     "wait_until_in_service",
@@ -43,7 +48,11 @@ BUCKET_VARIABLE = "SAGEMAKER_BUCKET"
 FIRST_POLL = 0.5  # seconds between looks at an endpoint; the pause grows …
 LONGEST_POLL = 15  # … up to this
 LOG_LINES = 12
+# SageMaker ends a reply after 60 seconds; botocore's own description of InvokeEndpoint
+# says that the SDK's socket should wait 70 where a model takes nearly as long.
+READ_TIMEOUT = 70
 POLICY = ROOT / "data" / "aws" / "iam_policy.json"
+EXECUTION_POLICY = ROOT / "data" / "aws" / "execution_role_policy.json"
 
 
 class AwsError(CourseError):
@@ -94,13 +103,77 @@ def connect_aws(config: RunConfig) -> Aws:
     """
     if config.aws == "local":
         offline = OfflineAws.running()
-        return Aws(offline.session, offline.region, offline.role, offline.bucket)
+        key = offline.session.get_credentials()
+        session = _session_with(key.access_key, key.secret_key, offline.region)
+        return Aws(session, offline.region, offline.role, offline.bucket)
     return connect_real()
 
 
 def connect_real() -> Aws:
     """Connect to the account behind the usual credentials; see `connect_aws`."""
+    session, identity = _real_session()
+    role = execution_role(session, identity["Arn"])
+    bucket = artifact_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, role, bucket, real=True)
+
+
+def account_to_look_at(config: RunConfig) -> Aws:
+    """Return the account that `config.aws` names, to be read only.
+
+    It needs neither role nor bucket: whoever has lost both may still be billed.
+
+    Raises:
+        AwsError: if the real account cannot be reached, or no offline AWS runs here.
+    """
+    if config.aws == "local":
+        if OfflineAws.current is None:
+            raise AwsError(
+                "COURSE_AWS=local: an offline AWS lives only inside the process that "
+                "started it, such as a notebook's kernel, and ends with it. It costs "
+                "nothing, and from here nothing of it can be seen. To look at the "
+                "account behind your credentials, set COURSE_AWS=real."
+            )
+        return connect_aws(config)
+    session, identity = _real_session()
+    named = os.environ.get(BUCKET_VARIABLE, "").strip()
+    bucket = named or _sdk_bucket(session, identity["Account"])
+    return Aws(session, session.region_name, "", bucket, real=True)
+
+
+@functools.cache
+def _patient_session() -> type[boto3.Session]:
+    """Return the class of the course's sessions, whose clients ask a model once.
+
+    A model that takes longer than botocore's 60 seconds is not asked again while it
+    still works on the first request. By default boto3 asks up to five times, the
+    SageMaker SDK up to eleven: its `Config(retries={"max_attempts": 10})` counts
+    without the first. Both make their client for InvokeEndpoint here, through
+    `Session.client`. Clients for all else try again as ever.
+    """
     import boto3
+    from botocore.config import Config
+
+    class PatientSession(boto3.Session):
+        def client(self, service_name: str, *given: Any, **named: Any) -> Any:
+            if service_name == "sagemaker-runtime":
+                patient = Config(
+                    read_timeout=READ_TIMEOUT, retries={"total_max_attempts": 1}
+                )
+                config = named.get("config") or Config()
+                named["config"] = config.merge(patient)
+            return super().client(service_name, *given, **named)
+
+    return PatientSession
+
+
+@functools.cache
+def _session_with(access: str, secret: str, region: str) -> boto3.Session:
+    """Return the course's session with a key, the same each time."""
+    return _patient_session()(access, secret, region_name=region)
+
+
+def _real_session() -> tuple[boto3.Session, dict[str, str]]:
+    """Return a session with the usual credentials, and who that is."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     if OfflineAws.current is not None:
@@ -108,7 +181,7 @@ def connect_real() -> Aws:
             "This process is connected to the offline AWS. Restart the kernel to "
             "change to COURSE_AWS=real."
         )
-    session = boto3.Session()
+    session = _patient_session()()
     if session.region_name is None:
         raise AwsError("No AWS region is set. Set AWS_DEFAULT_REGION, say us-east-1.")
     try:
@@ -118,9 +191,7 @@ def connect_real() -> Aws:
             f"COURSE_AWS=real needs AWS credentials, and there are none that work "
             f"({error}). Run `aws configure sso`, or set COURSE_AWS=local."
         ) from error
-    role = execution_role(session, identity["Arn"])
-    bucket = artifact_bucket(session, identity["Account"])
-    return Aws(session, session.region_name, role, bucket, real=True)
+    return session, identity
 
 
 def execution_role(session: boto3.Session, caller: str) -> str:
@@ -165,7 +236,7 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     """
     from botocore.exceptions import ClientError
 
-    default = f"sagemaker-{session.region_name}-{account}"
+    default = _sdk_bucket(session, account)
     name = os.environ.get(BUCKET_VARIABLE, "").strip() or default
     try:
         session.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=account)
@@ -177,18 +248,40 @@ def artifact_bucket(session: boto3.Session, account: str) -> str:
     return name
 
 
+def _sdk_bucket(session: boto3.Session, account: str) -> str:
+    """Return the name of the bucket that SageMaker's SDK makes by default."""
+    return f"sagemaker-{session.region_name}-{account}"
+
+
 # --- what the course may do there -----------------------------------------------------
 
 
 def iam_policy(aws: Aws) -> str:
-    """Return the policy with the course's rights, filled in for this account.
+    """Return the caller's policy with the course's rights, filled in for this account.
 
     First used in lesson 06, section 5.
     """
-    account = aws.role.split(":")[4]
-    text = string.Template(POLICY.read_text("utf-8"))
-    return text.substitute(
-        Region=aws.region, Account=account, Bucket=aws.bucket, Role=aws.role
+    return _filled_in(POLICY, aws)
+
+
+def execution_role_policy(aws: Aws) -> str:
+    """Return the policy of the role that SageMaker assumes, filled in likewise.
+
+    With it SageMaker pulls the image, reads the archive, and writes logs and metrics.
+    Without the four actions of ECR an endpoint fails before its container starts
+    (aws/deep-learning-containers #759, sagemaker-python-sdk #2002).
+    """
+    return _filled_in(EXECUTION_POLICY, aws)
+
+
+def _filled_in(policy: Path, aws: Aws) -> str:
+    """Fill in a policy; the partition (China's, GovCloud's) follows from the region."""
+    return string.Template(policy.read_text("utf-8")).substitute(
+        Partition=aws.session.get_partition_for_region(aws.region),
+        Region=aws.region,
+        Account=aws.role.split(":")[4],
+        Bucket=aws.bucket,
+        Role=aws.role,
     )
 
 

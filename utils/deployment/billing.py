@@ -4,10 +4,10 @@
 tagged with this run, and what it uploads to S3 is marked with it; the log group that an
 endpoint writes to is noted by name. All of it is deleted at the end, when a cell fails,
 or when the kernel ends in order. What does not carry this run's tag or mark is never
-deleted.
+deleted; at its start and at its end the guard lists what else bills in the account.
 
-A kernel that is killed, or a machine that is lost, deletes nothing: look in the console
-for names that begin with `course-`.
+A kernel that is killed, or a machine that is lost, deletes nothing: then
+`python -m utils.deployment bill` lists what is there, and how to delete it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from utils.deployment.account import Account, look
+from utils.deployment.asking import PREFIX, TAG
 from utils.deployment.aws import (
     FIRST_POLL,
     LOG_GROUPS,
@@ -28,10 +29,9 @@ from utils.deployment.aws import (
     DeploymentError,
     forget_sdk_clients,
 )
+from utils.deployment.ledger import Bill, Entry, Machines, dollars
 from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
 
-TAG = "course-run"
-PREFIX = "course-"  # of every name that the guard gives
 DELETE_TIMEOUT = 900  # an endpoint in transition refuses to be deleted for a while
 LOG_GROUP = "log group"
 UPLOAD = "S3 object"
@@ -42,102 +42,6 @@ KINDS = {
     "endpoint configuration": ("EndpointConfig", "EndpointConfigName"),
     "model": ("Model", "ModelName"),
 }
-Machines = tuple[tuple[str, int], ...]  # instance types and how many of each
-
-
-@dataclass
-class Entry:
-    """A resource that this run created.
-
-    Attributes:
-        kind: a key of KINDS, LOG_GROUP or UPLOAD.
-        name: what AWS calls it.
-        created: when, in seconds since 1970.
-        deleted: likewise; None while it exists.
-        confirmed: AWS has said that the creation succeeded.
-        machines: since when which machines run for it; None where that is not known.
-        gigabytes: what it holds on S3.
-    """
-
-    kind: str
-    name: str
-    created: float
-    deleted: float | None = None
-    confirmed: bool = False
-    machines: list[tuple[float, Machines | None]] = field(default_factory=list)
-    gigabytes: float = 0.0
-
-    @property
-    def bills_by_the_hour(self) -> bool:
-        """Whether it costs money just by being there."""
-        return self.kind == "endpoint"
-
-    @property
-    def seconds(self) -> float:
-        """How long it has existed, or did exist."""
-        return (self.deleted or time.time()) - self.created
-
-    @property
-    def hours_of(self) -> list[tuple[Machines | None, float]]:
-        """Its machines and for how many hours they ran, in the order of time."""
-        ends = [since for since, _ in self.machines[1:]]
-        ends.append(self.deleted or time.time())
-        return [
-            (machines, max(0.0, end - since) / 3600)
-            for (since, machines), end in zip(self.machines, ends, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Bill:
-    """What a run costs on AWS, as far as prices are known.
-
-    Attributes:
-        lines: (what, hours, US dollars an hour or None) for each thing that bills.
-        prices: those that were used.
-        billed: whether this was the AWS that bills.
-    """
-
-    lines: tuple[tuple[str, float, float | None], ...]
-    prices: tuple[Price, ...]
-    billed: bool
-
-    @property
-    def total(self) -> float:
-        """US dollars, without what has no known price."""
-        return sum(hours * (usd or 0) for _, hours, usd in self.lines)
-
-    def __str__(self) -> str:
-        """Return the total as one sentence."""
-        what = "This run has cost" if self.billed else "On AWS this run would have cost"
-        unknown = [name for name, _, usd in self.lines if usd is None]
-        more = f", without {', '.join(unknown)}: no price known" if unknown else ""
-        return f"{what} about ${self.total:.4f}{more}."
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self) -> str:
-        """Return a table: a line for each thing that bills, the total, the sources."""
-        if not self.lines:
-            return "Nothing that bills was created."
-        rows = ["| what | hours | an hour | comes to |", "|:--|--:|--:|--:|"]
-        for what, hours, usd in self.lines:
-            rate = "not known" if usd is None else dollars(usd)
-            cost = "not known" if usd is None else dollars(hours * usd)
-            rows.append(f"| {what} | {hours:.4f} | {rate} | {cost} |")
-        return "\n".join([*rows, "", str(self), "", *map(_source, self.prices)])
-
-
-def dollars(usd: float) -> str:
-    """Write an amount as it is read: "$1.4084", "under $0.001"."""
-    return f"${usd:.4f}" if usd >= 0.001 or usd == 0 else "under $0.001"
-
-
-def _source(price: Price) -> str:
-    return (
-        f"- {price.item}: ${price.usd:g} per {price.per} in {price.region}, read "
-        f"{price.read_on} in {price.source}"
-    )
 
 
 class BillingGuard:
@@ -169,19 +73,33 @@ class BillingGuard:
         for kind, (operation, key) in KINDS.items():
             self._on(
                 f"provide-client-params.sagemaker.Create{operation}",
-                self._noter(kind, key),
+                lambda guard, kind=kind, key=key: guard._noter(kind, key),
             )
-        self._on("provide-client-params.sagemaker.UpdateEndpoint", self._note_update)
-        self._on("after-call.sagemaker.CreateEndpoint", self._confirm)
-        self._on("after-call.sagemaker.DescribeEndpoint", self._see_end_of_update)
+        ask, answer = "provide-client-params", "after-call"
+        self._on(f"{ask}.sagemaker.UpdateEndpoint", lambda guard: guard._note_update)
+        self._on(f"{answer}.sagemaker.CreateEndpoint", lambda guard: guard._confirm)
+        self._on(
+            f"{answer}.sagemaker.DescribeEndpoint",
+            lambda guard: guard._see_end_of_update,
+        )
         for operation in ("PutObject", "CreateMultipartUpload"):
-            self._on(f"provide-client-params.s3.{operation}", self._note_upload)
+            self._on(f"{ask}.s3.{operation}", lambda guard: guard._note_upload)
+        self._on(f"{answer}.s3.CreateMultipartUpload", lambda guard: guard._note_parts)
         self._renew_sdk_client()
         self._notebook = _notebook()
         if self._notebook is not None:
             self._notebook.events.register("post_run_cell", self._after_cell)
         atexit.register(self.close)
         BillingGuard.active = self
+        self._say_account(self.account())
+
+    def account(self) -> Account:
+        """Ask AWS what bills in the account, whoever created it, and what is left."""
+        return look(self.aws, self.prices)
+
+    def _say_account(self, account: Account) -> None:
+        for line in account.lines():
+            self._say(line)
 
     def name(self, what: str) -> str:
         """Return a name that no other learner in the account uses."""
@@ -189,9 +107,23 @@ class BillingGuard:
 
     # --- recording -------------------------------------------------------------------
 
-    def _on(self, event: str, handler: Callable) -> None:
+    def _on(self, event: str, method: Callable[[BillingGuard], Callable]) -> None:
+        def handler(**given: Any) -> Any:
+            return method(self._watching())(**given)
+
         self.aws.session.events.register(event, handler)
         self._handlers.append((event, handler))
+
+    def _watching(self) -> BillingGuard:
+        """Return this guard, or the one that has taken its place.
+
+        A client keeps the handlers of the guard in whose time it was made. What it
+        creates when the guard's cell has run again is the later guard's to delete.
+        """
+        later = BillingGuard.active
+        if self._handlers or later is None or later.aws.session is not self.aws.session:
+            return self
+        return later
 
     def _renew_sdk_client(self) -> None:
         """Make the SageMaker SDK's one client anew.
@@ -278,6 +210,14 @@ class BillingGuard:
         marked = {**params.get("Metadata", {}), TAG: self.run}
         return {**params, "Metadata": marked}
 
+    def _note_parts(self, parsed: dict, **_: Any) -> None:
+        """Note the upload in parts that S3 has begun, to end it should it break off."""
+        if "UploadId" in parsed:
+            name = f"s3://{parsed['Bucket']}/{parsed['Key']}"
+            for entry in self.entries:
+                if entry.name == name and entry.deleted is None:
+                    entry.uploads.append(parsed["UploadId"])
+
     @property
     def _tag(self) -> dict[str, str]:
         return {"Key": TAG, "Value": self.run}
@@ -287,20 +227,16 @@ class BillingGuard:
     def teardown(self) -> None:
         """Delete what this run created and is still there, then say what is left.
 
-        It may be called again.
+        Said is what bills in the account and what is left of the course, of whatever
+        run, asked anew; and what could not be looked at. It may be called again.
 
         Raises:
             DeploymentError: if something could not be deleted, with its name.
         """
-        self._delete_all()
-        left = self.tagged()
-        if not left:
-            self._say(f"Nothing with the tag {TAG} is left in this account.")
-            return
-        self._say(f"Still there with the tag {TAG}:")
-        for name, run in left:
-            whose = "this run" if run == self.run else f"another run, {run}"
-            self._say(f"  {name} ({whose})")
+        try:
+            self._delete_all()
+        finally:
+            self._say_account(self.account())
 
     def _delete_all(self, keep_logs: bool = False) -> None:
         """Delete what this run created, in the order of `KINDS`, uploads last.
@@ -354,19 +290,34 @@ class BillingGuard:
         entry.deleted = time.time()
 
     def _delete_upload(self, entry: Entry) -> None:
-        """Delete an object, unless it is not the one that this run uploaded."""
-        from botocore.exceptions import ClientError
+        """Delete all versions of an object that this run uploaded, and no others.
 
+        In a bucket that keeps versions, a deletion without a version's id would put a
+        marker before the object and leave every byte. The listing is by the beginning
+        of the key, so that objects whose keys go on from this one are left out.
+        """
         client = self.aws.session.client("s3")
         bucket, _, key = entry.name.removeprefix("s3://").partition("/")
-        try:
-            found = client.head_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
-                raise
-        else:
+        for upload in entry.uploads:
+            # One that was completed, or ended by the library, is there no more.
+            with contextlib.suppress(client.exceptions.NoSuchUpload):
+                client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        pages = client.get_paginator("list_object_versions").paginate(
+            Bucket=bucket, Prefix=key
+        )
+        versions, markers = [], []
+        for page in pages:
+            versions += [v for v in page.get("Versions", []) if v["Key"] == key]
+            markers += [v for v in page.get("DeleteMarkers", []) if v["Key"] == key]
+        ours = []
+        for version in versions:
+            found = client.head_object(Bucket=bucket, Key=key, **_version(version))
             if found["Metadata"].get(TAG) == self.run:
-                client.delete_object(Bucket=bucket, Key=key)
+                ours.append(version)
+        if ours and len(ours) == len(versions):
+            ours += markers  # which hide nobody else's version
+        for version in ours:
+            client.delete_object(Bucket=bucket, Key=key, **_version(version))
         entry.deleted = time.time()
 
     def _delete_log(self, entry: Entry) -> None:
@@ -395,16 +346,27 @@ class BillingGuard:
         return self._tag in tags
 
     def remaining(self) -> list[str]:
-        """List what SageMaker has with this run's tag, and CloudWatch with its name.
+        """List what there is with this run's tag or under its name, asked anew.
 
-        Both are asked anew.
+        That includes what a client created that this guard does not watch, if it bears
+        a name that the guard gave; uploads in the bucket with all their versions;
+        alarms, scaling targets and logs.
+
+        Raises:
+            DeploymentError: if something could not be looked at.
         """
-        logs = self.aws.session.client("logs")
-        groups = logs.describe_log_groups(logGroupNamePrefix=LOG_GROUPS + self.name(""))
+        account = self.account()
+        if account.unseen:
+            reasons = [f"{kind} ({why})" for kind, why in account.unseen.items()]
+            raise DeploymentError(
+                f"What remains cannot be told. Not looked at: {'; '.join(reasons)}."
+            )
         left = [name for name, run in self.tagged() if run == self.run]
-        return left + [
-            f"{LOG_GROUP} {group['logGroupName']}" for group in groups["logGroups"]
+        mine = self.name("")
+        left += [
+            f"{item.kind} {item.name}" for item in account.found if mine in item.name
         ]
+        return list(dict.fromkeys(left))
 
     def tagged(self) -> list[tuple[str, str]]:
         """List everything on SageMaker that carries the course's tag, of whatever run.
@@ -461,6 +423,7 @@ class BillingGuard:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+        self._say_account(self.account())
         if any(entry.bills_by_the_hour for entry in self.entries):
             self._say(str(self.bill()))
 
@@ -563,6 +526,13 @@ def _machines(configuration: dict) -> Machines:
         for variant in configuration["ProductionVariants"]
         if "InstanceType" in variant
     )
+
+
+def _version(version: dict) -> dict[str, str]:
+    """Return what names a version; nothing for the object of a bucket without them."""
+    if version["VersionId"] == "null" and version["IsLatest"]:
+        return {}
+    return {"VersionId": version["VersionId"]}
 
 
 def _suffix(operation: str) -> str:

@@ -3,9 +3,11 @@
 The real package is found only inside the container image. This one answers requests as
 DJL Serving 0.36.0 was recorded to answer them (tests/data/djl_conformance.json):
 
-- `inputs`, `outputs`, `pair_list`: what an entry point imports;
+- `inputs`, `outputs`, `pair_list`, `async_utils`, `encode_decode`: what an entry point
+  imports;
 - `layout`: what an archive means to the server, and the rules by which it refuses one;
 - `worker`: the Python process that holds one copy of the model;
+- `async_replies`: what becomes of a reply in asynchronous mode;
 - `server`: the front end with `/ping` and `/invocations`, the queue and the batches;
 - `process`: the whole as a process that is started, asked and stopped;
 - `lmi_vllm`: the handler that the image brings for artifacts without code.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ import time
 import urllib.parse
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -26,6 +28,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from . import async_replies
 from .layout import (
     STARTING_RULES,
     HangError,
@@ -57,6 +60,7 @@ NO_PART_NAME = (
     'Cannot invoke "io.netty.handler.codec.http.multipart.Attribute.getValue()" '
     'because "nameAttribute" is null'
 )
+CHUNK_TIMEOUT = 120  # seconds; the real server's chunked_read_timeout
 RESTART_PAUSE = 0.5  # seconds between tries of a worker that never gets ready
 
 
@@ -109,12 +113,26 @@ class Job:
     """One request on its way through the queue; `events` carry the reply back.
 
     Events are tuples: ("whole", code, message, properties, pairs), or ("stream", code,
-    message, properties) followed by ("chunk", bytes) … ("end",), or ("error", error).
+    message, properties) followed by ("chunk", bytes) … ("end",), or ("error", error);
+    ("wait",) says that a stream is to follow, and changes nothing else.
     """
 
     properties: dict[str, str]
     content: list[tuple[str, bytes]]
     events: queue.Queue = field(default_factory=queue.Queue)
+    chunk_timeout: float | None = None  # seconds for each event after the first
+
+    def next_event(self) -> tuple:
+        """Wait for the next event.
+
+        Raises:
+            BrokenPipeError: if a stream stays silent; the connection is to be cut.
+        """
+        try:
+            return self.events.get(timeout=self.chunk_timeout)
+        except queue.Empty:
+            log.error("java.lang.IllegalStateException: Read chunk timeout.")
+            raise BrokenPipeError("a stream has stayed silent") from None
 
 
 class Worker:
@@ -307,6 +325,96 @@ class Worker:
             self.process.stdin.close()
 
 
+class AsyncWorker(Worker):
+    """A process whose handler has all requests at once (option.async_mode=true).
+
+    Neither the size of the queue nor `predict_timeout` bounds it, as recorded.
+    """
+
+    def __init__(self, model: ServedModel, log_tail: deque):
+        super().__init__(model, log_tail)
+        self._numbers = itertools.count()
+        self._jobs: dict[int, Job] = {}
+        self._begun: set[int] = set()  # streams of which a piece has been sent
+        self._changing = threading.Lock()
+        self._lost = False
+
+    def predict(self, jobs: Sequence[Job]) -> None:
+        """Hand a job to the process; `listen` hears of the reply.
+
+        A batch is refused: an asynchronous handler makes one reply.
+        """
+        if len(jobs) > 1:
+            fault = f"Batch output size mismatch, expected: {len(jobs)}, actual: 1"
+            for job in jobs:
+                error = FrontEndError(400, "TranslateException", fault)
+                job.events.put(("error", error))
+            return
+        (job,) = jobs
+        job.properties["request_tracking_id"] = str(uuid.uuid4())
+        with self._changing:
+            if self._lost:
+                self._end(job, begun=False)
+                return
+            number = next(self._numbers)
+            self._jobs[number] = job
+            # If the process is gone, `listen` answers this job with the others.
+            with contextlib.suppress(OSError):
+                self.connection.send((number, *self._request(jobs)))
+
+    def listen(self, on_loss: Callable[[], None]) -> None:
+        """Pass on what the process sends until it ends or sends what has no meaning.
+
+        Args:
+            on_loss: called before the jobs that are left get their error.
+        """
+        try:
+            while True:
+                self._pass_on(*self.connection.recv())
+        except (EOFError, OSError):
+            log.error("Python worker disconnected.")
+        except Exception:
+            log.exception("%s", async_replies.LOST)
+        self.process.kill()
+        on_loss()
+        with self._changing:
+            self._lost = True
+            for number, job in self._jobs.items():
+                self._end(job, number in self._begun)
+            self._jobs.clear()
+
+    def _pass_on(self, number: int, kind: str, *reply: Any) -> None:
+        if kind == "done":
+            self._jobs.pop(number, None)
+            self._begun.discard(number)
+            return
+        job = self._jobs.get(number)
+        if job is None:
+            return
+        if kind == "generator":
+            job.chunk_timeout = CHUNK_TIMEOUT
+            job.events.put(("wait",))
+            return
+        events = async_replies.events_of(reply, number in self._begun)
+        for event in events:
+            job.events.put(event)
+        if events[0][0] == "stream":
+            self._begun.add(number)
+        if events[-1][0] in ("whole", "end"):
+            self._jobs.pop(number)  # what comes after the last piece is not sent
+
+    @staticmethod
+    def _end(job: Job, begun: bool) -> None:
+        for event in async_replies.failed(500, async_replies.LOST, begun):
+            job.events.put(event)
+
+    def stop(self) -> None:
+        """End the process at once; then the thread that listens ends, too."""
+        if self.process is not None:
+            self.process.kill()
+        super().stop()
+
+
 def _error_text(kind: str, rest: Sequence) -> str:
     """Return the field `error` of a reply, after a colon, if it has one."""
     try:
@@ -376,12 +484,16 @@ class ModelRunner:
         self._batch_size = self.model.batch_size
         self._batch_delay = self.model.max_batch_delay
         for _ in range(self.model.workers):
-            worker = Worker(self.model, self.log_tail)
+            kind = AsyncWorker if self.model.async_mode else Worker
+            worker = kind(self.model, self.log_tail)
             self._workers.append(worker)
             worker.start()
         self._idle = len(self._workers)
         for worker in self._workers:
             threading.Thread(target=self._work, args=(worker,), daemon=True).start()
+            if isinstance(worker, AsyncWorker):
+                listen, loss = worker.listen, (self._fail,)
+                threading.Thread(target=listen, args=loss, daemon=True).start()
 
     def submit(self, job: Job) -> None:
         """Put a job into the queue.
@@ -394,7 +506,8 @@ class ModelRunner:
                 raise self._not_ready()
             room = self._queue_size - len(self._jobs)
             # As in DJL, the last place in the queue is kept free while all are busy.
-            if room <= 0 or (room == 1 and self._idle == 0):
+            full = room <= 0 or (room == 1 and self._idle == 0)
+            if full and not self.model.async_mode:
                 raise FrontEndError(
                     503,
                     "WlmCapacityException",
@@ -822,7 +935,9 @@ class FrontEnd(BaseHTTPRequestHandler):
         runner = self.server_state.find(name)
         job = Job({**properties, "requestId": str(uuid.uuid4())}, content)
         runner.submit(job)
-        kind, *rest = job.events.get()
+        kind, *rest = job.next_event()
+        while kind == "wait":
+            kind, *rest = job.next_event()
         if kind == "error":
             raise rest[0]
         code, message, headers = rest[:3]
@@ -853,7 +968,7 @@ class FrontEnd(BaseHTTPRequestHandler):
         return [("data", body)]
 
     def _stream(self, job: Job, code: int, reason: str, headers: dict) -> None:
-        event = job.events.get()
+        event = job.next_event()
         if event[0] == "end":
             self._reply(code, reason, headers, b"")
             return
@@ -862,7 +977,7 @@ class FrontEnd(BaseHTTPRequestHandler):
             if event[1]:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(event[1]), event[1]))
                 self.wfile.flush()
-            event = job.events.get()
+            event = job.next_event()
         if event[0] == "error":
             self.close_connection = True  # no last chunk: the client sees it broke off
             return

@@ -101,18 +101,12 @@ def scan_for_formatters(folder: Path) -> None:
             traceback.print_exc()
 
 
-def call(module: ModuleType, handler: str, inputs: Any, async_mode: bool) -> Any:
-    """Call the handler and turn whatever happens into an `Output`.
-
-    Raises:
-        Exception: of an asynchronous handler at the warm-up, which ends the worker.
-    """
+def call(module: ModuleType, handler: str, inputs: Any) -> Any:
+    """Call the handler and turn whatever happens into an `Output`."""
     from djl_python import Output
 
     try:
         outputs = getattr(module, handler)(inputs)
-        if async_mode:
-            outputs = asyncio.run(_await(outputs))
         if outputs is None:
             return Output(204, "No content")
         if not isinstance(outputs, Output):
@@ -120,27 +114,15 @@ def call(module: ModuleType, handler: str, inputs: Any, async_mode: bool) -> Any
         return outputs
     except Exception as error:
         traceback.print_exc()
-        if async_mode and inputs.is_empty():
-            raise
-        if type(error).__name__ in OUT_OF_MEMORY or "out of memory" in str(error):
-            return Output(507, str(error))
-        return Output().error(str(error))
+        return _out_of_memory(error) or Output().error(str(error))
 
 
-async def _await(result: Any) -> Any:
-    """Return the result of an asynchronous handler; gather a stream in its order."""
-    if not inspect.isasyncgen(result):
-        # A synchronous handler that returned None fails here, as it does in DJL.
-        return await result
+def _out_of_memory(error: Exception) -> Any:
     from djl_python import Output
 
-    items = [item async for item in result]
-    if len(items) == 1 and isinstance(items[0], Output):
-        return items[0]
-    chunks = [
-        item.content.value_at(0) if isinstance(item, Output) else item for item in items
-    ]
-    return Output().add_stream_content(chunks, lambda chunk: chunk)
+    if type(error).__name__ in OUT_OF_MEMORY or "out of memory" in str(error):
+        return Output(507, str(error))
+    return None
 
 
 def send(connection: Connection, outputs: Any) -> None:
@@ -167,6 +149,97 @@ def _chunks(outputs: Any) -> Iterator[bytes]:
         yield str(error).encode("utf-8")
 
 
+def make_input(properties: dict[str, str], pairs: list[tuple[str, bytes]]) -> Any:
+    """Return the `Input` that a message of the server stands for."""
+    from djl_python import Input
+
+    inputs = Input()
+    inputs.properties = properties
+    for key, value in pairs:
+        inputs.content.add(key, value)
+    inputs.function_name = properties["handler"]
+    return inputs
+
+
+class AsyncEngine:
+    """Calls an asynchronous handler for each request at once, however many there are.
+
+    Messages have the number of their request before them: (number, properties, pairs)
+    come in; (number, "reply", code, message, properties, pairs) go out, one for each
+    piece of a stream, after (number, "generator") and before (number, "done").
+    """
+
+    def __init__(self, connection: Connection, module: ModuleType):
+        self.connection, self.module = connection, module
+        self._tasks: set[asyncio.Task] = set()
+
+    async def run(self) -> None:
+        """Answer the warm-up, then every request until the server is gone."""
+        inputs = make_input(*self.connection.recv())
+        try:
+            # A synchronous handler that returned None fails here, as it does in DJL.
+            await getattr(self.module, inputs.function_name)(inputs)
+        except Exception as error:
+            traceback.print_exc()
+            self.connection.send(("failed", f"{type(error).__name__}: {error}"))
+            sys.exit(1)
+        self.connection.send(("whole", 200, "OK", {}, []))
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
+
+        def read() -> None:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    message = self.connection.recv()
+                    loop.call_soon_threadsafe(arrived.put_nowait, message)
+            os._exit(0)  # the server is gone, or done with this process
+
+        threading.Thread(target=read, daemon=True, name="requests").start()
+        while True:
+            number, *content = await arrived.get()
+            task = loop.create_task(self._answer(number, make_input(*content)))
+            self._tasks.add(task)  # the loop itself keeps no task alive
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, number: int, inputs: Any) -> None:
+        from djl_python import Output
+
+        try:
+            outputs = await getattr(self.module, inputs.function_name)(inputs)
+            if inspect.isasyncgen(outputs):
+                await self._stream(number, outputs)
+                return
+            if outputs is None:
+                outputs = Output(204, "No content")
+            elif not isinstance(outputs, Output):
+                print(f"Invalid type returned from the handler: {type(outputs)}")
+                outputs = Output(424, "invoke handler failure")
+        except Exception as error:
+            traceback.print_exc()
+            outputs = _out_of_memory(error) or Output(
+                424, "service.invoke_handler_async() failure"
+            )
+        self._send(number, outputs)
+        self.connection.send((number, "done"))
+
+    async def _stream(self, number: int, pieces: Any) -> None:
+        """Send each piece; one that raises, or never says "last", leaves all waiting.
+
+        That is what the real server does: the client's connection is cut in the end.
+        """
+        self.connection.send((number, "generator"))
+        try:
+            async for piece in pieces:
+                self._send(number, piece)
+        except Exception:
+            traceback.print_exc()
+        self.connection.send((number, "done"))
+
+    def _send(self, number: int, outputs: Any) -> None:
+        pairs = list(zip(outputs.content.keys, outputs.content.values, strict=True))
+        head = (outputs.code, outputs.message, dict(outputs.properties))
+        self.connection.send((number, "reply", *head, pairs))
+
+
 def run(connection: Connection) -> None:
     """Load the model named in the first message, then answer until the end."""
     settings = connection.recv()
@@ -181,20 +254,12 @@ def run(connection: Connection) -> None:
         sys.exit(1)
     scan_for_formatters(folder)
     connection.send(("started",))
-
-    from djl_python import Input
-
+    if settings["async_mode"]:
+        asyncio.run(AsyncEngine(connection, module).run())
+        return
     while True:
-        inputs = Input()
-        inputs.properties, pairs = connection.recv()
-        for key, value in pairs:
-            inputs.content.add(key, value)
-        inputs.function_name = inputs.properties["handler"]
-        try:
-            outputs = call(module, inputs.function_name, inputs, settings["async_mode"])
-        except Exception as error:
-            connection.send(("failed", f"{type(error).__name__}: {error}"))
-            sys.exit(1)
+        inputs = make_input(*connection.recv())
+        outputs = call(module, inputs.function_name, inputs)
         send(connection, outputs)
         try:
             outputs.execute_finalize()

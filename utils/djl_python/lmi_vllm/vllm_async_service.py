@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from djl_python import Input, Output
+from djl_python.async_utils import create_non_stream_output
 
 DEFAULT_NEW_TOKENS = 30
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -46,8 +47,9 @@ async def handle(inputs: Input) -> Output | None:
     try:
         reply = service.answer(inputs.get_as_json())
     except (KeyError, TypeError, ValueError) as error:
-        return Output().error(f"Input parsing failed: {error}")
-    return Output().add_property("content-type", "application/json").add_as_json(reply)
+        said = f"Input parsing failed: {error}"
+        return create_non_stream_output("", error=said, code=424)
+    return create_non_stream_output(reply)
 
 
 class Service:
