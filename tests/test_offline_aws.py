@@ -370,7 +370,8 @@ def test_ended_parent_leaves_no_worker(number) -> None:
 DOORS = {
     "offline_aws": {"deployment/aws.py"},
     "djl_python": {
-        "deployment/checks.py",
+        "deployment/findings.py",
+        "deployment/trial.py",
         "deployment/serving.py",
         "offline_aws/logs.py",
         "exercises/lesson_06.py",

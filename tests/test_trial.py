@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from support.tiny_artifact import save_adapter, save_base
+from support.tiny_artifact import save_chat_adapter, save_chat_base
 from utils.deployment import artifact
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -67,9 +67,10 @@ def test_an_artifact_that_answers_with_an_error_cannot_pass(copied) -> None:
 
 
 def test_one_of_several_adapters_that_does_nothing_is_named(tmp_path) -> None:
-    base = save_base(tmp_path / "base")
-    good = save_adapter(tmp_path / "good", base)
-    idle = save_adapter(tmp_path / "idle", base)
+    kind = "names itself"
+    base = save_chat_base(tmp_path / "base", kind)  # vLLM serves it with LoRA
+    good = save_chat_adapter(tmp_path / "good", base, kind)
+    idle = save_chat_adapter(tmp_path / "idle", base, kind)
     zeros = {
         name: tensor * (".lora_B." not in name)
         for name, tensor in load_file(idle / Path(WEIGHTS).name).items()

@@ -1,8 +1,14 @@
 """From an adapter to an endpoint that answers, and its end (lesson 06).
 
 - `artifact`: lay out and pack `model.tar.gz`; `python -m utils.deployment.artifact`.
-- `checks`: what would keep an artifact from starting.
+- `checks`: what would keep an artifact from starting: all the rooms that follow.
+- `findings`: what they share: findings, the report, where the parts lie.
+- `archive_checks`, `secret_checks`: its members and layout; keys and tokens in it.
+- `properties_checks`, `requirements_checks`: serving.properties; requirements.txt.
+- `code_checks`, `async_checks`: the entry point; its replies in asynchronous mode.
+- `model_checks`, `no_code_checks`: base and tokenizer; what vLLM would not serve.
 - `adapter_checks`: whether an adapter fits its base, as peft itself lays it out.
+- `image`: what the container image has, and what its vLLM serves.
 - `trial`: run an artifact once, and see whether its answers depend on its adapter.
 - `deployment_model`: the entry point: requests, decoding parameters, answers. It is
   packed as `model.py` and imports nothing of ours.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.djl_python.layout import Finding
+from utils.deployment.findings import Finding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

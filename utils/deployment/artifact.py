@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.deployment.checks import (
+from utils.deployment.checks import validate
+from utils.deployment.findings import (
     ADAPTER_FILES,
     ADAPTERS_FOLDER,
     CHAT_TEMPLATE,
@@ -28,8 +29,8 @@ from utils.deployment.checks import (
     ArtifactError,
     Finding,
     Report,
-    validate,
 )
+from utils.deployment.image import LORA_RANKS, least_rank
 from utils.files import replace_folder, write_file, write_json
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ DJL_VERSION = "0.36.0"  # of the container image, which notebook 06 looks up
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -189,10 +189,7 @@ def build_without_code(
                 {
                     "option.enable_lora": "true",
                     "option.max_loras": len(adapters),
-                    # vLLM takes these values only.
-                    "option.max_lora_rank": min(
-                        r for r in LORA_RANKS if r >= max(ranks)
-                    ),
+                    "option.max_lora_rank": max(8, least_rank(max(ranks))),
                 }
             )
         else:

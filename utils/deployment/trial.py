@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from utils.djl_python.layout import VLLM_HANDLER, Finding, LoadError
+from utils.deployment.findings import VLLM_HANDLER, Finding, LoadError
 from utils.djl_python.server import Server
 
 PROMPTS = (

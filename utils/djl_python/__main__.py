@@ -17,7 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from .layout import LoadError, unpack
+from .archives import unpack
+from .layout import LoadError
 from .process import NAMED_VARIABLES
 from .server import Server
 

@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -367,29 +365,6 @@ def read_description(folder: Path) -> dict:
     return description
 
 
-def unpack(archive: Path, target: Path) -> Path:
-    """Unpack a model.tar.gz into `target`/model, as SageMaker does.
-
-    Returns:
-        the folder.
-
-    Raises:
-        LoadError: if the file is no gzipped tar or a member would leave the folder.
-    """
-    store = target / STORE_NAME
-    store.mkdir(parents=True)
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(store, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        shutil.rmtree(store, ignore_errors=True)
-        finding = Finding(
-            archive.name, f"could not be unpacked ({error})", "Pack it again"
-        )
-        raise LoadError(finding) from error
-    return store
-
-
 # --- rules of the server ---
 
 
@@ -435,8 +410,9 @@ def no_requirements(model: ServedModel) -> Iterator[Finding]:
     if (model.folder / REQUIREMENTS).is_file():
         yield Finding(
             REQUIREMENTS,
-            "pip runs when the container starts; a failure is only logged and the "
-            "model is served without the packages",
+            "pip installs it when the container starts; a failure is only logged, and "
+            "the model is served without the packages. Offline nothing is installed, "
+            "so that the offline AWS refuses the archive",
             "Leave it out: the image has torch, transformers and peft",
             "warning",
         )
