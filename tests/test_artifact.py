@@ -142,7 +142,7 @@ def test_saved_parts_are_untouched_by_building(built, tmp_path) -> None:
 
 def test_command_line(built, copied, capsys) -> None:
     archive = str(built / "model.tar.gz")
-    assert artifact.main(["check", archive, "--no-load"]) == 0
+    assert artifact.main(["check", archive]) == 0
     assert "can be deployed" in capsys.readouterr().out
     (copied / "model.py").unlink()
     assert artifact.main(["check", str(copied)]) == 1

@@ -13,6 +13,7 @@ import pytest
 
 from utils.deployment import artifact
 from utils.deployment import checks as artifact_checks
+from utils.deployment.trial import try_to_load
 from utils.djl_python import layout
 from utils.djl_python.layout import LoadError
 from utils.djl_python.server import Server
@@ -29,7 +30,7 @@ def test_recorded_artifacts_that_do_not_start_are_found(scenario, tmp_path) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (tmp_path / "artifact").mkdir(exist_ok=True)
-    report = artifact.validate(tmp_path / "artifact")
+    report = artifact.validate(tmp_path / "artifact", load=True)
     answers = [step.get("got") for step in scenario["steps"]]
     needs_name = any(
         isinstance(got, dict) and "model_name is required" in got.get("body", "")
@@ -39,7 +40,7 @@ def test_recorded_artifacts_that_do_not_start_are_found(scenario, tmp_path) -> N
 
 
 def test_a_good_artifact_has_no_findings(built) -> None:
-    report = artifact.validate(built / "model.tar.gz")
+    report = artifact.validate(built / "model.tar.gz", load=True)
     assert report.ok and report.findings == []
     assert "can be deployed" in str(report)
 
@@ -503,7 +504,7 @@ def test_file_over_the_limit_and_file_packed_twice(
 def test_adapter_on_the_wrong_base_would_not_load_either(built, copied) -> None:
     """The check by shapes agrees with what happens when it is loaded."""
     other_base(copied)
-    (found,) = artifact_checks.try_to_load(copied, copied.parent / "trial")
+    (found,) = try_to_load(copied, copied.parent / "trial", {}, None)
     assert "size mismatch" in found.what
 
 
@@ -595,15 +596,15 @@ def test_entry_point_without_a_statement(tmp_path: Path) -> None:
 
 def test_entry_point_by_its_module_name(copied) -> None:
     line("=model.py", "=model")(copied)
-    assert artifact.validate(copied).findings == []
+    assert artifact.validate(copied, load=True).findings == []
     put("model.py", "def handle():\n    return None\n")(copied)
     assert "takes 0 arguments" in str(artifact.validate(copied))
 
 
 def test_what_only_the_image_can_load_is_not_tried(copied, monkeypatch) -> None:
     line("=model.py", "=djl_python.huggingface")(copied)
-    monkeypatch.setattr(artifact_checks, "try_to_load", pytest.fail)
-    assert artifact.validate(copied).ok
+    monkeypatch.setattr(artifact_checks, "_try_artifact", pytest.fail)
+    assert artifact.validate(copied, load=True).ok
 
 
 def test_pip_is_asked_on_demand_only(copied, monkeypatch) -> None:

@@ -2,6 +2,8 @@
 
 - `artifact`: lay out and pack `model.tar.gz`; `python -m utils.deployment.artifact`.
 - `checks`: what would keep an artifact from starting.
+- `adapter_checks`: whether an adapter fits its base, as peft itself lays it out.
+- `trial`: run an artifact once, and see whether its answers depend on its adapter.
 - `deployment_model`: the entry point: requests, decoding parameters, answers. It is
   packed as `model.py` and imports nothing of ours.
 - `serving`: serve an artifact on this machine, and time it.

@@ -416,7 +416,9 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="say what would go wrong with it")
     check.add_argument("path", type=Path, help="folder or model.tar.gz")
     check.add_argument(
-        "--no-load", action="store_true", help="only look at the files; do not load"
+        "--load",
+        action="store_true",
+        help="also run it and ask it; without this nothing in it is executed",
     )
     check.add_argument(
         "--resolve",
@@ -425,7 +427,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        report = validate(options.path, not options.no_load, options.resolve)
+        report = validate(options.path, options.load, options.resolve)
     except ArtifactError as error:
         parser.exit(2, f"{error}\n")
     sys.stdout.write(f"{report}\n")

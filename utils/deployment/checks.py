@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from utils.course import CourseError
+from utils.deployment.adapter_checks import fit_of
 from utils.djl_python import layout
 from utils.djl_python.layout import VLLM_HANDLER, Finding, LoadError, ServedModel
 
@@ -192,13 +192,17 @@ class Artifact:
             self.unreadable = broken.finding
 
 
-def validate(path: Path, load: bool = True, resolve: bool = False) -> Report:
+def validate(path: Path, load: bool = False, resolve: bool = False) -> Report:
     """Check an artifact under the server's own rules.
+
+    Nothing in the artifact is executed unless `load` asks for it.
 
     Args:
         path: a folder, or a `model.tar.gz`.
-        load: also load it as the server would, in a process of its own, if nothing
-            was found that would stop it. It takes as long as loading takes.
+        load: also load it as the server would, in a process of its own without this
+            machine's keys and tokens, if nothing was found that would stop it, and
+            see that its answers depend on its adapter. It runs the archive's code,
+            and takes as long as loading takes.
         resolve: also ask pip whether a requirements.txt can be met; nothing is
             installed, but the package index is asked.
 
@@ -233,7 +237,7 @@ def validate(path: Path, load: bool = True, resolve: bool = False) -> Report:
             if resolve:
                 report.collect(check_resolution(model))
         if load and report.ok and not any(map(_is_of_image, artifact.models)):
-            report.collect(try_to_load(store, Path(temporary) / "trial"))
+            report.collect(_try_artifact(artifact, Path(temporary) / "trial"))
     return report
 
 
@@ -725,7 +729,6 @@ def check_adapters(model: ServedModel) -> Iterator[Finding]:
                 f"Write option.max_lora_rank={rank}",
             )
         yield from _check_adapter_files(adapter, f"{ADAPTERS_FOLDER}/{adapter.name}")
-        yield from _check_fit(model.folder, adapter)
 
 
 def _adapters(model: ServedModel) -> list[Path]:
@@ -861,6 +864,8 @@ def check_base(model: ServedModel) -> Iterator[Finding]:
             "Name the folder of the base, or its id on the hub",
         )
     base = _packed_base(model)
+    if name:
+        yield from _inside("option.base_model", name)
     if name and not base and name.count("/") != 1:
         yield error(
             "option.base_model",
@@ -873,11 +878,22 @@ def check_base(model: ServedModel) -> Iterator[Finding]:
         yield error(name, "has no config.json", "Pack the base's configuration")
 
 
+def _inside(key: str, name: str) -> Iterator[Finding]:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        yield error(
+            key,
+            f"{name} leads out of the archive, to a folder of this machine",
+            "Pack the folder, and name it as it is called in the archive",
+        )
+
+
 def check_adapter(model: ServedModel) -> Iterator[Finding]:
     """Find an adapter that is not complete, or that vLLM could not serve."""
     adapter, name = _adapter(model), model.options.get("adapter_checkpoint")
     if not adapter:
         return
+    yield from _inside("option.adapter_checkpoint", name)
     yield from _check_adapter_files(adapter, name)
     kind = _read_object(adapter / ADAPTER_SETTINGS).get("peft_type", "LORA")
     if kind != "LORA":
@@ -1033,92 +1049,39 @@ def check_saved(model: ServedModel) -> Iterator[Finding]:
 
 
 def check_fit(model: ServedModel) -> Iterator[Finding]:
-    """Find an adapter that was trained on another base."""
-    base, adapter = _packed_base(model), _adapter(model)
-    if base and adapter:
-        yield from _check_fit(base, adapter)
-
-
-def _check_fit(base: Path, adapter: Path) -> Iterator[Finding]:
-    """Compare the shapes of LoRA's matrices with those of the layers they change."""
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        return
-    layers: dict[str, list[int]] = {}
-    for path in [*sorted(base.glob("*.safetensors")), weights]:
-        try:
-            shapes = safetensors_shapes(path)
-        except (OSError, ValueError) as problem:
-            what = f"cannot be read as safetensors ({problem})"
-            yield error(path.name, what, "Save it again")
-            return
-        if path != weights:
-            layers |= shapes
-    misfit = next(_misfits(shapes, layers), None) if layers else None
-    if misfit:
-        yield error(
-            f"{adapter.name}/{weights.name}",
-            f"does not fit the base: {misfit}",
-            "Pack the base on which the adapter was trained",
-        )
-
-
-def _misfits(
-    matrices: dict[str, list[int]], layers: dict[str, list[int]]
-) -> Iterator[str]:
-    pattern = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-    for name, shape in matrices.items():
-        match = pattern.fullmatch(name)
-        if match is None:
-            continue
-        layer, side = match[1], match[2]
-        full = layers.get(f"{layer}.weight")
-        wanted = full and (full[1] if side == "A" else full[0])
-        actual = shape[1] if side == "A" else shape[0]
-        if wanted != actual:
-            known = f"has {wanted}" if full else "is not there"
-            yield f"{name} expects {actual} features of {layer}, which {known}"
-
-
-def safetensors_shapes(path: Path) -> dict[str, list[int]]:
-    """Return name and shape of each tensor, read from the file's header alone.
-
-    Raises:
-        ValueError: if the file has no such header, or is shorter than it says.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            raise ValueError("no header")
-        header = json.loads(file.read(length))
-    ends = [e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"]
-    missing = 8 + length + max(ends, default=0) - path.stat().st_size
-    if missing > 0:
-        raise ValueError(f"{missing} bytes are missing at its end")
-    return {
-        name: entry["shape"] for name, entry in header.items() if name != "__metadata__"
-    }
+    """Find base, adapters and tokenizer that do not fit together."""
+    if model.entry_point == VLLM_HANDLER:
+        base = model.folder
+        pairs = [(adapter, base) for adapter in _adapters(model)]
+        described = (base / "config.json").is_file()
+        pairs = pairs or ([(None, base)] if described else [])
+    else:
+        base, adapter = _packed_base(model), _adapter(model)
+        # The entry point takes the adapter's tokenizer where there is one.
+        own = adapter and (adapter / "tokenizer.json").is_file()
+        pairs = [(adapter, adapter if own else base)] if base else []
+    for adapter, tokenizer in pairs:
+        yield from fit_of(base, adapter, tokenizer / "tokenizer.json")
 
 
 # --- loading ---
 
 
-def try_to_load(store: Path, trial: Path) -> Iterator[Finding]:
-    """Load a copy of the artifact, in the folder `trial`, as the server would."""
-    from utils.djl_python.server import Server
+def _try_artifact(artifact: Artifact, trial: Path) -> Iterator[Finding]:
+    """Load a copy of the artifact and ask it; see `utils.deployment.trial`."""
+    from utils.deployment.trial import try_to_load
 
-    shutil.copytree(store, trial / "model")
-    server = Server(trial / "model", allow_requirements=True)
-    try:
-        server.load(give_up_after=1)
-    except LoadError as broken:
-        last = next((x.strip() for x in reversed(server.log_tail) if x.strip()), "")
-        what = str(broken).rstrip(".")
-        if last and last not in what:
-            what += f" (the worker's last words: {last})"
-        yield error("loading", what, "Correct what the worker's log says")
-    finally:
-        server.stop()
+    adapters: dict[str, Path] = {}
+    base = None
+    for model in artifact.models:  # an artifact without an error has one at most
+        if model.entry_point == VLLM_HANDLER:
+            # Where lora is off, `check_adapters` says so.
+            adapters = {folder.name: folder for folder in _adapters(model)}
+            base = None if "model_id" in model.options else model.folder
+        elif adapter := _adapter(model):
+            adapters = {model.options.get("adapter_name") or "adapter": adapter}
+            base = _packed_base(model)
+    yield from try_to_load(artifact.store, trial, adapters, base)
 
 
 # --- the list ---
