@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import types
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,7 @@ from support.tiny_models import CHATS, tiny_tokenizer
 from utils.course import ROOT
 from utils.deployment import artifact
 from utils.djl_python import Input
+from utils.djl_python.async_replies import binary_decode
 from utils.helpers import (
     END_KEY,
     INFERENCE_PROMPT,
@@ -211,6 +215,119 @@ def test_stream_passes_an_error_on(model, monkeypatch) -> None:
     output = model.handle(request({"inputs": QUESTION, "stream": True}))
     with pytest.raises(ValueError, match="no memory"):
         list(output.stream_content)
+
+
+# --- asynchronous mode ----------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(built):
+    module = import_entry_point()
+    assert asyncio.run(module.handle_async(warm_up_input(built / "artifact"))) is None
+    return module
+
+
+def ask_async(module, *bodies):
+    """The fields of each reply, a list of them for a stream; all asked at once."""
+
+    async def one(body):
+        output = await module.handle_async(request(body))
+        if not hasattr(output, "__aiter__"):
+            return binary_decode(output.content.value_at(0))
+        return [binary_decode(piece.content.value_at(0)) async for piece in output]
+
+    async def every():
+        return await asyncio.gather(*map(one, bodies))
+
+    return asyncio.run(every())
+
+
+def test_asynchronous_entry_point_before_it_is_loaded() -> None:
+    (early,) = ask_async(import_entry_point(), {"inputs": "too early"})
+    assert (early["code"], early["error"]) == ("503", "the model is not loaded yet")
+
+
+def test_a_text_that_fails_does_not_touch_its_company(
+    desk, in_process, monkeypatch
+) -> None:
+    plain = desk.Service._continue
+
+    def broken(self, rows, deadline, watch=None):
+        if any("poison" in row.text for row in rows):
+            raise RuntimeError("index out\nof range")
+        return plain(self, rows, deadline, watch)
+
+    monkeypatch.setattr(desk.Service, "_continue", broken)
+    bodies = [{"inputs": "poison"}, {"inputs": QUESTION}]
+    bodies += [body | {"stream": True} for body in bodies]
+    bad, good, bad_stream, good_stream = ask_async(desk, *bodies)
+    assert (bad["code"], bad["error"]) == ("424", "index out of range")
+    assert json.loads(good["data"])["generated_text"] == in_process[0][0]
+    (end,) = bad_stream
+    assert (end["last"], end["code"]) == ("True", "424")
+    assert [one["last"] for one in good_stream] == [
+        *["False"] * (len(good_stream) - 1),
+        "True",
+    ]
+
+
+def test_a_stream_that_fails_half_way_ends_in_an_error(desk, monkeypatch) -> None:
+    plain = desk._Ending._ends
+
+    def broken(self, row, ids):
+        if len(ids) == 12:
+            raise RuntimeError("half way")
+        return plain(self, row, ids)
+
+    monkeypatch.setattr(desk._Ending, "_ends", broken)
+    body = {"inputs": QUESTION, "stream": True}
+    parameters = {"max_new_tokens": 40, "ignore_eos_token": True}
+    (pieces,) = ask_async(desk, body | {"parameters": parameters})
+    assert len(pieces) > 1 and all(one["last"] == "False" for one in pieces[:-1])
+    assert pieces[-1]["error"] == "half way" and pieces[-1]["last"] == "True"
+
+
+def test_asynchronous_answers_have_a_time_limit(desk, monkeypatch) -> None:
+    """Also while the model is stuck; the next client is served."""
+    stuck = threading.Event()
+    plain = desk.Service._continue
+
+    def slow(self, *arguments):
+        stuck.wait(30)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(desk.Service, "_continue", slow)
+    monkeypatch.setattr(desk.service, "seconds", 0.2)
+    late, (late_stream,) = ask_async(
+        desk, {"inputs": QUESTION}, {"inputs": QUESTION, "stream": True}
+    )
+    for one in (late, late_stream):
+        assert one["code"] == "503" and "not complete after 0.2 s" in one["error"]
+    stuck.set()
+    monkeypatch.setattr(desk.service, "seconds", 55)
+    assert "error" not in ask_async(desk, {"inputs": QUESTION})[0]
+
+
+def test_a_queue_that_is_full_is_said_at_once(desk, monkeypatch) -> None:
+    monkeypatch.setattr(desk, "MAX_WAITING", 3)
+    replies = ask_async(desk, *[{"inputs": QUESTION}] * 3, {"inputs": ["a", "b"]})
+    assert ["error" in one for one in replies] == [False, False, False, True]
+    assert replies[3]["code"] == "503" and "more than 3 texts" in replies[3]["error"]
+
+
+def test_texts_that_are_alike_go_together_and_none_waits_for_ever(desk) -> None:
+    service = desk.service
+
+    def ticket(budget, **more):
+        body = {"inputs": QUESTION, "parameters": {"max_new_tokens": budget}, **more}
+        row = service.prepare(service.read(request(body)))[0]
+        return types.SimpleNamespace(row=row)
+
+    waiting = [ticket(100), ticket(5), ticket(50), ticket(100, adapter="base")]
+    assert desk.Desk._alike(waiting) == [waiting[0], waiting[2]]
+    many = [ticket(20, inputs="word " * number) for number in range(40, 1, -1)]
+    batch = desk.Desk._alike(many)
+    assert batch[0] is many[0] and len(batch) == desk.MAX_ROWS
 
 
 # --- the template of training, and notes ----------------------------------------------

@@ -276,6 +276,93 @@ def test_a_thousand_requests(server) -> None:
     assert worker.memory_info().rss <= 1.05 * after_200
 
 
+@pytest.fixture(scope="module")
+def asynchronous(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asynchronous")
+    options = {"option.adapter_name": "faq", **artifact.ASYNC_OPTIONS}
+    build_tiny(folder, **options)
+    assert artifact.validate(folder / "artifact", load=False).findings == []
+    with Server(folder / "artifact") as server:
+        yield server
+
+
+def mixed(number):
+    """A request: every third is wrong, every third streams, and the last is plain."""
+    text = QUESTIONS[number % len(QUESTIONS)]
+    kind, again = number % 3, number // 3
+    if kind == 0:
+        _, _, body = ALL_BAD[again % len(ALL_BAD)]
+        return body
+    parameters = {"max_new_tokens": (4, 16, 40)[again % 3]}
+    if again % 4 == 1:
+        parameters |= {"seed": number % 5, "temperature": 1.2}
+    body = {"inputs": text, "parameters": parameters, "stream": kind == 1}
+    if again % 5 == 1:
+        body["adapter"] = "base"
+    return body
+
+
+def seen(reply):
+    """What a client sees, with the pieces of a stream put together."""
+    status, headers, content = reply
+    text = content.decode("utf-8")
+    if status == 200 and headers["content-type"] == "application/jsonlines":
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert ("transfer-encoding" in headers) is (len(lines) > 1)
+        assert all(set(line) == {"outputs"} for line in lines)
+        text = "".join(line["outputs"] for line in lines)
+    return status, headers["content-type"], text
+
+
+def ask_mixed(port, count):
+    """Each of `count` requests, 16 at once, gets what it gets alone."""
+    bodies = [mixed(number) for number in range(count)]
+    names = [body if isinstance(body, bytes) else json.dumps(body) for body in bodies]
+    different = dict(zip(names, bodies, strict=True))
+    alone = {name: seen(send(port, body)) for name, body in different.items()}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda body: seen(send(port, body)), bodies))
+    for name, reply in zip(names, replies, strict=True):
+        assert reply == alone[name], name
+    found = {(status, kind) for status, kind, _ in replies}
+    wanted = [(400, "json"), (200, "json"), (200, "jsonlines")]
+    assert found == {(status, f"application/{kind}") for status, kind in wanted}
+
+
+def test_under_load_errors_are_errors_and_streams_stream(asynchronous) -> None:
+    ask_mixed(asynchronous.port, 48)
+    assert send(asynchronous.port, b"", "GET", "/ping")[0] == 200
+
+
+@pytest.mark.slow
+def test_two_thousand_mixed_requests(asynchronous) -> None:
+    ask_mixed(asynchronous.port, 2000)
+
+
+def test_asynchronous_answers_are_those_of_the_course(asynchronous, in_process) -> None:
+    """Those of `generate`: token by token, alone and in company."""
+    replies = together(asynchronous.port, [{"inputs": text} for text in QUESTIONS])
+    found = [json.loads(content)["generated_text"] for _, _, content in replies]
+    assert found == in_process[0]
+    body = {"inputs": QUESTIONS, "adapter": "base"}
+    found = json.loads(send(asynchronous.port, body)[2])
+    assert [one["generated_text"] for one in found] == in_process[1]
+
+
+def test_nothing_a_client_sends_ends_an_asynchronous_worker(asynchronous) -> None:
+    """Nor does it change what the next client gets; the reason is the error."""
+    for field, reason, body in ALL_BAD:
+        status, headers, content = send(asynchronous.port, body)
+        reply = json.loads(content)
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert set(reply) == {"error", "code"} and reply["code"] == 400
+        assert reply["error"].startswith(field) and reason in reply["error"]
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, _, content = send(asynchronous.port, b"", headers=form)
+    assert (status, json.loads(content)["error"][:14]) == (400, "body: is empty")
+    assert send(asynchronous.port, {"inputs": QUESTION})[0] == 200
+
+
 SLOW_ECHO = """
 import time
 from djl_python import Input, Output

@@ -2,14 +2,16 @@
 
     .venv/bin/python tests/benchmarks/bench_serving.py
 
-Serves the lab model with an adapter, first by the stand-in for DJL Serving alone, then
-behind an endpoint of the offline AWS. Every answer has 32 tokens, so that what is
+Serves the lab model with an adapter, first by the stand-in for DJL Serving alone, with
+the synchronous and the asynchronous handler side by side, then behind an endpoint of
+the offline AWS. Every answer has 32 tokens, so that what is
 compared is the same work. Close other programs first.
 """
 
 import concurrent.futures
 import http.client
 import json
+import statistics
 import sys
 import tempfile
 import threading
@@ -26,6 +28,7 @@ from utils.deployment import artifact
 from utils.djl_python.server import Server
 
 TOKENS = 32
+SHORT_TOKENS, SHORT_REQUESTS, TURNS = 8, 300, 3
 CONCURRENCY = 16
 REQUESTS = 1000
 WARMED_UP = 200  # requests after which memory must not grow any more
@@ -45,10 +48,14 @@ class Throughput:
         return self.at_once / self.alone
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, **options: str | int) -> Path:
     """The artifact's folder: the lab model with an untrained adapter.
 
     What it answers does not matter here; how long it takes does not depend on that.
+
+    Args:
+        folder: where everything is written.
+        options: further lines of serving.properties.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,15 +71,19 @@ def build(folder: Path) -> Path:
     model.save_pretrained(folder / "adapter")
     AutoTokenizer.from_pretrained(LAB_MODEL).save_pretrained(folder / "adapter")
     artifact.build(
-        LAB_MODEL, folder / "adapter", folder / "artifact", folder / "model.tar.gz"
+        LAB_MODEL,
+        folder / "adapter",
+        folder / "artifact",
+        folder / "model.tar.gz",
+        options=options,
     )
     return folder / "artifact"
 
 
-def request(number: int) -> bytes:
+def request(number: int, tokens: int = TOKENS) -> bytes:
     """A request whose reply begins with its number."""
     parameters = {
-        "max_new_tokens": TOKENS,
+        "max_new_tokens": tokens,
         "ignore_eos_token": True,
         "return_full_text": True,
     }
@@ -93,11 +104,16 @@ def post(port: int, body: bytes) -> bytes:
     return content
 
 
-def ask(send: Callable[[bytes], bytes], numbers: range, at_once: int) -> float:
+def ask(
+    send: Callable[[bytes], bytes],
+    numbers: range,
+    at_once: int,
+    tokens: int = TOKENS,
+) -> float:
     """Requests a second; every reply is checked to be the one to its request."""
 
     def one(number: int) -> None:
-        answer = json.loads(send(request(number)))["generated_text"]
+        answer = json.loads(send(request(number, tokens)))["generated_text"]
         if not answer.startswith(f"Request {number}:"):
             raise RuntimeError(f"request {number} was answered with {answer!r}")
 
@@ -118,6 +134,30 @@ def batching(port: int, alone: int, at_once: int) -> Throughput:
     ask(send, range(2), 1)
     slow = ask(send, range(alone), 1)
     return Throughput(slow, ask(send, range(at_once), CONCURRENCY))
+
+
+def measure_asynchronous(synchronous: Path, asynchronous: Path) -> float:
+    """Short answers to 16 clients, by turns; returns the handlers' middle ratio."""
+    ratios = []
+    with Server(synchronous) as one, Server(asynchronous) as other:
+        for turn in range(TURNS + 1):
+            plain, gathered = (
+                ask(
+                    lambda body, port=server.port: post(port, body),
+                    range(SHORT_REQUESTS),
+                    CONCURRENCY,
+                    SHORT_TOKENS,
+                )
+                for server in (one, other)
+            )
+            if turn:  # the first warms both up
+                ratios.append(gathered / plain)
+                print(
+                    f"{SHORT_TOKENS} tokens to {CONCURRENCY} clients: {plain:6.1f} "
+                    f"requests/s in the server's batches, {gathered:6.1f} by the "
+                    f"asynchronous handler: {ratios[-1]:.2f} times"
+                )
+    return statistics.median(ratios)
 
 
 def resident(parent: psutil.Process) -> int:
@@ -203,14 +243,22 @@ def measure_endpoint(archive: Path) -> float:
 def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = build(Path(scratch))
+        own = build(Path(scratch) / "asynchronous", **artifact.ASYNC_OPTIONS)
+        side_by_side = measure_asynchronous(folder, own)
         ratio = measure_server(folder)
         growth = measure_endpoint(Path(scratch) / "model.tar.gz")
     results = [
+        (
+            "asynchronous against the server's batches",
+            side_by_side,
+            "at least 0.9",
+            side_by_side >= 0.9,
+        ),
         ("batching against one at a time", ratio, "at least 5", ratio >= 5),
         ("memory at the end against after 200", growth, "at most 1.05", growth <= 1.05),
     ]
     for name, value, wanted, fine in results:
-        print(f"{name:38} {value:5.2f}  ({wanted}: {'yes' if fine else 'no'})")
+        print(f"{name:42} {value:5.2f}  ({wanted}: {'yes' if fine else 'no'})")
     return 0 if all(fine for *_, fine in results) else 1
 
 

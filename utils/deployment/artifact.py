@@ -47,6 +47,13 @@ __all__ = [
 
 DJL_VERSION = "0.36.0"  # of the container image, which notebook 06 looks up
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
+# Options of `build` by which the entry point answers each request on its own: with its
+# own status and stream under load, too. The server must not gather requests then.
+ASYNC_OPTIONS = {
+    "option.async_mode": "true",
+    "option.handler": "handle_async",
+    "batch_size": 1,
+}
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"
 TOKENIZER_FILES = (

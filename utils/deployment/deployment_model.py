@@ -17,10 +17,15 @@ status 400 and an error that names the field; in a batch, where one status cover
 the body of that item says {"code": 400, "error": …}. Nothing that a client sends may
 end this process: the server would not start it again.
 
+With option.async_mode=true, option.handler=handle_async and batch_size=1 each request
+has its own status, type and stream, however many come at once (`Desk`); an error's body
+is then {"error": …, "code": …}, which is the form that the server gives it.
+
 The file stands alone: in the container nothing of this repository is at hand. It works
 with transformers 4.56 to 5.x and peft 0.19 upward.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -30,13 +35,14 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from djl_python import Input, Output
+from djl_python.async_utils import create_non_stream_output, create_stream_chunk_output
 
 # The template of training, up to where the answer begins: what this file beside the
 # adapter says (utils/templates.py writes it), or the one for base models.
@@ -65,6 +71,9 @@ MAX_CHARACTERS = 20_000  # of one text
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 100
 MAX_ROWS = 32  # texts that are continued together
+MAX_WAITING = 256  # texts; the server itself bounds nothing in asynchronous mode
+GATHERING = 0.02  # seconds in which other requests may join the first
+ALIKE = 4  # budgets up to this many times each other are continued together
 MAX_NEW_TOKENS = 2048  # however long the model's context is
 DEFAULT_NEW_TOKENS = 96
 DEFAULT_CONTEXT = 2048  # where the model's configuration does not say
@@ -104,6 +113,7 @@ LONGEST_BATCH_SIZE = 3  # digits: the server counts the members from 000
 
 log = logging.getLogger(__name__)
 service: "Service | None" = None
+desk: "Desk | None" = None
 
 
 def handle(inputs: Input) -> Output | None:
@@ -122,6 +132,23 @@ def handle(inputs: Input) -> Output | None:
     for index, reply in enumerate(replies):
         output.add_as_json(reply, batch_index=index)
     return output.add_property("content-type", "application/json")
+
+
+async def handle_async(inputs: Input) -> Any:
+    """Answer DJL Serving in asynchronous mode: each call is one request.
+
+    Returns:
+        An `Output` of `create_non_stream_output`, or an asynchronous generator of
+        `create_stream_chunk_output`; any other would end the server's worker.
+    """
+    global service, desk
+    if inputs.is_empty() and service is None:
+        service = Service(inputs.get_properties())
+        desk = Desk(service)
+        return None
+    if desk is None:
+        return _refusal(503, "the model is not loaded yet")
+    return await desk.answer(inputs)
 
 
 def _is_batch(inputs: Input) -> bool:
@@ -559,14 +586,16 @@ class Service:
         return answers
 
     def _continue(
-        self, rows: Sequence[Row], deadline: float, watch: Any = None
+        self, rows: Sequence[Row], deadline: float, watch: "Watch | None" = None
     ) -> list[str | None]:
         """Continue rows of one adapter together.
 
         Args:
             rows: what to continue.
             deadline: when to stop, whatever is missing; on the monotonic clock.
-            watch: sees each step's tokens of the first row.
+            watch: sees each row's tokens after each step up to its last, by the
+                row's index, and whether it was the last; returns whether to give the
+                row up.
 
         Returns:
             The answers; None for one that was not complete in time.
@@ -621,9 +650,13 @@ class Service:
         """Yield the answer in pieces; together they are what `generate` returns."""
         steps: queue.Queue = queue.Queue()
 
+        def watch(_: int, ids: list[int], ended: bool) -> bool:
+            steps.put(ids)
+            return False
+
         def work() -> None:
             try:
-                answer = self._continue([row], self.deadline(), steps.put)[0]
+                answer = self._continue([row], self.deadline(), watch)[0]
                 if answer is None:
                     raise TimeoutError(self.out_of_time())
                 steps.put(("end", answer))
@@ -631,9 +664,7 @@ class Service:
                 steps.put(("error", error))
 
         threading.Thread(target=work, daemon=True).start()
-        start = row.text if row.decoding.return_full_text else ""
-        sent = ""
-        longest = max(map(len, (*self.end_texts, *row.decoding.stop)))
+        pieces = _Pieces(self, row)
         while True:
             step = steps.get()
             if isinstance(step, tuple):
@@ -641,15 +672,41 @@ class Service:
                 if kind == "error":
                     # Whatever it was, it must not end the process.
                     raise value if isinstance(value, Exception) else RuntimeError(value)
-                if value[len(sent) :]:
-                    yield value[len(sent) :]
+                if piece := pieces.rest(value):
+                    yield piece
                 return
-            text = start + self.decode(row, step).lstrip()
-            # The last characters may yet turn out to begin a stop text.
-            safe = text[: max(len(sent), len(text) - longest)].rstrip("\ufffd \n\t")
-            if len(safe) > len(sent):
-                yield safe[len(sent) :]
-                sent = safe
+            if piece := pieces.new(step):
+                yield piece
+
+
+class _Pieces:
+    """Cuts an answer that grows into pieces, none of which is taken back."""
+
+    def __init__(self, service: Service, row: Row):
+        self.service, self.row, self.sent = service, row, ""
+        self.start = row.text if row.decoding.return_full_text else ""
+        self.longest = max(map(len, (*service.end_texts, *row.decoding.stop)))
+
+    def new(self, ids: Sequence[int]) -> str:
+        """Return what can be sent since the last piece, often nothing.
+
+        Args:
+            ids: all new tokens up to now.
+        """
+        text = self.start + self.service.decode(self.row, ids).lstrip()
+        # The last characters may yet turn out to begin a stop text.
+        safe = text[: max(len(self.sent), len(text) - self.longest)]
+        return self.rest(safe.rstrip("\ufffd \n\t"))
+
+    def rest(self, text: str) -> str:
+        """Return what is left to send of `text`."""
+        piece = text[len(self.sent) :]
+        self.sent += piece
+        return piece
+
+
+# (index of a row, its new tokens, whether it ends with them) → whether to give it up
+Watch = Callable[[int, list[int], bool], bool]
 
 
 class _Ending:
@@ -661,7 +718,7 @@ class _Ending:
         rows: Sequence[Row],
         start: int,
         deadline: float,
-        watch: Any,
+        watch: Watch | None,
     ):
         self.service, self.rows, self.start, self.watch = service, rows, start, watch
         self.deadline = deadline
@@ -671,11 +728,13 @@ class _Ending:
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         new = input_ids[:, self.start :].tolist()
         for index, (row, ids) in enumerate(zip(self.rows, new, strict=True)):
-            if not self.done[index] and self._ends(row, ids):
+            if self.done[index]:
+                continue
+            ended = self._ends(row, ids)
+            given_up = self.watch is not None and self.watch(index, ids, ended)
+            if ended or given_up:
                 self.done[index] = True
                 self.lengths[index] = len(ids)
-        if self.watch:
-            self.watch(new[0])
         late = time.monotonic() >= self.deadline
         return torch.tensor([late or one for one in self.done], device=input_ids.device)
 
@@ -692,6 +751,201 @@ class _Ending:
             return False
         text = self.service.tokenizer.decode(ids, skip_special_tokens=False)
         return any(stop in text for stop in stops)
+
+
+class _Ticket:
+    """One text on its way through the model, and the news for whoever waits for it.
+
+    News are ("ids", new tokens), for a stream only; then ("end", the answer) or
+    ("error", an exception). The model's thread brings them, the event loop reads them.
+    """
+
+    def __init__(self, row: Row, is_stream: bool, deadline: float):
+        self.row, self.is_stream, self.deadline = row, is_stream, deadline
+        self.begun = self.over = False  # has news; has its last
+        self.left = False  # nobody waits any more
+        self._news: asyncio.Queue = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def tell(self, kind: str, value: Any) -> None:
+        """Bring news, from whatever thread."""
+        self.begun = True
+        self.over = self.over or kind != "ids"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._news.put_nowait, (kind, value))
+
+    async def next(self) -> tuple[str, Any]:
+        """Wait for news.
+
+        Raises:
+            TimeoutError: if the request's time is over first.
+            Exception: whatever went wrong in the model.
+        """
+        left = self.deadline - time.monotonic()
+        kind, value = await asyncio.wait_for(self._news.get(), max(left, 0))
+        if kind == "error":
+            raise value
+        return kind, value
+
+
+class Desk:
+    """Takes requests as they come and has the model continue them together.
+
+    One thread works for the model: it takes what waits, runs it to its end and takes
+    the next. Each text is answered as soon as its own end is reached.
+    """
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._waiting: list[_Ticket] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, daemon=True, name="model").start()
+
+    async def answer(self, item: Input) -> Output | AsyncIterator[Output]:
+        """Reply to one request, whatever others there are."""
+        tickets: list[_Ticket] = []
+        try:
+            request = self.service.read(item)
+            rows = self.service.prepare(request)
+            deadline = self.service.deadline()
+            tickets = [_Ticket(row, request.stream, deadline) for row in rows]
+            if not self._enter(tickets):
+                waiting = f"more than {MAX_WAITING} texts would wait: ask again later"
+                return _refusal(503, waiting)
+            if request.stream:
+                return self._stream(tickets[0])
+            answers = [(await ticket.next())[1] for ticket in tickets]
+            reply = json.dumps(_reply(request, answers), ensure_ascii=False)
+            return create_non_stream_output(reply)
+        except Exception as error:
+            for ticket in tickets:
+                ticket.left = True
+            return _refusal(*self._status(error))
+
+    async def _stream(self, ticket: _Ticket) -> AsyncIterator[Output]:
+        """Yield an answer in pieces; the last is marked so, whatever happens.
+
+        Without such a piece the client would wait for two minutes.
+        """
+        pieces = _Pieces(self.service, ticket.row)
+        try:
+            kind = "ids"
+            while kind == "ids":
+                kind, value = await ticket.next()
+                piece = pieces.new(value) if kind == "ids" else pieces.rest(value)
+                if piece or kind == "end":
+                    yield create_stream_chunk_output({"outputs": piece}, kind == "end")
+        except Exception as error:
+            code, text = self._status(error)
+            yield create_stream_chunk_output("", True, error=_one_line(text), code=code)
+        finally:
+            ticket.left = True
+
+    def _status(self, error: Exception) -> tuple[int, str]:
+        """Return the status and the text of a reply to a request that failed."""
+        if isinstance(error, BadRequest):
+            return 400, str(error)
+        if isinstance(error, TimeoutError):
+            return 503, self.service.out_of_time()
+        log.error("a request failed", exc_info=error)
+        return 424, str(error) or type(error).__name__
+
+    # --- the model's thread ---
+
+    def _enter(self, tickets: Sequence[_Ticket]) -> bool:
+        """Let texts wait for the model, all or none; return whether there is room."""
+        with self._changed:
+            self._waiting = [ticket for ticket in self._waiting if not ticket.left]
+            if len(self._waiting) + len(tickets) > MAX_WAITING:
+                return False
+            self._waiting += tickets
+            self._changed.notify_all()
+            return True
+
+    def _take(self) -> list[_Ticket]:
+        """Wait for texts; return the one that waits longest, and what is like it."""
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+            end = time.monotonic() + GATHERING
+            while len(self._waiting) < MAX_ROWS and time.monotonic() < end:
+                self._changed.wait(max(0.0, end - time.monotonic()))
+            waiting = [ticket for ticket in self._waiting if not ticket.left]
+            batch = self._alike(waiting) if waiting else []
+            self._waiting = [ticket for ticket in waiting if ticket not in batch]
+            return batch
+
+    @staticmethod
+    def _alike(waiting: Sequence[_Ticket]) -> list[_Ticket]:
+        """Return the first text and those of its adapter, budget and length."""
+        first = waiting[0].row
+        budget, length = first.decoding.max_new_tokens, len(first.ids)
+        alike = [
+            ticket
+            for ticket in waiting
+            if ticket.row.adapter == first.adapter
+            and ticket.row.decoding.max_new_tokens <= ALIKE * budget
+            and budget <= ALIKE * ticket.row.decoding.max_new_tokens
+        ]
+        # The first is at distance 0, and sorting keeps the order of equals.
+        alike.sort(key=lambda ticket: abs(len(ticket.row.ids) - length))
+        return alike[:MAX_ROWS]
+
+    def _work(self) -> None:
+        while True:
+            batch = self._take()
+            try:
+                self._run(batch)
+            except BaseException as error:  # this thread must outlive whatever it was
+                alone = len(batch) == 1
+                if not alone:
+                    log.exception("a batch failed: continuing its texts one by one")
+                for ticket in batch:
+                    self._run_alone(ticket, error if alone or ticket.begun else None)
+
+    def _run_alone(self, ticket: _Ticket, error: BaseException | None) -> None:
+        """Continue one text of a batch that failed, or pass the failure on."""
+        if ticket.over or ticket.left:
+            return
+        if error is None:
+            try:
+                self._run([ticket])
+            except BaseException as failure:
+                error = failure
+        if error is not None:
+            known = isinstance(error, Exception)
+            ticket.tell("error", error if known else RuntimeError(repr(error)))
+
+    def _run(self, batch: Sequence[_Ticket]) -> None:
+        """Continue texts together and bring each its news."""
+        if not batch:
+            return
+
+        def watch(index: int, ids: list[int], ended: bool) -> bool:
+            ticket = batch[index]
+            if ended:
+                ticket.tell("end", self.service.finish(ticket.row, ids))
+            elif ticket.is_stream:
+                ticket.tell("ids", ids)
+            return ticket.left
+
+        # Each client's own wait ends at its own deadline; it has left by then.
+        deadline = max(ticket.deadline for ticket in batch)
+        self.service._continue([ticket.row for ticket in batch], deadline, watch)
+        for ticket in batch:
+            if not ticket.over:
+                ticket.tell("error", TimeoutError())
+
+
+def _refusal(code: int, text: str) -> Output:
+    """Return an error; its text becomes the reason in the reply's head, too."""
+    return create_non_stream_output("", error=_one_line(text), code=code)
+
+
+def _one_line(text: str) -> str:
+    """Return text that the head of a reply can hold: no line ends, nothing hidden."""
+    visible = "".join(one if one.isprintable() else " " for one in text)
+    return " ".join(visible.split())
 
 
 class _Sampler:

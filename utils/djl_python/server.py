@@ -337,7 +337,8 @@ class AsyncWorker(Worker):
         self._jobs: dict[int, Job] = {}
         self._begun: set[int] = set()  # streams of which a piece has been sent
         self._changing = threading.Lock()
-        self._lost = False
+        self._lost = self._stopping = False
+        self._listener: threading.Thread | None = None
 
     def predict(self, jobs: Sequence[Job]) -> None:
         """Hand a job to the process; `listen` hears of the reply.
@@ -368,11 +369,13 @@ class AsyncWorker(Worker):
         Args:
             on_loss: called before the jobs that are left get their error.
         """
+        self._listener = threading.current_thread()
         try:
             while True:
                 self._pass_on(*self.connection.recv())
         except (EOFError, OSError):
-            log.error("Python worker disconnected.")
+            if not self._stopping:
+                log.error("Python worker disconnected.")
         except Exception:
             log.exception("%s", async_replies.LOST)
         self.process.kill()
@@ -409,9 +412,12 @@ class AsyncWorker(Worker):
             job.events.put(event)
 
     def stop(self) -> None:
-        """End the process at once; then the thread that listens ends, too."""
+        """End the process at once, and with it the thread that listens."""
+        self._stopping = True
         if self.process is not None:
             self.process.kill()
+        if self._listener not in (None, threading.current_thread()):
+            self._listener.join()
         super().stop()
 
 
