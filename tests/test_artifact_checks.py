@@ -348,6 +348,14 @@ BROKEN = {
         more(f"option.adapter_name={HF_TOKEN}\n"),
         "looks like a token of Hugging Face",
     ),
+    "adapter's option misspelt": (
+        line("adapter_checkpoint=", "adapter_chekpoint="),
+        "option.adapter_checkpoint does not name",
+    ),
+    "a second adapter": (
+        lambda folder: shutil.copytree(folder / "adapter", folder / "older"),
+        "option.adapter_checkpoint does not name",
+    ),
     "base outside": (line("=base\n", "=../base\n"), "leads out of the archive"),
     "warm-up that raises": (
         put("model.py", "def handle(inputs):\n    raise OSError('weights are gone')\n"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from utils.deployment.adapter_checks import fit_of
 from utils.deployment.findings import (
@@ -69,6 +69,7 @@ def _inside(key: str, name: str) -> Iterator[Finding]:
 def check_adapter(model: ServedModel) -> Iterator[Finding]:
     """Find an adapter that is not complete, or that vLLM could not serve."""
     adapter, name = adapter_of(model), model.options.get("adapter_checkpoint")
+    yield from _unnamed_adapters(model, adapter)
     if not adapter:
         return
     yield from _inside("option.adapter_checkpoint", name)
@@ -81,6 +82,22 @@ def check_adapter(model: ServedModel) -> Iterator[Finding]:
             "the base was not checked",
             "Compare its answers before you deploy",
         )
+
+
+def _unnamed_adapters(model: ServedModel, named: Path | None) -> Iterator[Finding]:
+    """Find adapters that the course's entry point would not read."""
+    if not model.options.get("base_model"):
+        return  # another entry point may look for its adapter itself
+    for settings in sorted(model.folder.rglob(ADAPTER_SETTINGS)):
+        folder = settings.parent
+        if named is None or folder.resolve() != named.resolve():
+            name = relative(folder, model)
+            yield error(
+                name,
+                "holds an adapter that option.adapter_checkpoint does not name: the "
+                "answers would be given without it",
+                f"Write option.adapter_checkpoint={name}, or leave the folder out",
+            )
 
 
 def check_tokenizer(model: ServedModel) -> Iterator[Finding]:
