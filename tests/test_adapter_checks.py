@@ -293,3 +293,11 @@ def test_no_two_faults_get_the_same_message(built, tmp_path) -> None:
         BROKEN[name][0](folder)
         messages.setdefault(str(findings_of(folder)[0]), name)
     assert len(messages) == len(BROKEN)
+
+
+@pytest.mark.parametrize("ids", [5000, [1, 5000]])
+def test_an_end_for_which_the_base_has_no_row(copied, ids) -> None:
+    settings("base/config.json", eos_token_id=ids)(copied)
+    (found,) = findings_of(copied)
+    assert found.where == "base/config.json"
+    assert "eos_token_id names 5000, and the base has rows for" in found.what

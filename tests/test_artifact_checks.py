@@ -526,6 +526,16 @@ def test_a_secret_is_named_and_not_shown(report_on) -> None:
         assert AWS_KEY not in report._repr_markdown_()
 
 
+def test_the_asynchronous_form_of_the_entry_point_is_sound(built, copied) -> None:
+    changed = {f"{k}=": f"{k}={v}" for k, v in artifact.ASYNC_OPTIONS.items()}
+    path = copied / "serving.properties"
+    kept = [
+        x for x in path.read_text().splitlines() if not x.startswith(tuple(changed))
+    ]
+    path.write_text("\n".join([*kept, *changed.values()]) + "\n")
+    assert artifact.validate(copied, load=True).findings == []
+
+
 def test_the_report_says_what_was_not_checked(built, copied) -> None:
     assert "not checked: whether it loads" in str(artifact.validate(copied))
     line("=base\n", "=owner/name\n")(copied)

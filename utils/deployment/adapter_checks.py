@@ -171,6 +171,7 @@ def fit_of(base: Path, adapter: Path | None, tokenizer: Path) -> Iterator[Findin
     rows = model.get_input_embeddings().weight.shape[0]
     yield from _base_is_another(f"{base.name}/config.json", expected, packed)
     yield from _tokens_without_rows(tokenizer, rows)
+    yield from _named_without_rows(base, rows)
     if not (is_lora and weights in headers):
         return
     where = f"{adapter.name}/{ADAPTER_WEIGHTS}"
@@ -304,6 +305,23 @@ def _tokens_without_rows(tokenizer: Path, rows: int) -> Iterator[Finding]:
             '"index out of range in self"',
             "Pack the base's own tokenizer, or the base with its embedding resized",
         )
+
+
+def _named_without_rows(base: Path, rows: int) -> Iterator[Finding]:
+    """Find special ids for which the base has no row: no answer would end by them."""
+    for name in ("config.json", "generation_config.json"):
+        settings = _json_object(base / name)
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = settings.get(key)
+            ids = value if isinstance(value, list) else [value]
+            for number in ids:
+                if isinstance(number, int) and number >= rows:
+                    yield Finding(
+                        f"{base.name}/{name}",
+                        f"{key} names {number}, and the base has rows for {rows} only",
+                        "Pack the settings that were saved with these weights",
+                        "warning",
+                    )
 
 
 def _token_ids(path: Path) -> dict[str, int]:
