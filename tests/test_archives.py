@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -29,6 +30,7 @@ def packed(path: Path, members: dict[str, bytes | dict], level: int = 9) -> Path
 
 KINDS = {
     "link": {"evil": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}},
+    "link within": {"evil": {"type": tarfile.SYMTYPE, "linkname": "model.py"}},
     "hard link": {"evil": {"type": tarfile.LNKTYPE, "linkname": "../x"}},
     "device": {"evil": {"type": tarfile.CHRTYPE}},
     "pipe": {"evil": {"type": tarfile.FIFOTYPE}},
@@ -59,6 +61,17 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch) -> None:
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])  # nothing behind the header is read
     assert "the limit here" in str(artifact.validate(archive))
+
+
+def test_a_bomb_in_a_header_is_refused_before_it_is_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 100_000)
+    archive = tmp_path / "model.tar.gz"
+    header = tarfile.TarInfo("header")
+    header.type, header.size = tarfile.XHDTYPE, 3_000_000  # its bytes go to memory
+    with gzip.open(archive, "wb") as file:
+        file.write(header.tobuf() + bytes(header.size))
+    (found,) = archives.archive_faults(archive)
+    assert "would unpack to more than 100,000" in found.what
 
 
 def test_many_small_files_and_too_many(tmp_path, monkeypatch) -> None:

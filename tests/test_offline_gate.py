@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 
 from support.endpoints import ECHO, IMAGE, LONG, deploy
 from utils.deployment.aws import DeploymentError, wait_until_in_service
-from utils.offline_aws import archives, http_server
+from utils.offline_aws import http_server
 from utils.offline_aws.control_plane import OfflineAws
 from utils.offline_aws.signatures import Key
 
@@ -403,57 +403,6 @@ def test_a_model_without_an_archive_serves_nothing(aws, guard) -> None:
         wait_until_in_service(aws, endpoint, say=lambda _: None)
 
 
-OUTSIDE = "leads out of the model's folder"
-BAD_ARCHIVES = {
-    "climbs": ([(entry("../evil.py"), b"x")], OUTSIDE),
-    "climbs later": ([(entry("a/../../evil.py"), b"x")], OUTSIDE),
-    "absolute": ([(entry("/tmp/evil.py"), b"x")], OUTSIDE),
-    "backslash": ([(entry("..\\evil.py"), b"x")], OUTSIDE),
-    "link": ([(entry("a", tarfile.SYMTYPE, "/etc/passwd"), b"")], "'a' is a link"),
-    "link within": ([(entry("a", tarfile.SYMTYPE, "model.py"), b"")], "is a link"),
-    "hard link": ([(entry("a", tarfile.LNKTYPE, "/etc/passwd"), b"")], "is a link"),
-    "device": ([(entry("a", tarfile.CHRTYPE), b"")], "is a device or pipe"),
-    "pipe": ([(entry("a", tarfile.FIFOTYPE), b"")], "is a device or pipe"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_ARCHIVES)
-def test_archives_that_break_out_are_refused_before_unpacking(kind) -> None:
-    members, message = BAD_ARCHIVES[kind]
-    data = pack((entry("model.py"), ECHO.encode()), *members)
-    with pytest.raises(archives.ArchiveRefused, match=message):
-        archives.check_archive(io.BytesIO(data), len(data))
-
-
-class Zeros(io.RawIOBase):
-    def read(self, size: int = -1) -> bytes:
-        return bytes(size)
-
-
-def test_a_bomb_is_refused_with_the_limit_and_without_reading_it(monkeypatch) -> None:
-    """Small ones pass; whatever grows beyond the limit does not, header or not."""
-    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 10 * 1024**2)
-    small = pack((entry("model.py"), bytes(9 * 1024**2)))
-    archives.check_archive(io.BytesIO(small), len(small))
-    bomb = io.BytesIO()
-    with tarfile.open(fileobj=bomb, mode="w:gz", compresslevel=1) as tar:
-        member = entry("weights")
-        member.size = 40 * 1024**2
-        tar.addfile(member, Zeros())
-    for data in (bomb.getvalue(), bomb.getvalue()[:3000]):
-        with pytest.raises(archives.ArchiveRefused, match=r"more than 10,485,760, the"):
-            archives.check_archive(io.BytesIO(data), len(data))
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
-    many = pack(*((entry(f"{n}"), b"") for n in range(4)))
-    with pytest.raises(archives.ArchiveRefused, match="more than 3 files"):
-        archives.check_archive(io.BytesIO(many), len(many))
-
-
-@pytest.mark.parametrize("data", [b"", b"no archive", b"\x1f\x8b\x08damaged"])
-def test_what_is_no_archive_is_left_to_the_container(data) -> None:
-    archives.check_archive(io.BytesIO(data), len(data))
-
-
 def test_an_endpoint_with_such_an_archive_fails_and_writes_nothing(
     aws, guard, tmp_path, monkeypatch
 ) -> None:
@@ -466,6 +415,7 @@ def test_an_endpoint_with_such_an_archive_fails_and_writes_nothing(
     key = f"{guard.run}/bad.tar.gz"
     aws.session.client("s3").put_object(Bucket=aws.bucket, Key=key, Body=data)
     endpoint = deploy(aws, guard, f"s3://{aws.bucket}/{key}")
-    with pytest.raises(DeploymentError, match="Failed to extract.*'a' is a link"):
+    reason = "Failed to extract.*a: is a link to /etc"
+    with pytest.raises(DeploymentError, match=reason):
         wait_until_in_service(aws, endpoint, say=lambda _: None)
     assert os.listdir(tmp_path) == []

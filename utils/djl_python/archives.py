@@ -7,12 +7,14 @@ are read, so that an archive of zeros is refused at once.
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from .layout import STORE_NAME, Finding, LoadError
 
@@ -26,6 +28,66 @@ MOST_MEMBERS = 100_000
 DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
+class _TooMuch(Exception):
+    """A stream unzips to more than is allowed."""
+
+
+class _Counted:
+    """Reads what a stream unzips to, up to a limit: a header may be a bomb, too."""
+
+    def __init__(self, source: IO[bytes], limit: int):
+        self._unzipped, self._limit = gzip.GzipFile(fileobj=source), limit
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        data = self._unzipped.read(size)
+        self._read += len(data)
+        if self._read > self._limit:
+            raise _TooMuch
+        return data
+
+
+def member_faults(
+    source: IO[bytes],
+    name: str,
+    packed: int,
+    seen: list[tarfile.TarInfo] | None = None,
+) -> Iterator[Finding]:
+    """Find why a gzipped tar must not be unpacked, without keeping any of it.
+
+    Args:
+        source: yields the archive's bytes once.
+        name: of the archive.
+        packed: how many bytes there are.
+        seen: takes the members up to the fault that ends the search, if any.
+
+    Raises:
+        OSError, EOFError, tarfile.TarError, zlib.error: those of `DAMAGED`, if it is
+            no whole gzipped tar.
+    """
+    limit = most_unpacked(packed)
+    total = 0
+    try:
+        with tarfile.open(fileobj=_Counted(source, limit), mode="r|") as tar:
+            for number, member in enumerate(tar, 1):
+                total += member.size
+                if total > limit:
+                    raise _TooMuch
+                if number > MOST_MEMBERS:
+                    yield Finding(
+                        name,
+                        f"holds more than {MOST_MEMBERS:,} files",
+                        "Pack what the model needs only",
+                    )
+                    return
+                if seen is not None:
+                    seen.append(member)
+                yield from _leaving(member)
+    except _TooMuch:
+        yield _too_large(name, packed, limit)
+
+
 def archive_faults(
     archive: Path, seen: list[tarfile.TarInfo] | None = None
 ) -> Iterator[Finding]:
@@ -35,26 +97,10 @@ def archive_faults(
         archive: the file.
         seen: takes the members up to the fault that ends the search, if any.
     """
-    packed = archive.stat().st_size
-    limit = most_unpacked(packed)
-    total = 0
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for number, member in enumerate(tar, 1):
-                total += member.size
-                if total > limit:
-                    yield _too_large(archive.name, packed, limit)
-                    return
-                if number > MOST_MEMBERS:
-                    yield Finding(
-                        archive.name,
-                        f"holds more than {MOST_MEMBERS:,} files",
-                        "Pack what the model needs only",
-                    )
-                    return
-                if seen is not None:
-                    seen.append(member)
-                yield from _leaving(member)
+        with archive.open("rb") as source:
+            packed = archive.stat().st_size
+            yield from member_faults(source, archive.name, packed, seen)
     except DAMAGED as problem:
         yield Finding(
             archive.name,

@@ -11,7 +11,6 @@
 - `quotas`: those of COURSE_QUOTAS, to rehearse with.
 - `references`: what a call refers to must be there.
 - `images`: whether there can be such a container image.
-- `archives`: looks through an archive before it is unpacked.
 - `unplayed`: calls that moto does not play are recognised before they are made.
 - `moto_patches`: what moto lacks.
 - `endpoints`: containers that start, serve, are replaced and stop.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.offline_aws.archives import ArchiveRefused, check_archive
+from utils.djl_python.archives import DAMAGED, member_faults
 from utils.offline_aws.images import cannot_start
 from utils.offline_aws.logs import LoggedContainer, LogShipper
 from utils.offline_aws.names import OFFLINE_REGION
@@ -83,14 +83,14 @@ class Variant:
             found = client.get_object(Bucket=bucket, Key=key)
         except (BotoCoreError, ClientError):
             return None  # the container says itself that it is not there
-        try:
-            with contextlib.closing(found["Body"]) as body:
-                check_archive(body, found["ContentLength"])
-        except ArchiveRefused as refused:
-            return (
-                f'Failed to extract model data archive for container "{self.name}" '
-                f'from URL "{address}": {refused}'
-            )
+        name = key.rpartition("/")[2]
+        with contextlib.closing(found["Body"]) as body, contextlib.suppress(*DAMAGED):
+            # What is no such archive passes: the container says so itself.
+            for fault in member_faults(body, name, found["ContentLength"]):
+                return (
+                    f'Failed to extract model data archive for container "{self.name}" '
+                    f'from URL "{address}": {fault.sentences}'
+                )
         return None
 
 
