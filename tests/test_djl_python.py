@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import math
@@ -567,6 +568,27 @@ def test_body_that_is_not_as_announced(
     reply = exchange(echo_port, HEAD + rest, finish).decode()
     assert reply.startswith("HTTP/1.1 400 Bad Request\r\n")
     assert "connection: close" in reply and expected in reply
+
+
+def test_threads_are_bounded_and_come_free_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    request = POST | {"body": "{}"}
+    with Server(write_store(tmp_path, {"model.py": ECHO})) as server:
+        address = ("127.0.0.1", server.port)
+        held = [socket.create_connection(address, timeout=30) for _ in range(3)]
+        for one in held:  # in its thread for sure, once it was answered
+            one.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert one.recv(1000).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(address, timeout=30) as refused:
+            assert refused.recv(1) == b""
+        for one in held:
+            one.close()
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                assert send(server.port, request)["status"] == 200
+                break
+            assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(
