@@ -373,6 +373,7 @@ DOORS = {
         "deployment/findings.py",
         "deployment/trial.py",
         "deployment/serving.py",
+        "offline_aws/endpoints.py",
         "offline_aws/logs.py",
         "exercises/lesson_06.py",
     },
