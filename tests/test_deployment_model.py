@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import types
+import time
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +22,12 @@ from conftest import CALLERS_ENVIRONMENT
 from support.entry_point import (
     ALL_BAD,
     answers_in_process,
-    batch,
+    ask,
+    ask_one,
     import_entry_point,
     probe,
-    reply,
     request,
-    warm_up_input,
+    start,
 )
 from support.tiny_artifact import QUESTIONS, build_tiny_chat, save_chat_base
 from support.tiny_models import CHATS, tiny_tokenizer
@@ -61,16 +61,14 @@ def in_process(built):
 
 @pytest.fixture(scope="module")
 def model(built):
-    module = import_entry_point()
-    assert module.handle(warm_up_input(built / "artifact")) is None
-    return module
+    return start(built / "artifact")
 
 
 # --- answers --------------------------------------------------------------------------
 
 
 def test_prompt_is_the_one_of_training(model) -> None:
-    service = model.service
+    service = model.desk.service
     (row,) = service.prepare(service.read(request({"inputs": QUESTION})))
     prompt = INFERENCE_PROMPT.format(instruction=QUESTION)
     assert list(row.ids) == encode_prompts([prompt], tiny_tokenizer())[0]
@@ -84,7 +82,7 @@ def test_prompt_is_the_one_of_training(model) -> None:
 
 def test_base_that_begins_with_bos(model, monkeypatch) -> None:
     tokenizer = tiny_tokenizer(adds_bos=True)
-    service = model.service
+    service = model.desk.service
     monkeypatch.setattr(service, "tokenizer", tokenizer)
     monkeypatch.setattr(service, "bos", model._bos(tokenizer))
     (row,) = service.prepare(service.read(request({"inputs": QUESTION})))
@@ -96,23 +94,19 @@ def test_base_that_begins_with_bos(model, monkeypatch) -> None:
 def test_greedy_answers_equal_those_in_process(model, in_process) -> None:
     tuned, base = in_process
     assert sum(a != b for a, b in zip(tuned, base, strict=True)) >= 15
-    together = reply(model.handle(request({"inputs": QUESTIONS})))
+    together = ask_one(model, {"inputs": QUESTIONS}).body
     assert [one["generated_text"] for one in together] == tuned
-    alone = [reply(model.handle(request({"inputs": text}))) for text in QUESTIONS]
-    assert [one["generated_text"] for one in alone] == tuned
-    output = model.handle(batch([{"inputs": text} for text in QUESTIONS]))
-    batched = [json.loads(value)["generated_text"] for value in output.content.values]
-    assert batched == tuned
-    without = reply(model.handle(request({"inputs": QUESTIONS, "adapter": "base"})))
+    alone = [ask_one(model, {"inputs": text}).text for text in QUESTIONS]
+    assert alone == tuned
+    company = ask(model, *({"inputs": text} for text in QUESTIONS))
+    assert [one.text for one in company] == tuned
+    without = ask_one(model, {"inputs": QUESTIONS, "adapter": "base"}).body
     assert [one["generated_text"] for one in without] == base
 
 
 def test_without_adapter_the_base_answers(built, in_process) -> None:
-    module = import_entry_point()
-    options = warm_up_input(built / "artifact")
-    del options.properties["adapter_checkpoint"]
-    module.handle(options)
-    answers = reply(module.handle(request({"inputs": QUESTIONS})))
+    module = start(built / "artifact", adapter_checkpoint="")
+    answers = ask_one(module, {"inputs": QUESTIONS}).body
     assert [one["generated_text"] for one in answers] == in_process[1]
 
 
@@ -125,19 +119,17 @@ def test_what_a_checkpoint_says_on_generation_changes_nothing(
     planted = {"eos_token_id": everything_ends, "repetition_penalty": 1.9}
     config = artifact_folder / "base" / "generation_config.json"
     config.write_text(json.dumps(planted))
-    module = import_entry_point()
-    module.handle(warm_up_input(artifact_folder))
-    answers = reply(module.handle(request({"inputs": QUESTIONS})))
+    module = start(artifact_folder)
+    answers = ask_one(module, {"inputs": QUESTIONS}).body
     assert [one["generated_text"] for one in answers] == in_process[0]
 
 
 def test_missing_adapter_folder_is_logged_and_the_base_answers(
     built, in_process, caplog
 ) -> None:
-    module = import_entry_point()
-    module.handle(warm_up_input(built / "artifact", adapter_checkpoint="gone"))
+    module = start(built / "artifact", adapter_checkpoint="gone")
     assert "there is no such folder" in caplog.text
-    answer = reply(module.handle(request({"inputs": QUESTION})))
+    answer = ask_one(module, {"inputs": QUESTION}).body
     assert answer["generated_text"] == in_process[1][0]
 
 
@@ -148,14 +140,13 @@ def test_same_seed_same_answer_alone_or_in_a_batch(model) -> None:
     bodies = [
         {"inputs": text, "parameters": {**DRAW, "seed": 7}} for text in QUESTIONS[:6]
     ]
-    alone = [reply(model.handle(request(body))) for body in bodies]
-    output = model.handle(batch([*bodies[::-1], {"inputs": "something longer " * 3}]))
-    together = [json.loads(value) for value in output.content.values][:6]
-    assert together[::-1] == alone
+    alone = [ask_one(model, body).body for body in bodies]
+    company = ask(model, *bodies[::-1], {"inputs": "something longer " * 3})
+    assert [one.body for one in company[5::-1]] == alone
     other = {**bodies[0], "parameters": {**DRAW, "seed": 8}}
-    assert reply(model.handle(request(other))) != alone[0]
+    assert ask_one(model, other).body != alone[0]
     no_seed = {"inputs": QUESTION, "parameters": DRAW}
-    drawn = {reply(model.handle(request(no_seed)))["generated_text"] for _ in range(4)}
+    drawn = {ask_one(model, no_seed).text for _ in range(4)}
     assert len(drawn) > 1
 
 
@@ -169,31 +160,31 @@ def test_same_seed_same_answer_alone_or_in_a_batch(model) -> None:
 )
 def test_nothing_to_draw_from_is_greedy(model, in_process, parameters) -> None:
     body = {"inputs": QUESTION, "parameters": parameters}
-    answer = reply(model.handle(request(body)))["generated_text"]
+    answer = ask_one(model, body).text
     assert answer == in_process[0][0]
 
 
 def test_budget_stop_and_full_text(model, in_process) -> None:
     whole = in_process[0][0]
-    tokenizer = model.service.tokenizer
+    tokenizer = model.desk.service.tokenizer
     short = {"inputs": QUESTION, "parameters": {"max_new_tokens": 3}}
-    answer = reply(model.handle(request(short)))["generated_text"]
+    answer = ask_one(model, short).text
     assert whole.startswith(answer)
     assert len(tokenizer(answer)["input_ids"]) <= 3
     full = {"inputs": QUESTION, "parameters": {"return_full_text": True}}
-    assert reply(model.handle(request(full)))["generated_text"] == QUESTION + whole
+    assert ask_one(model, full).text == QUESTION + whole
     stop = whole[6:8]
     stopped = {"inputs": QUESTION, "parameters": {"stop": stop}}
-    answer = reply(model.handle(request(stopped)))["generated_text"]
+    answer = ask_one(model, stopped).text
     assert answer == whole.partition(stop)[0].strip()
 
 
 def test_repetition_penalty_changes_the_answer(model, in_process) -> None:
     body = {"inputs": QUESTION, "parameters": {"repetition_penalty": 5.0}}
-    alone = reply(model.handle(request(body)))
+    alone = ask_one(model, body).body
     assert alone["generated_text"] != in_process[0][0]
-    output = model.handle(batch([body, {"inputs": QUESTION + " And why?" * 4}]))
-    assert json.loads(output.content.value_at(0)) == alone
+    company = ask(model, body, {"inputs": QUESTION + " And why?" * 4})
+    assert company[0].body == alone
 
 
 @pytest.mark.parametrize(
@@ -202,132 +193,239 @@ def test_repetition_penalty_changes_the_answer(model, in_process) -> None:
 def test_stream_adds_up_to_the_answer(model, parameters) -> None:
     for text in QUESTIONS[:5]:
         body = {"inputs": text, "parameters": parameters}
-        whole = reply(model.handle(request(body)))["generated_text"]
-        output = model.handle(request({**body, "stream": True}))
-        assert "".join(output.stream_content) == whole
+        whole = ask_one(model, body).text
+        assert ask_one(model, {**body, "stream": True}).streamed == whole
 
 
-def test_stream_passes_an_error_on(model, monkeypatch) -> None:
-    def broken(*_):
-        raise ValueError("no memory for that")
-
-    monkeypatch.setattr(model.service, "_continue", broken)
-    output = model.handle(request({"inputs": QUESTION, "stream": True}))
-    with pytest.raises(ValueError, match="no memory"):
-        list(output.stream_content)
+# --- many at once ---------------------------------------------------------------------
 
 
-# --- asynchronous mode ----------------------------------------------------------------
+def fail_at(module, monkeypatch, word):
+    """Have the model fail while it works on a text that holds a word."""
+    plain = module._Batch._compute
 
+    def broken(self, ids):
+        if any(word in ticket.row.text for ticket in self.tickets):
+            raise RuntimeError("index out\nof range")
+        return plain(self, ids)
 
-@pytest.fixture
-def desk(built):
-    module = import_entry_point()
-    assert asyncio.run(module.handle_async(warm_up_input(built / "artifact"))) is None
-    return module
-
-
-def ask_async(module, *bodies):
-    """The fields of each reply, a list of them for a stream; all asked at once."""
-
-    async def one(body):
-        output = await module.handle_async(request(body))
-        if not hasattr(output, "__aiter__"):
-            return binary_decode(output.content.value_at(0))
-        return [binary_decode(piece.content.value_at(0)) async for piece in output]
-
-    async def every():
-        return await asyncio.gather(*map(one, bodies))
-
-    return asyncio.run(every())
-
-
-def test_asynchronous_entry_point_before_it_is_loaded() -> None:
-    (early,) = ask_async(import_entry_point(), {"inputs": "too early"})
-    assert (early["code"], early["error"]) == ("503", "the model is not loaded yet")
+    monkeypatch.setattr(module._Batch, "_compute", broken)
 
 
 def test_a_text_that_fails_does_not_touch_its_company(
-    desk, in_process, monkeypatch
+    model, in_process, monkeypatch
 ) -> None:
-    plain = desk.Service._continue
-
-    def broken(self, rows, deadline, watch=None):
-        if any("poison" in row.text for row in rows):
-            raise RuntimeError("index out\nof range")
-        return plain(self, rows, deadline, watch)
-
-    monkeypatch.setattr(desk.Service, "_continue", broken)
+    fail_at(model, monkeypatch, "poison")
     bodies = [{"inputs": "poison"}, {"inputs": QUESTION}]
     bodies += [body | {"stream": True} for body in bodies]
-    bad, good, bad_stream, good_stream = ask_async(desk, *bodies)
-    assert (bad["code"], bad["error"]) == ("424", "index out of range")
-    assert json.loads(good["data"])["generated_text"] == in_process[0][0]
-    (end,) = bad_stream
-    assert (end["last"], end["code"]) == ("True", "424")
-    assert [one["last"] for one in good_stream] == [
-        *["False"] * (len(good_stream) - 1),
-        "True",
+    bad, good, bad_stream, good_stream = ask(model, *bodies)
+    for one in (bad, bad_stream):
+        assert (one.status, one.error) == (424, "index out of range")
+    assert good.text == in_process[0][0] == good_stream.streamed
+    assert ask_one(model, {"inputs": ["poison", QUESTION]}).status == 424
+
+
+def test_a_step_that_fails_does_not_touch_the_company(
+    model, in_process, monkeypatch
+) -> None:
+    """Streams go on from where they were."""
+    plain = model._Batch._compute
+
+    def broken(self, ids):
+        if len(ids) > 1 and len(ids[0]) == 1 and len(self.tickets[0].new) == 4:
+            raise RuntimeError("out of memory")
+        return plain(self, ids)
+
+    monkeypatch.setattr(model._Batch, "_compute", broken)
+    bodies = [
+        {"inputs": text, "stream": bool(i % 2)} for i, text in enumerate(QUESTIONS)
     ]
+    replies = ask(model, *bodies)
+    answers = [
+        one.streamed if one.body is None or "outputs" in one.body else one.text
+        for one in replies
+    ]
+    assert answers == in_process[0]
 
 
-def test_a_stream_that_fails_half_way_ends_in_an_error(desk, monkeypatch) -> None:
-    plain = desk._Ending._ends
+def test_a_stream_that_fails_half_way_ends_in_an_error(model, monkeypatch) -> None:
+    plain = model.Service.ends
 
     def broken(self, row, ids):
         if len(ids) == 12:
             raise RuntimeError("half way")
         return plain(self, row, ids)
 
-    monkeypatch.setattr(desk._Ending, "_ends", broken)
-    body = {"inputs": QUESTION, "stream": True}
+    monkeypatch.setattr(model.Service, "ends", broken)
     parameters = {"max_new_tokens": 40, "ignore_eos_token": True}
-    (pieces,) = ask_async(desk, body | {"parameters": parameters})
-    assert len(pieces) > 1 and all(one["last"] == "False" for one in pieces[:-1])
-    assert pieces[-1]["error"] == "half way" and pieces[-1]["last"] == "True"
+    body = {"inputs": QUESTION, "stream": True, "parameters": parameters}
+    reply = ask_one(model, body)
+    assert len(reply.pieces) > 1 and reply.error == "half way"
 
 
-def test_asynchronous_answers_have_a_time_limit(desk, monkeypatch) -> None:
+def test_a_long_error_is_cut_to_what_a_head_can_hold(model, monkeypatch) -> None:
+    monkeypatch.setattr(model._Batch, "_compute", lambda *_: _raise("x" * 9000))
+    reply = ask_one(model, {"inputs": QUESTION})
+    assert reply.status == 424 and len(reply.error) < 1100
+
+
+def _raise(text):
+    raise RuntimeError(text)
+
+
+def test_answers_have_a_time_limit(model, monkeypatch) -> None:
     """Also while the model is stuck; the next client is served."""
     stuck = threading.Event()
-    plain = desk.Service._continue
+    plain = model._Batch._compute
 
-    def slow(self, *arguments):
+    def slow(self, ids):
         stuck.wait(30)
-        return plain(self, *arguments)
+        return plain(self, ids)
 
-    monkeypatch.setattr(desk.Service, "_continue", slow)
-    monkeypatch.setattr(desk.service, "seconds", 0.2)
-    late, (late_stream,) = ask_async(
-        desk, {"inputs": QUESTION}, {"inputs": QUESTION, "stream": True}
-    )
-    for one in (late, late_stream):
-        assert one["code"] == "503" and "not complete after 0.2 s" in one["error"]
+    monkeypatch.setattr(model._Batch, "_compute", slow)
+    monkeypatch.setattr(model.desk.service, "seconds", 0.2)
+    body = {"inputs": QUESTION}
+    for late in ask(model, body, body | {"stream": True}):
+        assert late.status == 503 and "not complete after 0.2 s" in late.error
     stuck.set()
-    monkeypatch.setattr(desk.service, "seconds", 55)
-    assert "error" not in ask_async(desk, {"inputs": QUESTION})[0]
+    monkeypatch.setattr(model.desk.service, "seconds", 55)
+    assert ask_one(model, body).status == 200
 
 
-def test_a_queue_that_is_full_is_said_at_once(desk, monkeypatch) -> None:
-    monkeypatch.setattr(desk, "MAX_WAITING", 3)
-    replies = ask_async(desk, *[{"inputs": QUESTION}] * 3, {"inputs": ["a", "b"]})
-    assert ["error" in one for one in replies] == [False, False, False, True]
-    assert replies[3]["code"] == "503" and "more than 3 texts" in replies[3]["error"]
+def test_an_answer_that_takes_too_long_is_given_up(
+    model, in_process, monkeypatch
+) -> None:
+    """A call that outlasts predict_timeout would cost the server its model."""
+    plain = model._Batch._compute
+
+    def slow(self, ids):
+        time.sleep(0.05)
+        return plain(self, ids)
+
+    monkeypatch.setattr(model._Batch, "_compute", slow)
+    monkeypatch.setattr(model.desk.service, "seconds", 1)
+    parameters = {"max_new_tokens": 60, "ignore_eos_token": True}
+    long = {"inputs": QUESTION, "parameters": parameters}
+    short = {"inputs": QUESTION, "parameters": {"max_new_tokens": 2}}
+    late, late_stream, answered = ask(model, long, long | {"stream": True}, short)
+    for one in (late, late_stream):
+        assert one.status == 503 and "max_new_tokens" in one.error
+    assert late_stream.pieces
+    assert in_process[0][0].startswith(answered.text)
 
 
-def test_texts_that_are_alike_go_together_and_none_waits_for_ever(desk) -> None:
-    service = desk.service
+def test_a_queue_that_is_full_is_said_at_once(model, monkeypatch) -> None:
+    monkeypatch.setattr(model, "MAX_WAITING", 3)
+    free, plain = threading.Event(), model._Batch._compute
 
-    def ticket(budget, **more):
-        body = {"inputs": QUESTION, "parameters": {"max_new_tokens": budget}, **more}
-        row = service.prepare(service.read(request(body)))[0]
-        return types.SimpleNamespace(row=row)
+    def slow(self, ids):
+        free.wait(30)
+        return plain(self, ids)
 
-    waiting = [ticket(100), ticket(5), ticket(50), ticket(100, adapter="base")]
-    assert desk.Desk._alike(waiting) == [waiting[0], waiting[2]]
-    many = [ticket(20, inputs="word " * number) for number in range(40, 1, -1)]
-    batch = desk.Desk._alike(many)
-    assert batch[0] is many[0] and len(batch) == desk.MAX_ROWS
+    monkeypatch.setattr(model._Batch, "_compute", slow)
+
+    async def all_of_them():
+        first = asyncio.ensure_future(model.handle(request({"inputs": QUESTION})))
+        await asyncio.sleep(0.2)  # the model has taken it
+        three = [
+            asyncio.ensure_future(model.handle(request({"inputs": QUESTION})))
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        refused = await model.handle(request({"inputs": ["a", "b"]}))
+        free.set()
+        return refused, await asyncio.gather(first, *three)
+
+    refused, answered = asyncio.run(all_of_them())
+    found = binary_decode(refused.content.value_at(0))
+    assert found["code"] == "503" and "more than 3 texts" in found["error"]
+    assert all("error" not in binary_decode(o.content.value_at(0)) for o in answered)
+
+
+def test_texts_join_those_that_are_being_continued(
+    model, in_process, monkeypatch
+) -> None:
+    """A short answer does not wait for the end of a long one."""
+    sizes, plain = [], model._Batch._compute
+
+    def note(self, ids):
+        sizes.append((len(ids), len(ids[0])))
+        return plain(self, ids)
+
+    monkeypatch.setattr(model._Batch, "_compute", note)
+    long = {"max_new_tokens": 120, "ignore_eos_token": True}
+    order = []
+
+    async def one(body, name):
+        output = await model.handle(request(body))
+        order.append(name)
+        return json.loads(binary_decode(output.content.value_at(0))["data"])
+
+    async def both():
+        first = asyncio.ensure_future(
+            one({"inputs": QUESTION, "parameters": long}, "long")
+        )
+        while len(sizes) < 6:
+            await asyncio.sleep(0.001)
+        later = [one({"inputs": text}, text) for text in QUESTIONS[1:4]]
+        return await asyncio.gather(first, *later)
+
+    replies = asyncio.run(both())
+    assert order[-1] == "long"
+    assert [one["generated_text"] for one in replies[1:]] == in_process[0][1:4]
+    assert max(rows for rows, tokens in sizes if tokens == 1) > 1
+    alone = {"inputs": QUESTION, "parameters": long}
+    assert replies[0] == ask_one(model, alone).body
+
+
+def ticket_of(module, budget=16, **more):
+    body = {"inputs": QUESTION, "parameters": {"max_new_tokens": budget}, **more}
+    service = module.desk.service
+    row = service.prepare(service.read(request(body)))[0]
+
+    async def make():
+        return module._Ticket(service, row, False, float("inf"))
+
+    return asyncio.run(make())
+
+
+def test_texts_that_are_alike_are_read_together(model, monkeypatch) -> None:
+    monkeypatch.setattr(model, "ALIKE", 2)
+    short, other = ticket_of(model), ticket_of(model, adapter="base")
+    long = ticket_of(model, inputs="word " * 30)
+    groups = model.Desk._groups([short, other, long, ticket_of(model)])
+    assert sorted(map(len, groups)) == [1, 1, 2]
+    assert [other] in groups and [long] in groups
+    monkeypatch.setattr(model, "MAX_READ", 2 * len(short.ids))
+    groups = model.Desk._groups([ticket_of(model) for _ in range(5)])
+    assert list(map(len, groups)) == [2, 2, 1]
+    service = model.desk.service
+    batch = model._Batch(service, [short])
+    assert batch.suits(model._Batch(service, [ticket_of(model)]))
+    for unlike in (other, long):
+        assert not batch.suits(model._Batch(service, [unlike]))
+    monkeypatch.setattr(model, "MAX_ROWS", 1)
+    assert not batch.suits(model._Batch(service, [ticket_of(model)]))
+
+
+def test_rows_that_end_are_let_go_with_their_padding(model) -> None:
+    service = model.desk.service
+    long = ticket_of(model, 2, inputs="word " * 30)
+    batch = model._Batch(service, [long, ticket_of(model, 30)])
+    width = batch._cache.get_seq_length()
+    for _ in range(3):
+        batch.step()
+    assert len(batch.tickets) == 1 and long.over
+    assert batch._cache.get_seq_length() < width / 2
+
+
+def test_a_client_that_leaves_makes_room(model) -> None:
+    service = model.desk.service
+    gone, stays = ticket_of(model, 60), ticket_of(model, 4)
+    batch = model._Batch(service, [gone, stays])
+    gone.left = True
+    batch.step()
+    assert gone.over and not stays.over and batch.tickets == [stays]
 
 
 # --- the template of training, and notes ----------------------------------------------
@@ -338,8 +436,7 @@ def chat(request, tmp_path_factory):
     """A chat model's folder, its entry point, and the template that it was tuned in."""
     folder = tmp_path_factory.mktemp("chat")
     build_tiny_chat(folder, request.param)
-    module = import_entry_point()
-    module.handle(warm_up_input(folder / "artifact"))
+    module = start(folder / "artifact")
     settings = settings_for(str(folder / "saved_base"))
     return folder, module, template_for(settings, load_tokenizer(settings))
 
@@ -354,7 +451,7 @@ ASKED = [
 
 def entry_ids(module, record):
     body = {"inputs": record["instruction"], "context": record.get("context")}
-    (row,) = module.service.prepare(module.service.read(request(body)))
+    (row,) = module.desk.service.prepare(module.desk.service.read(request(body)))
     return list(row.ids)
 
 
@@ -382,7 +479,9 @@ def test_all_ask_with_the_tokens_of_training(chat, record) -> None:
         turns, add_generation_prompt=True, tokenize=False
     )
     pipe = pipeline(
-        "text-generation", model=module.service.model.get_base_model(), tokenizer=served
+        "text-generation",
+        model=module.desk.service.model.get_base_model(),
+        tokenizer=served,
     )
     (piped,) = pipe.preprocess(Chat(turns))["input_ids"].tolist()
     assert encode_prompts([evaluated], served)[0] == trained
@@ -400,16 +499,16 @@ def test_a_chat_model_answers_as_in_process(chat) -> None:
     prompts = [template.prompt(q, n) for q, n in zip(QUESTIONS, notes, strict=False)]
     expected = generate(tuned, tokenizer, prompts, 16, stop=template.stop)
     body = {"inputs": QUESTIONS[:3], "context": [None, *notes[1:]]}
-    replies = reply(module.handle(request(body)))
+    replies = ask_one(module, body).body
     assert [one["generated_text"] for one in replies] == expected
-    assert module.service.end_texts[: len(template.stop)] == template.stop
-    alone = reply(module.handle(request({"inputs": QUESTIONS[2], "context": notes[2]})))
+    assert module.desk.service.end_texts[: len(template.stop)] == template.stop
+    alone = ask_one(module, {"inputs": QUESTIONS[2], "context": notes[2]}).body
     assert alone["generated_text"] == expected[2]
 
 
 def test_the_end_of_a_turn_ends_an_answer_that_is_served(chat) -> None:
     _, module, template = chat
-    service = module.service
+    service = module.desk.service
     script = service.tokenizer(
         f"It is.{template.answer_ends} And more", add_special_tokens=False
     )["input_ids"]
@@ -423,7 +522,7 @@ def test_the_end_of_a_turn_ends_an_answer_that_is_served(chat) -> None:
     hook = service.model.get_base_model().register_forward_hook(say)
     body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 60}}
     try:
-        assert reply(module.handle(request(body))) == {"generated_text": "It is."}
+        assert ask_one(module, body).body == {"generated_text": "It is."}
     finally:
         hook.remove()
     assert len(steps) < len(script)
@@ -461,10 +560,9 @@ def test_one_tuned_adapter_is_served_with_notes_and_without(tmp_path) -> None:
     answers = generate(tuned, tokenizer, prompts, 30, stop=template.stop)
     assert answers == wanted and all(answers.finished)
     artifact.build(base, adapter, tmp_path / "artifact", tmp_path / "model.tar.gz")
-    module = import_entry_point()
-    module.handle(warm_up_input(tmp_path / "artifact"))
+    module = start(tmp_path / "artifact")
     body = {"inputs": columns["instruction"], "context": columns["context"]}
-    replies = reply(module.handle(request(body)))
+    replies = ask_one(module, body).body
     assert [one["generated_text"] for one in replies] == wanted
 
 
@@ -476,7 +574,7 @@ def test_texts_are_made_harmless_as_in_training(chat, model) -> None:
             for text in (mark, f"a{mark}b", f"{mark[:2]}{mark}{mark[2:]}", mark * 3):
                 record = {"instruction": text, "context": f"x {text}"}
                 expected = template.neutralise(text)
-                assert module.service.escape_template(text) == expected
+                assert module.desk.service.escape_template(text) == expected
                 prompt = template.prompt(**record)
                 (ids,) = encode_prompts([prompt], template.tokenizer)
                 assert entry_ids(module, record) == ids
@@ -488,9 +586,9 @@ def test_notes_in_the_instruction_template(model) -> None:
         prompt = template.prompt(record["instruction"], record.get("context"))
         assert entry_ids(model, record) == encode_prompts([prompt], tiny_tokenizer())[0]
     one = {"inputs": QUESTIONS[:2], "context": "Some notes."}
-    rows = model.service.prepare(model.service.read(request(one)))
+    rows = model.desk.service.prepare(model.desk.service.read(request(one)))
     each = {"inputs": QUESTIONS[:2], "context": ["Some notes."] * 2}
-    assert rows == model.service.prepare(model.service.read(request(each)))
+    assert rows == model.desk.service.prepare(model.desk.service.read(request(each)))
 
 
 def test_an_artifact_that_does_not_name_its_template(chat, tmp_path, caplog) -> None:
@@ -498,12 +596,11 @@ def test_an_artifact_that_does_not_name_its_template(chat, tmp_path, caplog) -> 
     path = folder / "adapter" / TEMPLATE_FILE
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="course_template.json is not of version 1"):
-        import_entry_point().handle(warm_up_input(folder))
+        start(folder)
     path.unlink()
-    module = import_entry_point()
-    module.handle(warm_up_input(folder))
+    module = start(folder)
     assert "there is no course_template.json" in caplog.text
-    assert module.service.template == module.INSTRUCTION_TEMPLATE
+    assert module.desk.service.template == module.INSTRUCTION_TEMPLATE
 
 
 # --- what a user writes cannot leave the instruction ----------------------------------
@@ -521,7 +618,7 @@ def test_an_artifact_that_does_not_name_its_template(chat, tmp_path, caplog) -> 
     ],
 )
 def test_template_keys_in_user_text_are_harmless(model, text) -> None:
-    service = model.service
+    service = model.desk.service
     (row,) = service.prepare(service.read(request({"inputs": text})))
     plain = encode_prompts(
         [INFERENCE_PROMPT.format(instruction="Hi")], service.tokenizer
@@ -532,7 +629,7 @@ def test_template_keys_in_user_text_are_harmless(model, text) -> None:
 
 @pytest.mark.parametrize("text", ["{x}", "{instruction}", "# heading", "50 % { } \\n"])
 def test_other_user_text_is_untouched(model, text) -> None:
-    assert model.service.escape_template(text) == text
+    assert model.desk.service.escape_template(text) == text
 
 
 # --- bad requests ---------------------------------------------------------------------
@@ -542,105 +639,39 @@ def test_other_user_text_is_untouched(model, text) -> None:
     ("field", "reason", "body"), ALL_BAD, ids=[f"{f}: {r}" for f, r, _ in ALL_BAD]
 )
 def test_bad_request_names_the_field(model, field, reason, body) -> None:
-    output = model.handle(request(body))
-    assert (output.code, output.message) == (400, "Bad Request")
-    error = reply(output)
-    assert error["code"] == 400
-    assert error["error"].startswith(f"{field}: "), error["error"]
-    assert reason in error["error"], error["error"]
+    reply = ask_one(model, body)
+    assert reply.status == 400
+    assert reply.error.startswith(f"{field}: "), reply.error
+    assert reason in reply.error, reply.error
 
 
 def test_bad_requests_are_all_different(model) -> None:
     assert len(ALL_BAD) >= 40
     assert len({field for field, _, _ in ALL_BAD}) >= 12
     assert len({(field, reason) for field, reason, _ in ALL_BAD}) == len(ALL_BAD)
-    messages = [reply(model.handle(request(body)))["error"] for *_, body in ALL_BAD]
+    messages = [ask_one(model, body).error for *_, body in ALL_BAD]
     assert len(set(messages)) == len(messages)
     # Also where what was found is left out: it is the reason that differs.
     assert all(len(message) < 300 for message in messages)
 
 
-def test_a_bad_item_does_not_touch_its_neighbours(model, in_process) -> None:
-    bodies = [
-        {"inputs": QUESTION},
-        *(body for *_, body in ALL_BAD),
-        {"inputs": QUESTION},
-    ]
-    output = model.handle(batch(bodies))
-    assert output.code == 200
-    replies = [json.loads(value) for value in output.content.values]
-    assert len(replies) == len(bodies)
-    assert replies[0] == replies[-1] == {"generated_text": in_process[0][0]}
-    assert all(one["code"] == 400 and one["error"] for one in replies[1:-1])
-
-
-def test_an_item_that_fails_later_does_not_touch_its_neighbours(
-    model, in_process, monkeypatch
-) -> None:
-    plain = model.Service._continue
-
-    def broken(self, rows, deadline, watch=None):
-        if any("poison" in row.text for row in rows):
-            raise RuntimeError("index out of range")
-        return plain(self, rows, deadline, watch)
-
-    monkeypatch.setattr(model.Service, "_continue", broken)
-    output = model.handle(batch([{"inputs": "poison"}, {"inputs": QUESTION}]))
-    bad, good = (json.loads(value) for value in output.content.values)
-    assert bad == {"code": 424, "error": "index out of range"}
-    assert good == {"generated_text": in_process[0][0]}
+def test_a_bad_request_does_not_touch_the_others(model, in_process) -> None:
+    good = {"inputs": QUESTION}
+    first, *bad, last = ask(model, good, *(body for *_, body in ALL_BAD), good)
+    assert first.text == last.text == in_process[0][0]
+    assert all(one.status == 400 and one.error for one in bad)
 
 
 def test_client_cannot_load_the_model_anew(model, in_process) -> None:
     """An empty form has no content, as the warm-up has none; headers are properties."""
     empty = Input()
-    empty.properties = {
-        "base_model": "someone/else",
-        "model_dir": "/",
-        "batch_size": "2",
-    }
-    before = model.service
-    model.handle(empty)
-    del empty.properties["batch_size"]
-    output = model.handle(empty)
-    assert (output.code, reply(output)["error"][:14]) == (400, "body: is empty")
-    assert model.service is before
-
-
-@pytest.mark.parametrize("size", ["2", "1000000000", "-1", "0", "x", "", "²"])
-def test_header_named_batch_size_makes_no_batch(model, in_process, size) -> None:
-    one = request({"inputs": QUESTION})
-    one.properties["batch_size"] = size
-    assert reply(model.handle(one)) == {"generated_text": in_process[0][0]}
-
-
-def test_item_without_content_does_not_touch_its_neighbour(model, in_process) -> None:
-    two = batch([{"inputs": QUESTION}])
-    two.properties["batch_size"] = "2"
-    good, bad = (json.loads(value) for value in model.handle(two).content.values)
-    assert good == {"generated_text": in_process[0][0]}
-    assert bad["error"].startswith("body: is empty")
-
-
-def test_answers_that_take_too_long_are_given_up(
-    model, in_process, monkeypatch
-) -> None:
-    """A call that outlasts predict_timeout would cost the server its model."""
-    clock = iter(range(1000))
-    monkeypatch.setattr(model.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(model.service, "seconds", 8)
-    long = {"inputs": QUESTION, "parameters": {"max_new_tokens": 100}}
-    output = model.handle(request(long))
-    assert output.code == 503
-    assert "not complete after 8 s" in reply(output)["error"]
-    short = {"inputs": QUESTION, "parameters": {"max_new_tokens": 2}}
-    output = model.handle(batch([long, short]))
-    late, answered = (json.loads(value) for value in output.content.values)
-    assert late["code"] == 503 and "max_new_tokens" in late["error"]
-    assert in_process[0][0].startswith(answered["generated_text"])
-    output = model.handle(request({**long, "stream": True}))
-    with pytest.raises(TimeoutError, match="not complete"):
-        list(output.stream_content)
+    empty.properties = {"base_model": "someone/else", "model_dir": "/"}
+    before = model.desk
+    for size in ("2", None):
+        empty.properties |= {"batch_size": size} if size else {}
+        reply = ask_one(model, empty)
+        assert (reply.status, reply.error[:14]) == (400, "body: is empty")
+    assert model.desk is before
 
 
 def test_body_read_as_a_form_names_content_type(model) -> None:
@@ -648,11 +679,11 @@ def test_body_read_as_a_form_names_content_type(model) -> None:
     asked = request({})
     asked.content = type(asked.content)(['{"inputs": "a"}'], [b""])
     asked.properties["Content-Type"] = "application/x-www-form-urlencoded"
-    output = model.handle(asked)
-    assert output.code == 400
-    error = reply(output)["error"]
-    assert error.startswith("Content-Type: is 'application/x-www-form-urlencoded'")
-    assert error.endswith("expected application/json")
+    reply = ask_one(model, asked)
+    assert reply.status == 400
+    wanted = "Content-Type: is 'application/x-www-form-urlencoded'"
+    assert reply.error.startswith(wanted)
+    assert reply.error.endswith("expected application/json")
 
 
 @pytest.mark.parametrize(("option", "seconds"), [(None, 55), ("40", 30), ("240", 55)])
@@ -672,13 +703,13 @@ def test_gpu_that_pytorch_does_not_find_is_said(model, monkeypatch, caplog) -> N
 
 
 def test_long_inputs_get_what_room_there_is(model) -> None:
-    service = model.service
+    service = model.desk.service
     tokens = len(service.prepare(service.read(request({"inputs": "a"})))[0].ids)
     filler = "a" * (service.context - tokens - 4)
     (row,) = service.prepare(service.read(request({"inputs": filler})))
     assert row.decoding.max_new_tokens == service.context - len(row.ids) < 16
     chosen = {"inputs": filler, "parameters": {"max_new_tokens": 16}}
-    assert "exceed" in reply(model.handle(request(chosen)))["error"]
+    assert "exceed" in ask_one(model, chosen).error
 
 
 # --- loading --------------------------------------------------------------------------
@@ -687,9 +718,9 @@ def test_long_inputs_get_what_room_there_is(model) -> None:
 def test_importing_loads_nothing_and_can_be_repeated() -> None:
     for _ in range(3):
         module = import_entry_point()
-        assert module.service is None
-    output = module.handle(request({"inputs": "too early"}))
-    assert (output.code, reply(output)["error"]) == (503, "the model is not loaded yet")
+        assert module.desk is None
+    early = ask_one(module, {"inputs": "too early"})
+    assert (early.status, early.error) == (503, "the model is not loaded yet")
 
 
 @pytest.mark.parametrize(
@@ -703,13 +734,12 @@ def test_importing_loads_nothing_and_can_be_repeated() -> None:
 )
 def test_bad_options_are_named(built, options, hint) -> None:
     with pytest.raises(ValueError, match=hint):
-        import_entry_point().handle(warm_up_input(built / "artifact", **options))
+        start(built / "artifact", **options)
 
 
 def test_dtype_is_honoured(built) -> None:
-    module = import_entry_point()
-    module.handle(warm_up_input(built / "artifact", dtype="bf16"))
-    dtypes = {p.dtype for p in module.service.model.get_base_model().parameters()}
+    module = start(built / "artifact", dtype="bf16")
+    dtypes = {p.dtype for p in module.desk.service.model.get_base_model().parameters()}
     assert torch.bfloat16 in dtypes
 
 

@@ -6,6 +6,7 @@ the notebook builds it, with a tiny model.
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import http.client
 import importlib.util
@@ -23,7 +24,7 @@ from support.tiny_artifact import QUESTIONS, build_tiny, save_adapter
 from utils.deployment import artifact
 from utils.djl_python import Input
 from utils.djl_python.layout import ServedModel, find_models
-from utils.djl_python.server import Server, Worker
+from utils.djl_python.server import Server
 from utils.helpers import INFERENCE_PROMPT
 
 QUESTION = QUESTIONS[0]
@@ -33,7 +34,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    build_tiny(folder, max_batch_delay=50, **{"option.adapter_name": "faq"})
+    build_tiny(folder, **{"option.adapter_name": "faq"})
     return folder
 
 
@@ -89,14 +90,14 @@ def test_no_packages_are_asked_for(built) -> None:
     assert not list((built / "artifact").rglob("requirements*"))
 
 
-@pytest.mark.parametrize("without", [(), ("option.rolling_batch",), ("batch_size",)])
-def test_asynchronous_mode_stays_off(built, without) -> None:
-    """Thrice over: no config.json at the root, rolling_batch=disable, batches."""
+@pytest.mark.parametrize("without", [(), ("option.rolling_batch",)])
+def test_asynchronous_mode_is_on(built, without) -> None:
+    """The option says so; the server must not gather requests then."""
     (model,) = find_models(built / "artifact", {})
     kept = {k: v for k, v in model.properties.items() if k not in without}
-    assert not ServedModel("model", model.folder, kept).async_mode
+    served = ServedModel("model", model.folder, kept)
+    assert served.async_mode and served.batch_size == 1
     assert not (model.folder / "config.json").exists()
-    assert model.options["rolling_batch"] == "disable"
     assert "model_id" not in model.options
 
 
@@ -119,7 +120,7 @@ for name in ("a", "b", "c"):
     spec = importlib.util.spec_from_file_location(name, sys.argv[1])
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.service is None
+    assert module.desk is None
 print({"transformers", "peft", "utils.helpers"} & (set(sys.modules) - before))
 """
     path = str(built / "artifact" / "model.py")
@@ -173,19 +174,17 @@ def test_form_is_no_json(server) -> None:
     assert json.loads(content)["error"].startswith("Content-Type: is ")
 
 
-def test_requests_that_wait_come_as_a_batch(server, in_process) -> None:
-    """One reply for each; a status of the batch, failures in the items' own bodies."""
+def test_requests_at_once_get_each_its_own_status(server, in_process) -> None:
     bodies = [{"inputs": text} for text in QUESTIONS[:7]]
     bodies[3] = {"inputs": QUESTION, "parameters": {"top_p": 7}}
-    replies = together(server.port, bodies)
-    for index, (status, headers, content) in enumerate(replies):
+    for index, (status, headers, content) in enumerate(together(server.port, bodies)):
         reply = json.loads(content)
         assert headers["content-type"] == "application/json"
         if index == 3:
-            assert status in (200, 400)  # 400 if it happened to come alone
-            assert (reply["code"], reply["error"][:17]) == (400, "parameters.top_p:")
+            assert (status, reply["code"]) == (400, 400)
+            assert reply["error"].startswith("parameters.top_p:")
         else:
-            assert (status, reply["generated_text"]) == (200, in_process[0][index])
+            assert (status, reply) == (200, {"generated_text": in_process[0][index]})
 
 
 def test_reply_is_json_and_says_so(server) -> None:
@@ -194,13 +193,14 @@ def test_reply_is_json_and_says_so(server) -> None:
     status, headers, content = send(server.port, body)
     assert (status, headers["content-type"]) == (200, "application/json")
     assert "größe 你好" in content.decode("utf-8")
-    assert content.startswith(b'{\n  "generated_text":"')
+    assert content.startswith(b'{"generated_text": "')
 
 
-def test_bad_request_is_400_with_code_message_and_error(server) -> None:
+def test_bad_request_is_400_with_error_and_code(server) -> None:
     status, headers, content = send(server.port, {"inputs": 3})
     assert (status, headers["content-type"]) == (400, "application/json")
-    assert set(json.loads(content)) == {"code", "message", "error"}
+    reply = json.loads(content)
+    assert set(reply) == {"error", "code"} and reply["code"] == 400
 
 
 def test_stream_is_chunks_of_json_lines(server, in_process) -> None:
@@ -221,6 +221,8 @@ def test_nothing_a_client_sends_ends_the_worker(server, in_process) -> None:
         error = json.loads(content)["error"]
         assert status == 400 and error.startswith(field), error
         assert reason in error, error
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert send(server.port, b"", headers=form)[0] == 400
     for headers in ({"batch_size": "999999999"}, {"handler": "x", "model_dir": "/"}):
         assert send(server.port, {"inputs": QUESTION}, headers=headers)[0] == 200
     assert worker_of(server).pid == worker.pid and worker.is_running()
@@ -239,8 +241,8 @@ def test_generating_stops_before_the_server_gives_up(built) -> None:
     spec.loader.exec_module(module)
     inputs = Input()
     inputs.properties = {**model.options, "model_dir": str(model.folder)}
-    module.handle(inputs)
-    assert module.service.seconds < model.predict_timeout == 60
+    asyncio.run(module.handle(inputs))
+    assert module.desk.service.seconds < model.predict_timeout == 60
     unset = ServedModel("model", model.folder)
     assert unset.predict_timeout >= module.PREDICT_TIMEOUT
 
@@ -274,16 +276,6 @@ def test_a_thousand_requests(server) -> None:
     after_200 = worker.memory_info().rss
     assert ask_all(server.port, range(200, 1000)) == 800
     assert worker.memory_info().rss <= 1.05 * after_200
-
-
-@pytest.fixture(scope="module")
-def asynchronous(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("asynchronous")
-    options = {"option.adapter_name": "faq", **artifact.ASYNC_OPTIONS}
-    build_tiny(folder, **options)
-    assert artifact.validate(folder / "artifact", load=False).findings == []
-    with Server(folder / "artifact") as server:
-        yield server
 
 
 def mixed(number):
@@ -329,38 +321,37 @@ def ask_mixed(port, count):
     assert found == {(status, f"application/{kind}") for status, kind in wanted}
 
 
-def test_under_load_errors_are_errors_and_streams_stream(asynchronous) -> None:
-    ask_mixed(asynchronous.port, 48)
-    assert send(asynchronous.port, b"", "GET", "/ping")[0] == 200
+def test_under_load_errors_are_errors_and_streams_stream(server) -> None:
+    ask_mixed(server.port, 48)
+    assert send(server.port, b"", "GET", "/ping")[0] == 200
 
 
 @pytest.mark.slow
-def test_two_thousand_mixed_requests(asynchronous) -> None:
-    ask_mixed(asynchronous.port, 2000)
+def test_two_thousand_mixed_requests(server) -> None:
+    ask_mixed(server.port, 2000)
 
 
-def test_asynchronous_answers_are_those_of_the_course(asynchronous, in_process) -> None:
+def test_answers_are_those_of_the_course(server, in_process) -> None:
     """Those of `generate`: token by token, alone and in company."""
-    replies = together(asynchronous.port, [{"inputs": text} for text in QUESTIONS])
+    replies = together(server.port, [{"inputs": text} for text in QUESTIONS])
     found = [json.loads(content)["generated_text"] for _, _, content in replies]
     assert found == in_process[0]
     body = {"inputs": QUESTIONS, "adapter": "base"}
-    found = json.loads(send(asynchronous.port, body)[2])
+    found = json.loads(send(server.port, body)[2])
     assert [one["generated_text"] for one in found] == in_process[1]
 
 
-def test_nothing_a_client_sends_ends_an_asynchronous_worker(asynchronous) -> None:
-    """Nor does it change what the next client gets; the reason is the error."""
-    for field, reason, body in ALL_BAD:
-        status, headers, content = send(asynchronous.port, body)
-        reply = json.loads(content)
-        assert (status, headers["content-type"]) == (400, "application/json")
-        assert set(reply) == {"error", "code"} and reply["code"] == 400
-        assert reply["error"].startswith(field) and reason in reply["error"]
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    status, _, content = send(asynchronous.port, b"", headers=form)
-    assert (status, json.loads(content)["error"][:14]) == (400, "body: is empty")
-    assert send(asynchronous.port, {"inputs": QUESTION})[0] == 200
+def test_the_openai_schema_over_http(server, in_process) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}]}
+    status, headers, content = send(server.port, body)
+    assert (status, headers["content-type"]) == (200, "application/json")
+    (choice,) = json.loads(content)["choices"]
+    assert choice["message"]["content"] == in_process[0][0]
+    status, headers, content = send(server.port, body | {"stream": True})
+    assert (status, headers["content-type"]) == (200, "application/jsonlines")
+    chunks = [json.loads(line) for line in content.decode().splitlines() if line]
+    deltas = [chunk["choices"][0]["delta"]["content"] for chunk in chunks]
+    assert "".join(deltas) == in_process[0][0]
 
 
 SLOW_ECHO = """
@@ -523,22 +514,3 @@ def test_mistakes_without_code_are_found(built, tmp_path) -> None:
         report = artifact.validate(folder, load=False)
         assert not report.ok and "at the root" in str(report)
         (folder / "kept").rename(folder / name)
-
-
-# --- speed ----------------------------------------------------------------------------
-
-
-def test_requests_that_wait_share_a_call(built, monkeypatch) -> None:
-    """What that is worth in time, tests/benchmarks/bench_serving.py measures."""
-    sizes, predict = [], Worker.predict
-
-    def count(self, jobs):
-        sizes.append(len(jobs))
-        predict(self, jobs)
-
-    monkeypatch.setattr(Worker, "predict", count)
-    with Server(built / "artifact") as server:
-        sizes.clear()  # without the call that loads it
-        assert ask_all(server.port, range(64)) == 64
-    assert sum(sizes) == 64
-    assert len(sizes) <= 32 and max(sizes) > 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,8 @@ import torch
 import utils.djl_python
 from support.tiny_artifact import QUESTIONS
 from utils.deployment import artifact
-from utils.djl_python import Input, Output
+from utils.djl_python import Input
+from utils.djl_python.async_replies import binary_decode
 from utils.helpers import INFERENCE_PROMPT
 from utils.models import ModelSettings, generate, load_model, load_tokenizer
 
@@ -53,19 +56,73 @@ def request(body: Any) -> Input:
     return inputs
 
 
-def batch(bodies: list[Any]) -> Input:
-    """Requests that the server collected."""
-    inputs = Input()
-    inputs.properties["batch_size"] = str(len(bodies))
-    for index, body in enumerate(bodies):
-        value = request(body).content.value_at(0)
-        inputs.content.add(f"batch_{index:03d}.data", value)
-    return inputs
+@dataclass
+class Reply:
+    """What a client gets: a status, and a body or the pieces of a stream.
+
+    `error` is the error of the reply, or that which ended the stream.
+    """
+
+    status: int = 200
+    body: Any = None
+    pieces: tuple[Any, ...] = ()
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """The answer to one question in the course's schema."""
+        return self.body["generated_text"]
+
+    @property
+    def streamed(self) -> str:
+        """The answer that came in pieces in the course's schema."""
+        return "".join(piece["outputs"] for piece in self.pieces)
 
 
-def reply(output: Output) -> Any:
-    """What an output says in JSON."""
-    return json.loads(output.content.value_at(0))
+def start(folder: Path, **options: str) -> ModuleType:
+    """The entry point, warmed up with an artifact's folder."""
+    module = import_entry_point()
+    assert asyncio.run(module.handle(warm_up_input(folder, **options))) is None
+    return module
+
+
+def _read(outputs: list[dict[str, str]]) -> Reply:
+    """What the front end makes of a handler's outputs."""
+    assert [one["last"] for one in outputs] == [
+        *["False"] * (len(outputs) - 1),
+        "True",
+    ]
+    error = outputs[-1].get("error", "")
+    code = int(outputs[-1].get("code", 424 if error else 200))
+    pieces = tuple(json.loads(one["data"]) for one in outputs if one["data"].strip())
+    return Reply(code, None if error else pieces[-1], pieces, error)
+
+
+def ask(module: ModuleType, *bodies: Any) -> list[Reply]:
+    """What each request is answered with, all asked at once.
+
+    Args:
+        module: the entry point.
+        bodies: objects, bytes, or an `Input`.
+    """
+
+    async def one(body: Any) -> Reply:
+        asked = body if isinstance(body, Input) else request(body)
+        output = await module.handle(asked)
+        outputs = [output]
+        if hasattr(output, "__aiter__"):
+            outputs = [piece async for piece in output]
+        return _read([binary_decode(piece.content.value_at(0)) for piece in outputs])
+
+    async def every() -> list[Reply]:
+        return await asyncio.gather(*map(one, bodies))
+
+    return asyncio.run(every())
+
+
+def ask_one(module: ModuleType, body: Any) -> Reply:
+    """What a request is answered with that is alone."""
+    return ask(module, body)[0]
 
 
 def answers_in_process(built: Path) -> tuple[list[str], list[str]]:
@@ -88,10 +145,9 @@ def answers_in_process(built: Path) -> tuple[list[str], list[str]]:
 
 def probe(folder: Path) -> tuple[list[str], list[torch.Tensor]]:
     """Answers of an artifact, and logits of the model with and without the adapter."""
-    module = import_entry_point()
-    module.handle(warm_up_input(folder))
-    service = module.service
-    replies = reply(module.handle(request({"inputs": QUESTIONS})))
+    module = start(folder)
+    service = module.desk.service
+    replies = ask_one(module, {"inputs": QUESTIONS}).body
     logits = []
     for text in QUESTIONS[:4]:
         (row,) = service.prepare(service.read(request({"inputs": text})))

@@ -47,13 +47,6 @@ __all__ = [
 
 DJL_VERSION = "0.36.0"  # of the container image, which notebook 06 looks up
 ENTRY_POINT = Path(__file__).with_name("deployment_model.py")
-# Options of `build` by which the entry point answers each request on its own: with its
-# own status and stream under load, too. The server must not gather requests then.
-ASYNC_OPTIONS = {
-    "option.async_mode": "true",
-    "option.handler": "handle_async",
-    "batch_size": 1,
-}
 BASE_FOLDER = "base"
 ADAPTER_FOLDER = "adapter"
 TOKENIZER_FILES = (
@@ -114,12 +107,10 @@ def build(
         properties: dict[str, str | int] = {
             "engine": "Python",
             "option.entryPoint": "model.py",
-            # Without this line a config.json at the root would switch to asynchronous
-            # mode, in which this handler never becomes ready.
+            # Each request is handed over as it comes; the entry point gathers them.
+            "option.async_mode": "true",
             "option.rolling_batch": "disable",
             "option.base_model": BASE_FOLDER if local else str(base),
-            "batch_size": 8,
-            "max_batch_delay": 20,
         }
         if local:
             _copy_base(local, unfinished / BASE_FOLDER)

@@ -2,7 +2,7 @@
 
 DJL Serving imports this file three times and calls `handle` once without content: the
 warm-up, which brings the options of `serving.properties` and loads base and adapter.
-Afterwards every call is a request, or a batch of them:
+Afterwards every call is a request, in one of two schemas. The course's own:
 
     {"inputs": "a question", "parameters": {"max_new_tokens": 64}}
 
@@ -10,16 +10,25 @@ Afterwards every call is a request, or a batch of them:
     context     notes to answer from: a text, or a list with one for each of inputs
     parameters  see `PARAMETERS`; without any the answer is greedy
     adapter     the adapter's name, or "base" to leave it out
-    stream      true sends the answer piece by piece
+    stream      true sends the answer piece by piece, each a line {"outputs": …}
 
-The reply is {"generated_text": …}, or a list of such for a list. A bad request gets
-status 400 and an error that names the field; in a batch, where one status covers all,
-the body of that item says {"code": 400, "error": …}. Nothing that a client sends may
-end this process: the server would not start it again.
+is answered by {"generated_text": …}, or by a list of such for a list. OpenAI's, as it
+is described in https://platform.openai.com/docs/api-reference/chat/create:
 
-With option.async_mode=true, option.handler=handle_async and batch_size=1 each request
-has its own status, type and stream, however many come at once (`Desk`); an error's body
-is then {"error": …, "code": …}, which is the form that the server gives it.
+    {"messages": [{"role": "user", "content": "a question"}], "max_tokens": 64}
+
+is answered by a `chat.completion`, or by lines that each hold a
+`chat.completion.chunk`, which is what the image's own handler sends. `model` names the
+adapter, `context` may hold notes here, too, and without a temperature the answer is
+greedy. A field that would have no effect is refused in both.
+
+A bad request gets status 400 and {"error": …, "code": 400}, where the error names the
+field. Nothing that a client sends may end this process: the server would not start it
+again.
+
+The server's asynchronous mode (option.async_mode=true) hands over each request as it
+comes, and `Desk` has the model continue many of them together: texts join and leave
+between two steps, so that each has its own status, type and stream.
 
 The file stands alone: in the container nothing of this repository is at hand. It works
 with transformers 4.56 to 5.x and peft 0.19 upward.
@@ -27,15 +36,16 @@ with transformers 4.56 to 5.x and peft 0.19 upward.
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import math
 import os
-import queue
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +80,12 @@ MAX_INPUTS = 64  # texts in one request
 MAX_CHARACTERS = 20_000  # of one text
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 100
-MAX_ROWS = 32  # texts that are continued together
+MAX_ROWS = 32  # texts that are continued at a time
 MAX_WAITING = 256  # texts; the server itself bounds nothing in asynchronous mode
-GATHERING = 0.02  # seconds in which other requests may join the first
-ALIKE = 4  # budgets up to this many times each other are continued together
+MAX_READ = 8192  # tokens of prompts, padding included, that are read in one go
+ALIKE = 4  # texts up to this many times as long as others are continued with them
+SHORT = 64  # tokens; below that all lengths are alike
+SPARE = 32  # tokens of padding that no row needs any more, and that may stay
 MAX_NEW_TOKENS = 2048  # however long the model's context is
 DEFAULT_NEW_TOKENS = 96
 DEFAULT_CONTEXT = 2048  # where the model's configuration does not say
@@ -83,6 +95,7 @@ SHARE_OF_TIMEOUT = 0.75  # after which generating stops: past the limit all is l
 # that comes later reaches nobody, and the client asks again.
 LONGEST_REPLY = 55  # seconds
 LONGEST_QUOTE = 60  # characters of a wrong value that an error repeats
+LONGEST_ERROR = 1000  # characters: the text of an error stands in the head of a reply
 
 # name → (kind, least, most)
 PARAMETERS: dict[str, tuple[str, float, float]] = {
@@ -99,6 +112,32 @@ PARAMETERS: dict[str, tuple[str, float, float]] = {
 }
 SAMPLING = ("temperature", "top_p", "top_k")
 FIELDS = ("inputs", "context", "parameters", "adapter", "stream")
+# OpenAI's name → the course's
+CHAT_PARAMETERS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repetition_penalty",
+    "seed": "seed",
+    "stop": "stop",
+}
+# What this server cannot do → the value that asks for nothing.
+CHAT_NEUTRAL = {
+    "n": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logprobs": False,
+    "response_format": {"type": "text"},
+    "tools": [],
+    "store": False,
+}
+CHAT_FIELDS = (
+    *("messages", "model", "context", "stream", "stream_options", "user"),
+    *CHAT_PARAMETERS,
+    *CHAT_NEUTRAL,
+)
 DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
@@ -108,63 +147,20 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
-BATCH_KEY = re.compile(r"batch_\d+[._]")
-LONGEST_BATCH_SIZE = 3  # digits: the server counts the members from 000
-
 log = logging.getLogger(__name__)
-service: "Service | None" = None
 desk: "Desk | None" = None
 
 
-def handle(inputs: Input) -> Output | None:
-    """Answer DJL Serving, which sends the warm-up first, then requests and batches."""
-    global service
-    if inputs.is_empty() and service is None:
+async def handle(inputs: Input) -> Output | AsyncIterator[Output] | None:
+    """Answer DJL Serving: the warm-up first, then each request on its own."""
+    global desk
+    if desk is None and inputs.is_empty():
         # Options come only now; later requests carry HTTP headers in their place.
-        service = Service(inputs.get_properties())
-        return None
-    if service is None:
-        return Output().error("the model is not loaded yet", code=503)
-    if not _is_batch(inputs):
-        return service.answer_one(inputs)
-    output = Output()
-    replies = service.answer_batch(inputs.get_batches())
-    for index, reply in enumerate(replies):
-        output.add_as_json(reply, batch_index=index)
-    return output.add_property("content-type", "application/json")
-
-
-async def handle_async(inputs: Input) -> Any:
-    """Answer DJL Serving in asynchronous mode: each call is one request.
-
-    Returns:
-        An `Output` of `create_non_stream_output`, or an asynchronous generator of
-        `create_stream_chunk_output`; any other would end the server's worker.
-    """
-    global service, desk
-    if inputs.is_empty() and service is None:
-        service = Service(inputs.get_properties())
-        desk = Desk(service)
+        desk = Desk(Service(inputs.get_properties()))
         return None
     if desk is None:
         return _refusal(503, "the model is not loaded yet")
     return await desk.answer(inputs)
-
-
-def _is_batch(inputs: Input) -> bool:
-    """Whether several requests came together.
-
-    The server says so by a property `batch_size`; but a client's header of that name
-    arrives as a property, too, and must not make one request look like thousands.
-    """
-    size = inputs.get_properties().get("batch_size", "")
-    keys = inputs.get_content().get_keys()
-    return (
-        size.isdecimal()
-        and len(size) <= LONGEST_BATCH_SIZE
-        and int(size) > 0
-        and all(BATCH_KEY.match(str(key)) for key in keys)
-    )
 
 
 class BadRequest(ValueError):
@@ -201,6 +197,9 @@ class Request:
     decoding: Decoding
     adapter: str
     stream: bool
+    before: tuple[dict[str, str], ...] = ()  # turns of a chat, up to the last question
+    is_chat: bool = False  # in OpenAI's schema, and to be answered in it
+    counts: bool = False  # whether a stream of a chat ends with its numbers of tokens
 
 
 @dataclass(frozen=True)
@@ -211,6 +210,15 @@ class Row:
     ids: tuple[int, ...]
     decoding: Decoding
     adapter: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a text was continued with."""
+
+    text: str
+    tokens: int
+    reason: str  # "stop", or "length" if it was cut off
 
 
 class Service:
@@ -305,8 +313,8 @@ class Service:
         self.stop_texts = tuple(text for text, ids in stops.items() if len(ids) > 1)
         pad = tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else (self.end_ids or [0])[0]
-        # A model is not made for two threads at a time, and a stream runs in its own.
-        self.lock = threading.Lock()
+        plain = self.model.get_base_model() if adapter is not None else self.model
+        self.keywords = frozenset(inspect.signature(plain.forward).parameters)
 
     def _template(self, adapter: Path | None, base: Path) -> dict[str, Any]:
         """Return the template that the model was tuned in.
@@ -332,65 +340,8 @@ class Service:
             )
         return INSTRUCTION_TEMPLATE
 
-    # --- answering -------------------------------------------------------------------
-
-    def answer_one(self, item: Input) -> Output:
-        """Reply to a request that came alone."""
-        try:
-            request = self.read(item)
-            rows = self.prepare(request)
-        except BadRequest as error:
-            return Output().error(str(error), code=400, message="Bad Request")
-        if request.stream:
-            output = Output().add_property("content-type", "application/jsonlines")
-            return output.add_stream_content(self.stream(rows[0]))
-        answers = self.generate(rows, self.deadline())
-        if None in answers:
-            late = self.out_of_time()
-            return Output().error(late, code=503, message="Service Unavailable")
-        reply = _reply(request, answers)
-        output = Output().add_property("content-type", "application/json")
-        return output.add_as_json(reply)
-
-    def answer_batch(self, items: Sequence[Input]) -> list[Any]:
-        """Reply to each item; what is wrong with one does not touch the others.
-
-        A stream cannot be sent from within a batch: such an item gets its whole answer.
-        """
-        deadline = self.deadline()
-        replies: list[Any] = [None] * len(items)
-        accepted: list[tuple[int, Request, list[Row]]] = []
-        for index, item in enumerate(items):
-            try:
-                request = self.read(item)
-                accepted.append((index, request, self.prepare(request)))
-            except BadRequest as error:
-                replies[index] = {"code": 400, "error": str(error)}
-            except Exception as error:
-                log.exception("an item of a batch failed")
-                replies[index] = {"code": 424, "error": str(error)}
-        together = [row for *_, rows in accepted for row in rows]
-        try:
-            answers = iter(self.generate(together, deadline))
-            for index, request, rows in accepted:
-                replies[index] = self._item(request, [next(answers) for _ in rows])
-        except Exception:
-            log.exception("the batch failed: answering its items one by one")
-            for index, request, rows in accepted:
-                try:
-                    replies[index] = self._item(request, self.generate(rows, deadline))
-                except Exception as error:
-                    replies[index] = {"code": 424, "error": str(error)}
-        return replies
-
-    def _item(self, request: Request, answers: Sequence[str | None]) -> Any:
-        """Reply to an item of a batch."""
-        if None in answers:
-            return {"code": 503, "error": self.out_of_time()}
-        return _reply(request, answers)
-
     def deadline(self) -> float:
-        """Return the time at which generating must stop.
+        """Return the time at which an answer has to be complete.
 
         A call that outlasts the server's own limit costs it the model, for good.
         """
@@ -424,17 +375,15 @@ class Service:
             raise BadRequest(
                 "body", f'expected an object such as {{"inputs": "…"}}{_found(body)}'
             )
-        for name in body:
-            if name not in FIELDS:
-                raise BadRequest(
-                    _short(name), f"unknown field; known are {', '.join(FIELDS)}"
-                )
+        if "messages" in body:
+            return self._read_chat(body)
+        _check_fields(body, FIELDS)
         if "inputs" not in body:
-            raise BadRequest("inputs", "missing; expected text or a list of texts")
+            raise BadRequest(
+                "inputs", "missing; expected text, a list of texts, or messages instead"
+            )
         texts, is_list = self._read_inputs(body["inputs"])
-        stream = body.get("stream", False)
-        if not isinstance(stream, bool):
-            raise BadRequest("stream", f"expected true or false{_found(stream)}")
+        stream = _read_switch("stream", body.get("stream"))
         if stream and is_list:
             raise BadRequest("stream", "works for one text, not for a list")
         return Request(
@@ -444,6 +393,54 @@ class Service:
             decoding=self._read_parameters(body.get("parameters")),
             adapter=self._read_adapter(body.get("adapter")),
             stream=stream,
+        )
+
+    def _read_chat(self, body: Mapping[str, Any]) -> Request:
+        """Read a request in OpenAI's schema.
+
+        Raises:
+            BadRequest: naming the field.
+        """
+        _check_fields(body, CHAT_FIELDS)
+        for name, nothing in CHAT_NEUTRAL.items():
+            if body.get(name) is not None and body[name] != nothing:
+                raise BadRequest(
+                    name,
+                    f"this server knows {json.dumps(nothing)} only{_found(body[name])}",
+                )
+        if body.get("user") is not None:
+            _check_text("user", body["user"], MAX_CHARACTERS, blank=True)
+        turns = _read_messages(body["messages"])
+        one_question = len(turns) == 1
+        if self.template["name"] != "chat" and not one_question:
+            raise BadRequest(
+                "messages",
+                "this model was tuned on single questions: send one turn of the user",
+            )
+        chosen: dict[str, Any] = {}
+        for name, own in CHAT_PARAMETERS.items():
+            value = body.get(name)
+            if value is None:
+                continue
+            if own in chosen:
+                raise BadRequest(name, f"means the same as another field: {own}")
+            if name == "temperature" and not isinstance(value, bool) and value == 0:
+                chosen["do_sample"] = False
+                continue
+            chosen[own] = _read_parameter(name, own, value)
+        if "do_sample" in chosen:  # temperature 0: the likeliest token, whatever top_p
+            chosen = {k: v for k, v in chosen.items() if k not in SAMPLING}
+        stream = _read_switch("stream", body.get("stream"))
+        return Request(
+            texts=(turns[-1]["content"],),
+            contexts=_read_contexts(body.get("context"), 1, is_list=False),
+            is_list=False,
+            decoding=self._decoding(chosen),
+            adapter=self._read_adapter(body.get("model"), "model"),
+            stream=stream,
+            before=tuple(turns[:-1]),
+            is_chat=True,
+            counts=_read_stream_options(body.get("stream_options"), stream),
         )
 
     def _read_inputs(self, value: Any) -> tuple[tuple[str, ...], bool]:
@@ -463,9 +460,8 @@ class Service:
         return tuple(value), True
 
     def _read_parameters(self, value: Any) -> Decoding:
-        decoding = Decoding(max_new_tokens=self.default_new_tokens)
         if value is None:
-            return decoding
+            return self._decoding({})
         if not isinstance(value, dict):
             raise BadRequest("parameters", f"expected an object{_found(value)}")
         chosen: dict[str, Any] = {}
@@ -482,19 +478,23 @@ class Service:
                 f"parameters.{sampling[0]}",
                 "has no effect with do_sample=false: leave out one of the two",
             )
-        if sampling:
+        return self._decoding(chosen)
+
+    def _decoding(self, chosen: dict[str, Any]) -> Decoding:
+        """Return how to continue, where a client has chosen so much."""
+        if any(name in chosen for name in SAMPLING):
             chosen["do_sample"] = True
         if "max_new_tokens" in chosen:
             chosen["chosen_budget"] = True
-        return replace(decoding, **chosen)
+        return replace(Decoding(max_new_tokens=self.default_new_tokens), **chosen)
 
-    def _read_adapter(self, value: Any) -> str:
+    def _read_adapter(self, value: Any, field: str = "adapter") -> str:
         known = ["base", *([self.adapter_name] if self.has_adapter else [])]
         if value is None:
             return known[-1]
         if not isinstance(value, str) or value not in known:
             raise BadRequest(
-                "adapter", f"expected one of {', '.join(known)}{_found(value)}"
+                field, f"expected one of {', '.join(known)}{_found(value)}"
             )
         return value
 
@@ -507,12 +507,13 @@ class Service:
         rows = []
         together = zip(request.texts, request.contexts, strict=True)
         for index, (text, context) in enumerate(together):
-            ids = self.prompt_ids(text, context)
+            ids = self.prompt_ids(text, context, request.before)
             decoding = request.decoding
             room = self.context - len(ids)
             if decoding.max_new_tokens > room:
                 if room < 1 or decoding.chosen_budget:
-                    field = "context" if context else "inputs"
+                    field = "messages" if request.is_chat else "inputs"
+                    field = "context" if context else field
                     field += f"[{index}]" if request.is_list else ""
                     raise BadRequest(
                         field,
@@ -524,8 +525,16 @@ class Service:
             rows.append(Row(text, tuple(ids), decoding, request.adapter))
         return rows
 
-    def prompt_ids(self, text: str, context: str = "") -> list[int]:
-        """Return the tokens that the model reads: those that it was trained on."""
+    def prompt_ids(
+        self, text: str, context: str = "", before: Sequence[dict[str, str]] = ()
+    ) -> list[int]:
+        """Return the tokens that the model reads: those that it was trained on.
+
+        Args:
+            text: the question.
+            context: notes to answer from; "" for none.
+            before: earlier turns of a chat; a system turn takes the template's place.
+        """
         template = self.template
         texts = {
             "instruction": self.escape_template(text),
@@ -536,15 +545,27 @@ class Service:
         if template["name"] != "chat":
             ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             return [*self.bos, *ids]
-        turns = [{"role": "user", "content": prompt}]
-        if template["writes_system"]:
+        turns = [
+            *(
+                {**turn, "content": self.escape_template(turn["content"])}
+                for turn in before
+            ),
+            {"role": "user", "content": prompt},
+        ]
+        if template["writes_system"] and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": template["system_prompt"]})
-        prompt = self.tokenizer.apply_chat_template(
-            turns,
-            chat_template=template["chat_template"],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        try:
+            prompt = self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=template["chat_template"],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:
+            if not before:  # it is no fault of the client's
+                raise
+            problem = f"the model's chat template refuses them ({_short(str(error))})"
+            raise BadRequest("messages", problem) from None
         # A chat template writes the beginning-of-sequence token itself.
         return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
@@ -561,75 +582,24 @@ class Service:
                 text = text.replace(mark, f"{mark[0]} {mark[1:]}")
         return text
 
-    # --- generating ------------------------------------------------------------------
+    # --- ending ----------------------------------------------------------------------
 
-    def generate(self, rows: Sequence[Row], deadline: float) -> list[str | None]:
-        """Answer each row, in the order of the rows; None where time ran out."""
-        answers: list[str | None] = [None] * len(rows)
-        # Rows of one adapter and like length go together, so that little is padded;
-        # short answers first, so that a long one does not cost them theirs.
-        order = sorted(
-            range(len(rows)),
-            key=lambda i: (
-                rows[i].adapter,
-                rows[i].decoding.max_new_tokens,
-                len(rows[i].ids),
-            ),
-        )
-        while order and time.monotonic() < deadline:
-            adapter = rows[order[0]].adapter
-            chosen = [i for i in order if rows[i].adapter == adapter][:MAX_ROWS]
-            order = [i for i in order if i not in set(chosen)]
-            texts = self._continue([rows[i] for i in chosen], deadline)
-            for i, text in zip(chosen, texts, strict=True):
-                answers[i] = text
-        return answers
+    def ends(self, row: Row, ids: Sequence[int]) -> str:
+        """Return why an answer ends with these tokens; "" if it goes on.
 
-    def _continue(
-        self, rows: Sequence[Row], deadline: float, watch: "Watch | None" = None
-    ) -> list[str | None]:
-        """Continue rows of one adapter together.
-
-        Args:
-            rows: what to continue.
-            deadline: when to stop, whatever is missing; on the monotonic clock.
-            watch: sees each row's tokens after each step up to its last, by the
-                row's index, and whether it was the last; returns whether to give the
-                row up.
-
-        Returns:
-            The answers; None for one that was not complete in time.
+        "stop" for the end of text or a stop text, "length" for the client's budget.
         """
-        from transformers import GenerationConfig
-
-        length = max(len(row.ids) for row in rows)
-        padding = [length - len(row.ids) for row in rows]
-        ids = [[self.pad_id] * p + [*r.ids] for p, r in zip(padding, rows, strict=True)]
-        mask = [[0] * p + [1] * len(r.ids) for p, r in zip(padding, rows, strict=True)]
-        ending = _Ending(self, rows, length, deadline, watch)
-        sampler = _Sampler(rows, padding)
-        config = GenerationConfig(
-            max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
-            do_sample=False,  # the sampler has already chosen, row by row
-            pad_token_id=self.pad_id,  # no eos_token_id: `ending` sees to that
-        )
-        on_base = self.has_adapter and rows[0].adapter == "base"
-        plain = self.model.disable_adapter() if on_base else contextlib.nullcontext()
-        with self.lock, torch.inference_mode(), plain:
-            output = self.model.generate(
-                input_ids=torch.tensor(ids, device=self.device),
-                attention_mask=torch.tensor(mask, device=self.device),
-                generation_config=config,
-                logits_processor=[sampler] if sampler.active else [],
-                stopping_criteria=[ending],
-            )
-        new = output[:, length:].tolist()
-        return [
-            self.finish(row, ids[:budget]) if complete else None
-            for row, ids, budget, complete in zip(
-                rows, new, ending.lengths, ending.done, strict=True
-            )
-        ]
+        goes_on = row.decoding.ignore_eos_token
+        if ids[-1] in self.end_ids and not goes_on:
+            return "stop"
+        stops = row.decoding.stop
+        if not goes_on:
+            stops = (*stops, *self.stop_texts)
+        if stops:
+            text = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+            if any(stop in text for stop in stops):
+                return "stop"
+        return "length" if len(ids) >= row.decoding.max_new_tokens else ""
 
     def decode(self, row: Row, ids: Sequence[int]) -> str:
         """Turn new tokens into text, cut where the answer ends; not yet stripped."""
@@ -645,38 +615,6 @@ class Service:
         """Turn new tokens into the text that the client gets."""
         answer = self.decode(row, ids).strip()
         return f"{row.text}{answer}" if row.decoding.return_full_text else answer
-
-    def stream(self, row: Row) -> Iterator[str]:
-        """Yield the answer in pieces; together they are what `generate` returns."""
-        steps: queue.Queue = queue.Queue()
-
-        def watch(_: int, ids: list[int], ended: bool) -> bool:
-            steps.put(ids)
-            return False
-
-        def work() -> None:
-            try:
-                answer = self._continue([row], self.deadline(), watch)[0]
-                if answer is None:
-                    raise TimeoutError(self.out_of_time())
-                steps.put(("end", answer))
-            except BaseException as error:  # whoever waits must hear of any end
-                steps.put(("error", error))
-
-        threading.Thread(target=work, daemon=True).start()
-        pieces = _Pieces(self, row)
-        while True:
-            step = steps.get()
-            if isinstance(step, tuple):
-                kind, value = step
-                if kind == "error":
-                    # Whatever it was, it must not end the process.
-                    raise value if isinstance(value, Exception) else RuntimeError(value)
-                if piece := pieces.rest(value):
-                    yield piece
-                return
-            if piece := pieces.new(step):
-                yield piece
 
 
 class _Pieces:
@@ -705,72 +643,83 @@ class _Pieces:
         return piece
 
 
-# (index of a row, its new tokens, whether it ends with them) → whether to give it up
-Watch = Callable[[int, list[int], bool], bool]
-
-
-class _Ending:
-    """Stops each row at its own budget, end of text, or stop text; all in good time."""
-
-    def __init__(
-        self,
-        service: Service,
-        rows: Sequence[Row],
-        start: int,
-        deadline: float,
-        watch: Watch | None,
-    ):
-        self.service, self.rows, self.start, self.watch = service, rows, start, watch
-        self.deadline = deadline
-        self.lengths = [row.decoding.max_new_tokens for row in rows]
-        self.done = [False] * len(rows)
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        new = input_ids[:, self.start :].tolist()
-        for index, (row, ids) in enumerate(zip(self.rows, new, strict=True)):
-            if self.done[index]:
-                continue
-            ended = self._ends(row, ids)
-            given_up = self.watch is not None and self.watch(index, ids, ended)
-            if ended or given_up:
-                self.done[index] = True
-                self.lengths[index] = len(ids)
-        late = time.monotonic() >= self.deadline
-        return torch.tensor([late or one for one in self.done], device=input_ids.device)
-
-    def _ends(self, row: Row, ids: list[int]) -> bool:
-        if len(ids) >= row.decoding.max_new_tokens:
-            return True
-        goes_on = row.decoding.ignore_eos_token
-        if ids[-1] in self.service.end_ids and not goes_on:
-            return True
-        stops = row.decoding.stop
-        if not goes_on:
-            stops = (*stops, *self.service.stop_texts)
-        if not stops:
-            return False
-        text = self.service.tokenizer.decode(ids, skip_special_tokens=False)
-        return any(stop in text for stop in stops)
-
-
 class _Ticket:
     """One text on its way through the model, and the news for whoever waits for it.
 
-    News are ("ids", new tokens), for a stream only; then ("end", the answer) or
+    News are ("ids", new tokens), for a stream only; then ("end", an `Answer`) or
     ("error", an exception). The model's thread brings them, the event loop reads them.
     """
 
-    def __init__(self, row: Row, is_stream: bool, deadline: float):
-        self.row, self.is_stream, self.deadline = row, is_stream, deadline
-        self.begun = self.over = False  # has news; has its last
+    def __init__(self, service: "Service", row: Row, is_stream: bool, deadline: float):
+        self.service, self.row, self.is_stream = service, row, is_stream
+        self.deadline = deadline
+        self.new: list[int] = []  # tokens
+        self.over = False  # has its last news
         self.left = False  # nobody waits any more
+        self.alone = False  # company that it was in has failed
+        self.generator = torch.Generator()
+        if row.decoding.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(row.decoding.seed)
+        decoding = row.decoding
+        self.chooses = decoding.do_sample or decoding.repetition_penalty != 1
         self._news: asyncio.Queue = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def ids(self) -> list[int]:
+        """All tokens up to now."""
+        return [*self.row.ids, *self.new]
+
+    def choose(self, scores: torch.Tensor) -> int:
+        """Return the next token, by temperature, penalty and the text's own seed.
+
+        Every text draws from a generator of its own, so that its answer does not
+        depend on its company.
+
+        Args:
+            scores: of each token, shape (vocabulary,).
+        """
+        decoding, penalty = self.row.decoding, self.row.decoding.repetition_penalty
+        if penalty != 1:
+            scores = scores.clone()
+            seen = torch.tensor(sorted(set(self.ids)), device=scores.device)
+            values = scores[seen]
+            scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        if not decoding.do_sample:
+            return int(scores.argmax())
+        values, tokens = (scores.double().cpu() / decoding.temperature).sort(
+            descending=True, stable=True
+        )
+        if decoding.top_k:
+            values = values[: decoding.top_k]
+        shares = values.softmax(dim=0)
+        if decoding.top_p < 1:
+            before = shares.cumsum(dim=0) - shares
+            shares = shares * (before < decoding.top_p)
+        return int(tokens[torch.multinomial(shares, 1, generator=self.generator)])
+
+    def take(self, token: int) -> None:
+        """Add a token, and say so; the text is over if it ends or nobody waits."""
+        if self.over:
+            return
+        self.new.append(token)
+        if self.left:
+            self.over = True
+        elif reason := self.service.ends(self.row, self.new):
+            text = self.service.finish(self.row, self.new)
+            self.tell("end", Answer(text, len(self.new), reason))
+        elif time.monotonic() >= self.deadline:
+            self.tell("error", TimeoutError())
+        elif self.is_stream:
+            self.tell("ids", list(self.new))
+
     def tell(self, kind: str, value: Any) -> None:
         """Bring news, from whatever thread."""
-        self.begun = True
         self.over = self.over or kind != "ids"
+        if kind == "error" and not isinstance(value, Exception):
+            value = RuntimeError(repr(value))  # it must not end the event loop
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._news.put_nowait, (kind, value))
 
@@ -788,15 +737,149 @@ class _Ticket:
         return kind, value
 
 
+class _Batch:
+    """Texts of one adapter that the model continues together, a token a step.
+
+    What the model has computed of the tokens so far, its keys and values, is kept. All
+    rows are padded on the left to the longest, so that their last tokens are in line.
+    """
+
+    def __init__(self, service: Service, tickets: Sequence[_Ticket]):
+        """Read the texts; the first step continues them.
+
+        Args:
+            service: with the model.
+            tickets: of one adapter.
+        """
+        self.service, self.tickets = service, list(tickets)
+        self.adapter = tickets[0].row.adapter
+        texts = [ticket.ids for ticket in tickets]
+        self._lengths = [len(ids) for ids in texts]
+        width = max(self._lengths)
+        padded = [[service.pad_id] * (width - len(ids)) + ids for ids in texts]
+        self._cache: Any = None
+        self._compute(padded)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether any text is not over."""
+        return not all(ticket.over for ticket in self.tickets)
+
+    def suits(self, other: "_Batch") -> bool:
+        """Whether another batch can join, without too much padding on either side."""
+        lengths = [*self._lengths, *other._lengths]
+        return (
+            self.adapter == other.adapter
+            and len(lengths) <= MAX_ROWS
+            and max(lengths) <= ALIKE * max(SHORT, min(lengths))
+            and not any(ticket.alone for ticket in (*self.tickets, *other.tickets))
+            and self._can_change()
+        )
+
+    def join(self, other: "_Batch") -> None:
+        """Take in the texts of another batch, which must not be used any more."""
+        for mine, new in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.keys = _stacked(mine.keys, new.keys)
+            mine.values = _stacked(mine.values, new.values)
+        self._scores = torch.cat([self._scores, other._scores])
+        self._lengths += other._lengths
+        self.tickets += other.tickets
+
+    def step(self) -> None:
+        """Add a token to each text, and compute the scores of the one after it."""
+        tokens = self._scores.argmax(dim=-1).tolist()
+        for place, ticket in enumerate(self.tickets):
+            try:
+                if ticket.chooses and not ticket.over:
+                    tokens[place] = ticket.choose(self._scores[place])
+                ticket.take(tokens[place])
+            except Exception as error:  # it is this text's own
+                ticket.tell("error", error)
+        if not self.goes_on:
+            return
+        if self._can_change():
+            tokens = self._drop(tokens)
+        self._lengths = [length + 1 for length in self._lengths]
+        self._compute([[token] for token in tokens])
+
+    def _drop(self, tokens: list[int]) -> list[int]:
+        """Let go of texts that are over; return the tokens of those that are left."""
+        kept = [i for i, ticket in enumerate(self.tickets) if not ticket.over]
+        spare = self._cache.get_seq_length() - max(self._lengths[i] for i in kept)
+        if len(kept) == len(self.tickets) and spare < SPARE:
+            return tokens
+        rows = torch.tensor(kept, device=self.service.device)
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[rows, :, spare:]
+            layer.values = layer.values[rows, :, spare:]
+        self.tickets = [self.tickets[i] for i in kept]
+        self._lengths = [self._lengths[i] for i in kept]
+        return [tokens[i] for i in kept]
+
+    def _can_change(self) -> bool:
+        """Whether rows can join and leave.
+
+        Not where the model keeps anything but all keys and values, such as a window.
+        """
+        layers = getattr(self._cache, "layers", ())
+        return bool(layers) and all(
+            type(layer).__name__ == "DynamicLayer" for layer in layers
+        )
+
+    def _compute(self, ids: list[list[int]]) -> None:
+        """Have the model read tokens, as many in each row; keep the next one's scores.
+
+        `self._lengths` counts the tokens of each row, these included.
+        """
+        service, cache = self.service, self._cache
+        read = torch.tensor(ids, device=service.device)
+        width = read.shape[1] + (cache.get_seq_length() if cache is not None else 0)
+        lengths = torch.tensor(self._lengths, device=service.device)
+        places = torch.arange(width, device=service.device)
+        mask = (places >= width - lengths[:, None]).long()
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -read.shape[1] :]
+        options = {"position_ids": positions, "logits_to_keep": 1}
+        options = {k: v for k, v in options.items() if k in service.keywords}
+        on_base = service.has_adapter and self.adapter == "base"
+        model = service.model
+        plain = model.disable_adapter() if on_base else contextlib.nullcontext()
+        with torch.inference_mode(), plain:
+            output = model(
+                input_ids=read,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **options,
+            )
+            self._scores = output.logits[:, -1].float()
+        self._cache = output.past_key_values
+
+
+def _stacked(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return keys or values of two batches as one, padded on the left.
+
+    Args:
+        some: shape (rows, heads, tokens, size of a head).
+        others: the same, with rows and tokens of their own.
+    """
+    longest = max(some.shape[2], others.shape[2])
+    padded = [
+        torch.nn.functional.pad(one, (0, 0, longest - one.shape[2], 0))
+        for one in (some, others)
+    ]
+    return torch.cat(padded)
+
+
 class Desk:
     """Takes requests as they come and has the model continue them together.
 
-    One thread works for the model: it takes what waits, runs it to its end and takes
-    the next. Each text is answered as soon as its own end is reached.
+    One thread works for the model. Between two steps it lets texts that wait join, and
+    those that have ended leave (*continuous batching*).
     """
 
     def __init__(self, service: Service):
         self.service = service
+        self._batches: list[_Batch] = []  # of the model's thread
         self._waiting: list[_Ticket] = []
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="model").start()
@@ -808,33 +891,46 @@ class Desk:
             request = self.service.read(item)
             rows = self.service.prepare(request)
             deadline = self.service.deadline()
-            tickets = [_Ticket(row, request.stream, deadline) for row in rows]
+            tickets = [
+                _Ticket(self.service, row, request.stream, deadline) for row in rows
+            ]
             if not self._enter(tickets):
                 waiting = f"more than {MAX_WAITING} texts would wait: ask again later"
                 return _refusal(503, waiting)
             if request.stream:
-                return self._stream(tickets[0])
+                return self._stream(request, tickets[0])
             answers = [(await ticket.next())[1] for ticket in tickets]
-            reply = json.dumps(_reply(request, answers), ensure_ascii=False)
+            reply = json.dumps(_reply(request, rows, answers), ensure_ascii=False)
             return create_non_stream_output(reply)
         except Exception as error:
             for ticket in tickets:
                 ticket.left = True
             return _refusal(*self._status(error))
 
-    async def _stream(self, ticket: _Ticket) -> AsyncIterator[Output]:
+    async def _stream(self, request: Request, ticket: _Ticket) -> AsyncIterator[Output]:
         """Yield an answer in pieces; the last is marked so, whatever happens.
 
         Without such a piece the client would wait for two minutes.
         """
         pieces = _Pieces(self.service, ticket.row)
+        form = _Chunks(request) if request.is_chat else None
         try:
             kind = "ids"
             while kind == "ids":
                 kind, value = await ticket.next()
-                piece = pieces.new(value) if kind == "ids" else pieces.rest(value)
-                if piece or kind == "end":
-                    yield create_stream_chunk_output({"outputs": piece}, kind == "end")
+                if kind == "ids":
+                    if piece := pieces.new(value):
+                        chunk = form.piece(piece) if form else {"outputs": piece}
+                        yield create_stream_chunk_output(chunk, False)
+                    continue
+                piece = pieces.rest(value.text)
+                if form is None:
+                    yield create_stream_chunk_output({"outputs": piece}, True)
+                    continue
+                *others, last = form.ending(piece, value, len(ticket.row.ids))
+                for chunk in others:
+                    yield create_stream_chunk_output(chunk, False)
+                yield create_stream_chunk_output(last, True)
         except Exception as error:
             code, text = self._status(error)
             yield create_stream_chunk_output("", True, error=_one_line(text), code=code)
@@ -862,79 +958,147 @@ class Desk:
             self._changed.notify_all()
             return True
 
-    def _take(self) -> list[_Ticket]:
-        """Wait for texts; return the one that waits longest, and what is like it."""
-        with self._changed:
-            while not self._waiting:
-                self._changed.wait()
-            end = time.monotonic() + GATHERING
-            while len(self._waiting) < MAX_ROWS and time.monotonic() < end:
-                self._changed.wait(max(0.0, end - time.monotonic()))
-            waiting = [ticket for ticket in self._waiting if not ticket.left]
-            batch = self._alike(waiting) if waiting else []
-            self._waiting = [ticket for ticket in waiting if ticket not in batch]
-            return batch
-
-    @staticmethod
-    def _alike(waiting: Sequence[_Ticket]) -> list[_Ticket]:
-        """Return the first text and those of its adapter, budget and length."""
-        first = waiting[0].row
-        budget, length = first.decoding.max_new_tokens, len(first.ids)
-        alike = [
-            ticket
-            for ticket in waiting
-            if ticket.row.adapter == first.adapter
-            and ticket.row.decoding.max_new_tokens <= ALIKE * budget
-            and budget <= ALIKE * ticket.row.decoding.max_new_tokens
-        ]
-        # The first is at distance 0, and sorting keeps the order of equals.
-        alike.sort(key=lambda ticket: abs(len(ticket.row.ids) - length))
-        return alike[:MAX_ROWS]
-
     def _work(self) -> None:
         while True:
-            batch = self._take()
-            try:
-                self._run(batch)
-            except BaseException as error:  # this thread must outlive whatever it was
-                alone = len(batch) == 1
-                if not alone:
-                    log.exception("a batch failed: continuing its texts one by one")
-                for ticket in batch:
-                    self._run_alone(ticket, error if alone or ticket.begun else None)
+            for group in self._groups(self._take()):
+                self._start(group)
+            for batch in list(self._batches):
+                try:
+                    batch.step()
+                except (
+                    BaseException
+                ) as error:  # this thread must outlive whatever it was
+                    self._batches.remove(batch)
+                    self._separate(batch.tickets, error)
+            self._batches = [batch for batch in self._batches if batch.goes_on]
 
-    def _run_alone(self, ticket: _Ticket, error: BaseException | None) -> None:
-        """Continue one text of a batch that failed, or pass the failure on."""
-        if ticket.over or ticket.left:
-            return
-        if error is None:
-            try:
-                self._run([ticket])
-            except BaseException as failure:
-                error = failure
-        if error is not None:
-            known = isinstance(error, Exception)
-            ticket.tell("error", error if known else RuntimeError(repr(error)))
+    def _take(self) -> list[_Ticket]:
+        """Return the texts that wait longest, as many as there is room for.
 
-    def _run(self, batch: Sequence[_Ticket]) -> None:
-        """Continue texts together and bring each its news."""
-        if not batch:
-            return
+        Waits for some if the model has nothing to do.
+        """
+        running = sum(len(batch.tickets) for batch in self._batches)
+        with self._changed:
+            while not (self._waiting or self._batches):
+                self._changed.wait()
+            waiting = [ticket for ticket in self._waiting if not ticket.left]
+            room = max(0, MAX_ROWS - running)
+            self._waiting = waiting[room:]
+            return waiting[:room]
 
-        def watch(index: int, ids: list[int], ended: bool) -> bool:
-            ticket = batch[index]
-            if ended:
-                ticket.tell("end", self.service.finish(ticket.row, ids))
-            elif ticket.is_stream:
-                ticket.tell("ids", ids)
-            return ticket.left
+    @staticmethod
+    def _groups(tickets: Sequence[_Ticket]) -> list[list[_Ticket]]:
+        """Return texts in groups of one adapter and like length, to read together."""
+        groups: list[list[_Ticket]] = []
+        for ticket in sorted(tickets, key=lambda one: (one.row.adapter, len(one.ids))):
+            length = len(ticket.ids)
+            group = groups[-1] if groups else []
+            if (
+                group
+                and group[0].row.adapter == ticket.row.adapter
+                and length <= ALIKE * max(SHORT, len(group[0].ids))
+                and length * (len(group) + 1) <= MAX_READ
+            ):
+                group.append(ticket)
+            else:
+                groups.append([ticket])
+        return groups
 
-        # Each client's own wait ends at its own deadline; it has left by then.
-        deadline = max(ticket.deadline for ticket in batch)
-        self.service._continue([ticket.row for ticket in batch], deadline, watch)
-        for ticket in batch:
-            if not ticket.over:
-                ticket.tell("error", TimeoutError())
+    def _start(self, tickets: Sequence[_Ticket]) -> None:
+        """Read texts of one group, and let them join those that are being continued."""
+        together = list(tickets)
+        try:
+            batch = _Batch(self.service, tickets)
+            host = next((one for one in self._batches if one.suits(batch)), None)
+            if host is None:
+                self._batches.append(batch)
+                return
+            self._batches.remove(host)
+            together += host.tickets
+            host.join(batch)
+            self._batches.append(host)
+        except BaseException as error:
+            self._separate(together, error)
+
+    def _separate(self, tickets: Sequence[_Ticket], error: BaseException) -> None:
+        """Continue each text of a batch that failed alone; one alone has failed."""
+        tickets = [ticket for ticket in tickets if not ticket.over]
+        if len(tickets) > 1:
+            log.error("a batch failed: continuing its texts one by one", exc_info=error)
+        for ticket in tickets:
+            if len(tickets) == 1:
+                ticket.tell("error", error)
+            else:
+                ticket.alone = True
+                self._start([ticket])
+
+
+class _Chunks:
+    """Makes the pieces of a chat's stream, in OpenAI's form."""
+
+    def __init__(self, request: Request):
+        self.request, self.head = request, _chat_head(request, ".chunk")
+        self.role: dict[str, str] = {"role": "assistant"}  # of the first piece only
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return a piece of the answer."""
+        return self._chunk({"content": text}, None)
+
+    def ending(self, text: str, answer: Answer, read: int) -> list[dict[str, Any]]:
+        """Return what comes last: the rest, why the answer ends, and the counts.
+
+        Args:
+            text: what is left of the answer; may be empty.
+            answer: the whole of it.
+            read: the prompt's number of tokens.
+        """
+        chunks = [self._chunk({"content": text}, answer.reason)]
+        if self.request.counts:
+            chunks.append({**self.head, "choices": [], "usage": _usage(read, answer)})
+        return chunks
+
+    def _chunk(self, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "delta": {**self.role, **delta},
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+        self.role = {}
+        return {**self.head, "choices": [choice]}
+
+
+def _chat_head(request: Request, kind: str = "") -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": f"chat.completion{kind}",
+        "created": int(time.time()),
+        "model": request.adapter,
+    }
+
+
+def _usage(read: int, answer: Answer) -> dict[str, int]:
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": answer.tokens,
+        "total_tokens": read + answer.tokens,
+    }
+
+
+def _reply(request: Request, rows: Sequence[Row], answers: Sequence[Answer]) -> Any:
+    """Return what a request is answered with, in its own schema."""
+    if request.is_chat:
+        (answer,), (row,) = answers, rows
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text},
+            "logprobs": None,
+            "finish_reason": answer.reason,
+        }
+        usage = _usage(len(row.ids), answer)
+        return {**_chat_head(request), "choices": [choice], "usage": usage}
+    replies = [{"generated_text": answer.text} for answer in answers]
+    return replies if request.is_list else replies[0]
 
 
 def _refusal(code: int, text: str) -> Output:
@@ -943,62 +1107,10 @@ def _refusal(code: int, text: str) -> Output:
 
 
 def _one_line(text: str) -> str:
-    """Return text that the head of a reply can hold: no line ends, nothing hidden."""
+    """Return text that the head of a reply can hold: short, one line, all visible."""
     visible = "".join(one if one.isprintable() else " " for one in text)
-    return " ".join(visible.split())
-
-
-class _Sampler:
-    """Chooses the next token of each row that samples, with that row's own seed.
-
-    Every row draws from a generator of its own, so that its answer does not depend on
-    which other requests happen to be in the batch.
-    """
-
-    def __init__(self, rows: Sequence[Row], padding: Sequence[int]):
-        self.rows, self.padding = rows, padding
-        self.generators = []
-        for row in rows:
-            generator = torch.Generator()
-            if row.decoding.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(row.decoding.seed)
-            self.generators.append(generator)
-        self.active = any(
-            row.decoding.do_sample or row.decoding.repetition_penalty != 1
-            for row in rows
-        )
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        scores = scores.clone()
-        for index, row in enumerate(self.rows):
-            penalty = row.decoding.repetition_penalty
-            if penalty != 1:
-                seen = input_ids[index, self.padding[index] :].unique()
-                values = scores[index, seen]
-                scores[index, seen] = torch.where(
-                    values > 0, values / penalty, values * penalty
-                )
-            if row.decoding.do_sample:
-                token = self._draw(scores[index], row.decoding, self.generators[index])
-                scores[index] = -math.inf
-                scores[index, token] = 0
-        return scores
-
-    @staticmethod
-    def _draw(scores: Any, decoding: Decoding, generator: Any) -> int:
-        """One token: by temperature, of the `top_k` best, from the nucleus `top_p`."""
-        values, tokens = (scores.double().cpu() / decoding.temperature).sort(
-            descending=True, stable=True
-        )
-        if decoding.top_k:
-            values = values[: decoding.top_k]
-        shares = values.softmax(dim=0)
-        if decoding.top_p < 1:
-            before = shares.cumsum(dim=0) - shares
-            shares = shares * (before < decoding.top_p)
-        return int(tokens[torch.multinomial(shares, 1, generator=generator)])
+    line = " ".join(visible.split())
+    return line if len(line) <= LONGEST_ERROR else line[:LONGEST_ERROR] + "…"
 
 
 def _read_json(data: bytes) -> Any:
@@ -1041,9 +1153,90 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _reply(request: Request, answers: Sequence[str]) -> Any:
-    replies = [{"generated_text": answer} for answer in answers]
-    return replies if request.is_list else replies[0]
+def _check_fields(body: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        BadRequest: naming the field.
+    """
+    for name in body:
+        if name not in known:
+            raise BadRequest(
+                _short(name), f"unknown field; known are {', '.join(known)}"
+            )
+
+
+def _read_switch(field: str, value: Any) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise BadRequest(field, f"expected true or false{_found(value)}")
+    return bool(value)
+
+
+def _read_stream_options(value: Any, stream: bool) -> bool:
+    """Return whether a stream is to end with its numbers of tokens.
+
+    Raises:
+        BadRequest: if the options are others, or there is no stream.
+    """
+    if value is None:
+        return False
+    if not stream:
+        raise BadRequest("stream_options", "has no effect without stream=true")
+    if not isinstance(value, dict) or set(value) - {"include_usage"}:
+        known = '{"include_usage": true}'
+        raise BadRequest("stream_options", f"expected {known}{_found(value)}")
+    return _read_switch("stream_options.include_usage", value.get("include_usage"))
+
+
+def _read_messages(value: Any) -> list[dict[str, str]]:
+    """Read the turns of a chat: perhaps a system's, then user and assistant by turns.
+
+    Raises:
+        BadRequest: naming the turn.
+    """
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_INPUTS:
+        raise BadRequest("messages", f"expected 1 to {MAX_INPUTS} turns{_found(value)}")
+    turns: list[dict[str, str]] = []
+    for index, turn in enumerate(value):
+        field = f"messages[{index}]"
+        if not isinstance(turn, dict):
+            raise BadRequest(
+                field, f'expected {{"role": …, "content": …}}{_found(turn)}'
+            )
+        for name in turn:
+            if name not in ("role", "content", "name") and turn[name] is not None:
+                raise BadRequest(field, f"has an unknown field {_short(repr(name))}")
+        role = turn.get("role")
+        role = "system" if role == "developer" else role  # the newer name for the same
+        last = turns[-1]["role"] if turns else ""
+        expected = {"": ("system", "user"), "user": ("assistant",)}.get(last, ("user",))
+        if role not in expected:
+            raise BadRequest(
+                f"{field}.role", f"expected {' or '.join(expected)}{_found(role)}"
+            )
+        content = _read_content(f"{field}.content", turn.get("content"), role)
+        turns.append({"role": role, "content": content})
+    if turns[-1]["role"] != "user":
+        raise BadRequest("messages", "the last turn must be the user's")
+    return turns
+
+
+def _read_content(field: str, value: Any, role: str) -> str:
+    """Read the text of a turn, which may come in parts.
+
+    Raises:
+        BadRequest: if it is no text, or the user's is empty.
+    """
+    if isinstance(value, list):
+        for index, part in enumerate(value):
+            is_text = isinstance(part, dict) and part.get("type") == "text"
+            if not is_text or not isinstance(part.get("text"), str):
+                known = '{"type": "text", "text": …}'
+                raise BadRequest(f"{field}[{index}]", f"expected {known}{_found(part)}")
+        value = "".join(part["text"] for part in value)
+    if not (role != "user" and value == ""):  # others may have nothing to say
+        _check_text(field, value, MAX_CHARACTERS, blank=role != "user")
+    return value
 
 
 def _read_contexts(value: Any, count: int, is_list: bool) -> tuple[str, ...]:

@@ -429,15 +429,17 @@ def never_ready(model: ServedModel) -> Finding:
     """
     given = model.options.get("async_mode")
     cause = "a config.json at the root"
+    remedy = "Set option.rolling_batch=disable and move config.json into a folder"
     if (given or "").lower() == "true":
         cause = "option.async_mode=true"
+        remedy = f"Write `async def {model.handler}`, or take that option out"
     elif given is not None:
         cause += f", whatever option.async_mode={given} says,"
     return Finding(
         model.entry_point,
         f"{cause} switches on asynchronous mode, in which `def {model.handler}` never "
         "gets ready: the worker restarts for ever and the endpoint hangs",
-        "Set option.rolling_batch=disable and move config.json into a folder",
+        remedy,
     )
 
 

@@ -14,69 +14,58 @@ LEAST_FOR_A_DRAW = {"temperature": 0.2, "top_p": 0.2, "top_k": 2}
 FORGOTTEN_HOURS = 62  # Friday 18:00 to Monday 8:00
 
 
-@exercise("the text of a serving.properties, in three quotation marks")
-def check_serving_properties(text: str) -> str:
-    """Check a serving.properties: adapter in `lora`, base in `base`, batches of 4.
+COUNTED = {"text": "how long"}  # a request, and its reply:
+COUNTS = {"length": len(COUNTED["text"])}
 
-    First used in lesson 06, section 2.
+
+@exercise("the source of a handler, in three quotation marks")
+def check_handler(source: str) -> str:
+    """Check an asynchronous handler that counts the letters of `text`.
+
+    It is served as `model.py`, and asked with a text, without one, and again.
+
+    First used in lesson 06, section 1.
     """
-    from utils.djl_python.layout import ENGINES, LoadError, parse_properties
-
-    require_type(str, text, "text")
-    try:
-        found = parse_properties(text)
-    except LoadError as problem:
-        raise Wrong(str(problem)) from None
-    for key, value in found.items():
-        if value != value.strip():
-            raise Wrong(f"{key} ends in a space, which would stay part of the value.")
-        if value[:1] in ("'", '"'):
-            raise Wrong(f"the quotation marks of {key} would stay part of the value.")
-    if "engine" not in found:
-        raise Wrong("which engine? The first line names it.")
-    if found["engine"] != "Python":
-        known = found["engine"].lower() in map(str.lower, ENGINES)
-        more = " Its name is written with a capital." if known else ""
-        raise Wrong(f"the server knows no engine {found['engine']!r}.{more}")
-    for option, value in {
-        "option.base_model": "base",
-        "option.adapter_checkpoint": "lora",
-        "batch_size": "4",
-    }.items():
-        bare = option.removeprefix("option.")
-        if option not in found and option != bare and bare in found:
-            raise Wrong(f"write {option}: without the prefix it is the server's.")
-        if option not in found and f"option.{option}" in found:
-            raise Wrong(f"{option} is read by the server itself: no prefix.")
-        if found.get(option) != value:
-            raise Wrong(f"{option} should be {value!r}, found {found.get(option)!r}.")
-    if found.get("option.rolling_batch") != "disable":
-        raise Wrong(
-            "one line is missing: the one that keeps the server out of asynchronous "
-            "mode, whatever lies in the archive."
-        )
-    for finding in _findings_with(text):
-        raise Wrong(f"{finding.where}: {finding.what}. {finding.remedy}.")
-    return "the server would start, load both folders and gather four requests."
-
-
-def _findings_with(properties: str) -> list[Any]:
-    """Return what `artifact.validate` finds in an archive with these properties."""
     from utils.deployment import artifact
+    from utils.deployment.serving import ServingError, serve_locally
 
-    no_tensors = b"\2" + bytes(7) + b"{}"  # the shortest safetensors file there is
+    require_type(str, source, "text")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "base").mkdir()
-        (folder / "lora").mkdir()
-        (folder / "serving.properties").write_text(properties, "utf-8")
-        (folder / "model.py").write_bytes(artifact.ENTRY_POINT.read_bytes())
-        for file in ("base/config.json", "base/tokenizer.json"):
-            (folder / file).write_text("{}")
-        (folder / "base/model.safetensors").write_bytes(no_tensors)
-        (folder / "lora/adapter_config.json").write_text("{}")
-        (folder / "lora/adapter_model.safetensors").write_bytes(no_tensors)
-        return artifact.validate(folder, load=False).findings
+        (folder / "model.py").write_text(source, "utf-8")
+        options = "engine=Python\noption.async_mode=true\n"
+        (folder / "serving.properties").write_text(options, "utf-8")
+        for finding in artifact.validate(folder).errors:
+            raise Wrong(f"{finding.where}: {finding.what}. {finding.remedy}.")
+        try:
+            with serve_locally(folder) as server:
+                _counts(server.ask(COUNTED))
+                for bad in ({}, {"text": None}, [], 3):
+                    _is_refused(server, bad)
+                _counts(server.ask(COUNTED))
+        except ServingError as problem:
+            raise Wrong(str(problem)) from None
+    return "it counts, refuses what it cannot count with 400, and goes on serving."
+
+
+def _counts(reply: Any) -> None:
+    if reply != COUNTS:
+        raise Wrong(f"{COUNTED} should be answered {COUNTS}, found {reply}.")
+
+
+def _is_refused(server: Any, bad: Any) -> None:
+    """Ask for what cannot be answered, which has to be a 400."""
+    from utils.deployment.serving import ServingError
+
+    try:
+        reply = server.ask(bad)
+    except ServingError as problem:
+        if "status 400" in str(problem):
+            return
+        raise Wrong(
+            f"the request {bad} has to get status 400, with the reason. {problem}"
+        ) from None
+    raise Wrong(f"the request {bad} has to get status 400, found the reply {reply}.")
 
 
 @exercise("a dictionary with inputs and parameters")

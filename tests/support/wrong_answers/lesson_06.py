@@ -1,36 +1,49 @@
 """Mistakes planted in the exercises of 06_djl_deployment."""
 
+
+def _handler(reply: str, get: str = '["text"]') -> str:
+    """A handler whose last line is `reply`."""
+    lines = [
+        "from djl_python import Output",
+        "from djl_python.async_utils import create_non_stream_output",
+        "",
+        "async def handle(inputs):",
+        "    if inputs.is_empty():",
+        "        return None",
+        f"    text = inputs.get_as_json(){get}",
+        f"    {reply}",
+    ]
+    return f"handler = {chr(10).join(lines)!r}"
+
+
 WRONG_ANSWERS = {
-    "check_serving_properties": [
+    "check_handler": [
         (
-            'properties = """engine=python\\noption.base_model=base"""',
-            "written with a capital",
+            _handler("return Output().add_as_json({'length': len(text)})"),
+            "replies with a plain Output, which ends the worker",
         ),
         (
-            'properties = "engine=Python\\noption.base_model=base \\n"',
-            "ends in a space",
+            _handler("return create_non_stream_output({'length': len(text)})"),
+            "the request {} has to get status 400",
         ),
         (
-            'properties = "engine=Python\\nbase_model=base\\n"',
-            "write option.base_model",
+            _handler(
+                "return create_non_stream_output({'length': len(text or '')})",
+                '.get("text")',
+            ),
+            "found the reply {'length': 0}",
         ),
         (
-            'properties = "engine=Python\\noption.base_model=base\\n'
-            'option.adapter_checkpoint=lora\\nbatch_size=4\\n"',
-            "asynchronous mode",
+            _handler("return create_non_stream_output({'letters': len(text)})"),
+            "should be answered {'length': 8}",
         ),
         (
-            'properties = "engine=Python\\noption.rolling_batch=disable\\n'
-            "option.base_model=base\\noption.adapter_checkpoint=lora\\nbatch_size=4\\n"
-            'option.entryPoint=other.py\\n"',
-            "other.py is not in the archive",
+            _handler("return create_non_stream_output({'length': len(text)})").replace(
+                "async ", ""
+            ),
+            "never gets ready",
         ),
-        (
-            'properties = "engine=Python\\noption.rolling_batch=disable\\n'
-            "option.base_model=base\\noption.adapter_checkpoint=lora\\nbatch_size=4\\n"
-            'option.async_mode=true\\n"',
-            "option.async_mode=true switches on",
-        ),
+        ("handler = len", "expected text"),
     ],
     "check_forgotten_endpoint": [
         ("cost = 14 * price", "Sunday are billed too"),
