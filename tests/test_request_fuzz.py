@@ -31,7 +31,10 @@ from utils.offline_aws.control_plane import OfflineAws
 AT_ONCE = 16
 TIMEOUT = 60  # seconds; what takes longer hangs
 AGAIN = 100  # how many are asked once more, alone
-MOST_GROWTH = 1.05
+MOST_GROWTH = 1.05  # of all processes of an endpoint together
+# Of each alone: one of 30 MB comes to 1.07 by the fragments that malloc leaves. With an
+# arena for each thread it came to 1.8.
+MOST_GROWTH_ALONE = 1.15
 MODES = {"batches": {"max_batch_delay": 20}, "asynchronous": artifact.ASYNC_OPTIONS}
 
 # Status, content type, body. boto3 does not say an error's content type.
@@ -203,8 +206,8 @@ def used(root: psutil.Process) -> tuple[int, dict[int, int]]:
 def fuzz(send: Send, mode: str, count: int, root: psutil.Process) -> None:
     """Send `count` requests, 16 at a time, and hold every reply to its request.
 
-    If there are thousands, nothing may grow from the first tenth to the end: neither
-    the threads, nor the memory of any process from `root` downwards.
+    If there are thousands, neither threads nor memory may grow from the first tenth to
+    the end, in `root` and all processes below it.
     """
     outcomes: Counter = Counter()
     first, many = count // 10, count >= 1000
@@ -223,10 +226,13 @@ def fuzz(send: Send, mode: str, count: int, root: psutil.Process) -> None:
     assert {kind for kind, _ in outcomes} == set(KINDS)
     (threads, memory), (threads_then, memory_then) = before, used(root)
     grown = {pid: memory_then[pid] / memory[pid] for pid in memory}
-    shown = f"threads {threads} to {threads_then}, memory {sorted(grown.values())}"
+    together = sum(memory_then.values()) / sum(memory.values())
+    alone = ", ".join(f"{growth:.3f}" for growth in grown.values())
+    shown = f"threads {threads} to {threads_then}, memory {together:.3f} ({alone})"
     print(mode, dict(classes), shown)
     assert threads_then <= MOST_GROWTH * threads, shown
-    assert set(memory_then) == set(memory) and max(grown.values()) <= MOST_GROWTH, shown
+    assert set(memory_then) == set(memory), shown
+    assert together <= MOST_GROWTH and max(grown.values()) <= MOST_GROWTH_ALONE, shown
 
 
 # --- by port --------------------------------------------------------------------------
