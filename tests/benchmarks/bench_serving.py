@@ -1,13 +1,20 @@
 """What batching gains, and what a thousand requests do to the endpoint.
 
     .venv/bin/python tests/benchmarks/bench_serving.py
+    .venv/bin/python tests/benchmarks/bench_serving.py --curve
 
 Serves the lab model with an adapter, first by the stand-in for DJL Serving alone, with
 the synchronous and the asynchronous handler side by side, then behind an endpoint of
 the offline AWS. Every answer has 32 tokens, so that what is
 compared is the same work. Close other programs first.
+
+With `--curve` it measures only what `utils/deployment/load.py` measures, for 1 to 32
+clients with answers of 8 tokens, whole and streamed: throughput, latency, time to the
+first piece and between pieces, and the knee. Both handlers are asked by turns, three
+times; shown is the turn with the median throughput.
 """
 
+import argparse
 import concurrent.futures
 import http.client
 import json
@@ -25,11 +32,15 @@ import torch
 
 from utils.course import ROOT, run_config
 from utils.deployment import artifact
+from utils.deployment.load import Load, closed_loop, report, warm_up
+from utils.deployment.replies import Url
+from utils.djl_python.process import Container
 from utils.djl_python.server import Server
 
 TOKENS = 32
 SHORT_TOKENS, SHORT_REQUESTS, TURNS = 8, 300, 3
 CONCURRENCY = 16
+CLIENTS, CURVE_SECONDS = (1, 2, 4, 8, 16, 32), 2
 REQUESTS = 1000
 WARMED_UP = 200  # requests after which memory must not grow any more
 LAB_MODEL = ROOT / "data" / "lab_model"
@@ -80,7 +91,7 @@ def build(folder: Path, **options: str | int) -> Path:
     return folder / "artifact"
 
 
-def request(number: int, tokens: int = TOKENS) -> bytes:
+def request(number: int, tokens: int = TOKENS, stream: bool = False) -> bytes:
     """A request whose reply begins with its number."""
     parameters = {
         "max_new_tokens": tokens,
@@ -88,7 +99,8 @@ def request(number: int, tokens: int = TOKENS) -> bytes:
         "return_full_text": True,
     }
     text = f"Request {number}: what does Amazon SageMaker Feature Store keep?"
-    return json.dumps({"inputs": text, "parameters": parameters}).encode()
+    body = {"inputs": text, "parameters": parameters}
+    return json.dumps(body | {"stream": True} if stream else body).encode()
 
 
 def post(port: int, body: bytes) -> bytes:
@@ -158,6 +170,69 @@ def measure_asynchronous(synchronous: Path, asynchronous: Path) -> float:
                     f"asynchronous handler: {ratios[-1]:.2f} times"
                 )
     return statistics.median(ratios)
+
+
+def measure_curves(folders: dict[str, Path]) -> None:
+    """Print throughput and waiting against the number of clients, for each handler.
+
+    Args:
+        folders: of the artifacts, by the handler's name; each has processes of its own.
+    """
+    containers = {name: Container(str(path), {}) for name, path in folders.items()}
+    try:
+        for name, container in containers.items():
+            if reason := container.start(300):
+                raise RuntimeError(f"{name}: {reason}")
+        for stream in (False, True):
+            bodies = [request(number, SHORT_TOKENS, stream) for number in range(64)]
+            measure_curve(containers, bodies, stream)
+    finally:
+        for container in containers.values():
+            container.stop()
+
+
+def measure_curve(
+    containers: dict[str, Container], bodies: list[bytes], stream: bool
+) -> None:
+    targets = {
+        name: Url(f"http://127.0.0.1:{container.port}/invocations")
+        for name, container in containers.items()
+    }
+    for target in targets.values():
+        warm_up(target, bodies)
+        closed_loop(target, bodies, CONCURRENCY, CURVE_SECONDS)
+    turns = [
+        {
+            (name, clients): closed_loop(target, bodies, clients, CURVE_SECONDS)
+            for clients in CLIENTS
+            for name, target in targets.items()
+        }
+        for _ in range(TURNS)
+    ]
+    how = "streamed" if stream else "whole"
+    for name in targets:
+        middle = [median_turn([turn[name, n] for turn in turns]) for n in CLIENTS]
+        print(f"\n{name}, {SHORT_TOKENS} tokens, {how}:\n\n{report(middle)}")
+        if stream:
+            came = [f"{len(one.first_piece)} of {len(one.good)}" for one in middle]
+            print(f"Came as streams: {', '.join(came)}.")
+    first, second = targets
+    ratios = []
+    for n in CLIENTS:
+        found = sorted(
+            turn[second, n].latency.per_second / turn[first, n].latency.per_second
+            for turn in turns
+        )
+        ratios.append(
+            f"{n}: {found[TURNS // 2]:.2f} ({found[0]:.2f} to {found[-1]:.2f})"
+        )
+    print(f"\nanswers a second, {second} / {first}, by clients: {'; '.join(ratios)}")
+
+
+def median_turn(loads: list[Load]) -> Load:
+    """Return the load with the median throughput."""
+    ranked = sorted(loads, key=lambda load: load.latency.per_second)
+    return ranked[len(ranked) // 2]
 
 
 def resident(parent: psutil.Process) -> int:
@@ -241,9 +316,15 @@ def measure_endpoint(archive: Path) -> float:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--curve", action="store_true", help="measure only the curve")
+    only_curve = parser.parse_args().curve
     with tempfile.TemporaryDirectory() as scratch:
         folder = build(Path(scratch))
         own = build(Path(scratch) / "asynchronous", **artifact.ASYNC_OPTIONS)
+        if only_curve:
+            measure_curves({"batches": folder, "asynchronous": own})
+            return 0
         side_by_side = measure_asynchronous(folder, own)
         ratio = measure_server(folder)
         growth = measure_endpoint(Path(scratch) / "model.tar.gz")

@@ -13,6 +13,7 @@
 - `deployment_model`: the entry point: requests, decoding parameters, answers. It is
   packed as `model.py` and imports nothing of ours.
 - `serving`: serve an artifact on this machine, and time it.
+- `load`, `replies`: many clients at once, `python -m utils.deployment load`; one reply.
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.
 - `account`: what bills there, whoever made it: `python -m utils.deployment bill`.
 - `left_behind`, `asking`: what is there under the course's names; how AWS is asked.

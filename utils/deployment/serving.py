@@ -74,6 +74,12 @@ def serve_locally(artifact: Path) -> Iterator[LocalServer]:
         container.stop()
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value that a share of all values, say 0.95, reach at most."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+
 @dataclass(frozen=True)
 class Timing:
     """How long answers took.
@@ -98,8 +104,7 @@ class Timing:
     @property
     def p95(self) -> float:
         """The seconds that nineteen of twenty requests took at most."""
-        ranked = sorted(self.seconds)
-        return ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
+        return percentile(self.seconds, 0.95)
 
     @property
     def per_second(self) -> float:
