@@ -200,7 +200,7 @@ BAD = [
         {"messages": [*user("x", "y")["messages"], {"role": "system", "content": "z"}]},
         "messages[3].role: expected assistant",
     ),
-    (user("x", inputs="y"), "inputs: unknown field"),
+    (user("x", inputs="y"), "messages: stands beside inputs: send one of the two"),
     (user("x", parameters={}), "parameters: unknown field"),
     (user("x", max_new_tokens=3), "max_new_tokens: unknown field"),
     (user("x", max_tokens=0), "max_tokens: expected a whole number from 1"),
@@ -249,7 +249,7 @@ def test_bad_request_names_the_field(instructed, body, wanted) -> None:
 def test_nothing_is_ignored_without_a_word(instructed) -> None:
     """Whatever other field there is, known to OpenAI or not."""
     known = set(instructed.CHAT_FIELDS)
-    for name in ("logit_bias", "functions", "audio", "modalities", "inputs", "x"):
+    for name in ("logit_bias", "functions", "audio", "modalities", "x"):
         assert name not in known
         reply = ask_one(instructed, user("x", **{name: 1}))
         assert reply.status == 400 and reply.error.startswith(f"{name}: unknown field")

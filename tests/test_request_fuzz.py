@@ -1,8 +1,8 @@
 """Thousands of requests of all kinds to the course's artifact: each its own reply.
 
-By port and by boto3, to the server's batches and to the asynchronous handler, 16 at a
-time: no 5xx that the real server does not give, no hang, no reply to another's request,
-and at the end no more threads and memory than after the first tenth.
+By port and by boto3, 16 at a time: no 5xx that the real server does not give, no hang,
+no reply to another's request, and at the end no more threads and memory than after the
+first tenth.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import pytest
 from support.endpoints import deploy
 from support.fuzzed_requests import ADAPTER, JSON, KINDS, MARK, Fuzzed, fuzzed
 from support.tiny_artifact import build_tiny
-from utils.deployment import artifact
 from utils.deployment.aws import wait_until_in_service
 from utils.djl_python.process import Container
 from utils.offline_aws.control_plane import OfflineAws
@@ -35,7 +34,6 @@ MOST_GROWTH = 1.05  # of all processes of an endpoint together
 # Of each alone: one of 30 MB comes to 1.07 by the fragments that malloc leaves. With an
 # arena for each thread it came to 1.8.
 MOST_GROWTH_ALONE = 1.15
-MODES = {"batches": {"max_batch_delay": 20}, "asynchronous": artifact.ASYNC_OPTIONS}
 
 # Status, content type, body. boto3 does not say an error's content type.
 Reply = tuple[int, str | None, bytes]
@@ -43,13 +41,10 @@ Send = Callable[[Fuzzed], Reply]
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory) -> dict[str, Path]:
-    """The same model twice, once for each mode."""
-    found = {}
-    for mode, options in MODES.items():
-        folder = tmp_path_factory.mktemp(mode)
-        found[mode] = build_tiny(folder, **{"option.adapter_name": ADAPTER, **options})
-    return found
+def archive(tmp_path_factory) -> Path:
+    """The course's artifact, with a tiny model."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    return build_tiny(folder, **{"option.adapter_name": ADAPTER})
 
 
 # --- two ways to ask ------------------------------------------------------------------
@@ -100,7 +95,7 @@ def by_boto3(client: Any, name: str) -> Send:
 # --- what a reply must be -------------------------------------------------------------
 
 
-def answers(request: Fuzzed, reply: Reply, mode: str) -> list[str]:
+def answers(request: Fuzzed, reply: Reply) -> list[str]:
     """The texts of an answer, whichever form it has."""
     _, content_type, content = reply
     if content_type == "application/jsonlines":
@@ -109,8 +104,7 @@ def answers(request: Fuzzed, reply: Reply, mode: str) -> list[str]:
         assert all(set(line) == {"outputs"} for line in lines), content
         return ["".join(line["outputs"] for line in lines)]
     assert content_type == JSON
-    # A stream within a batch is answered whole: the server's batches have no streams.
-    assert mode == "batches" or not request.stream
+    assert not request.stream
     found = json.loads(content)
     assert isinstance(found, list) == request.is_list
     found = found if request.is_list else [found]
@@ -118,7 +112,7 @@ def answers(request: Fuzzed, reply: Reply, mode: str) -> list[str]:
     return [one["generated_text"] for one in found]
 
 
-def refusal(reply: Reply, mode: str) -> str | None:
+def refusal(reply: Reply) -> str | None:
     """The error of a request that was refused, or None."""
     status, content_type, content = reply
     if status == 400:
@@ -126,16 +120,10 @@ def refusal(reply: Reply, mode: str) -> str | None:
         found = json.loads(content)
         assert found["code"] == 400
         return found["error"]
-    if status == 200 and mode == "batches" and content_type == JSON:
-        # In a batch, which has one status for all, the body says it.
-        found = json.loads(content)
-        if isinstance(found, dict) and "code" in found:
-            assert set(found) == {"code", "error"} and found["code"] == 400, found
-            return found["error"]
     return None
 
 
-def check(request: Fuzzed, reply: Reply, mode: str) -> str:
+def check(request: Fuzzed, reply: Reply) -> str:
     """Hold a reply to its request; return of which class it is."""
     status, _, content = reply
     own = MARK.findall(request.body.decode("utf-8", "replace"))
@@ -144,7 +132,7 @@ def check(request: Fuzzed, reply: Reply, mode: str) -> str:
     if request.status is not None:
         assert status == request.status
         return str(status)
-    error = refusal(reply, mode)
+    error = refusal(reply)
     if request.refused_at is not None:
         assert error is not None and error.startswith(request.refused_at)
         return "refused"
@@ -153,22 +141,19 @@ def check(request: Fuzzed, reply: Reply, mode: str) -> str:
         return "refused"
     assert status == 200
     if request.texts is not None:
-        found = answers(request, reply, mode)
+        found = answers(request, reply)
         assert len(found) == len(request.texts)
         for begun, answer in zip(request.texts, found, strict=True):
             assert answer.startswith(begun)
     return "answered"
 
 
-def ask_many(
-    send: Send, numbers: range, mode: str, outcomes: Counter
-) -> dict[int, list[str]]:
+def ask_many(send: Send, numbers: range, outcomes: Counter) -> dict[int, list[str]]:
     """Send requests, 16 at a time; return the greedy answers by number.
 
     Args:
         send: asks and returns the reply.
         numbers: of the requests.
-        mode: of the artifact.
         outcomes: counts kind and class of each reply.
     """
     kept = {}
@@ -177,12 +162,12 @@ def ask_many(
         request = fuzzed(number)
         reply = send(request)
         try:
-            outcomes[request.kind, check(request, reply, mode)] += 1
+            outcomes[request.kind, check(request, reply)] += 1
         except (AssertionError, ValueError, KeyError, TypeError) as error:
             shown = f"{request.body[:200]!r} got {reply[0]} {reply[2][:300]!r}"
             raise AssertionError(f"{number} ({request.kind}): {shown}") from error
         if request.is_greedy and request.texts is not None:
-            kept[number] = answers(request, reply, mode)
+            kept[number] = answers(request, reply)
 
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(one, numbers):
@@ -203,7 +188,7 @@ def used(root: psutil.Process) -> tuple[int, dict[int, int]]:
     return min(threads), {one.pid: one.memory_info().rss for one in everything}
 
 
-def fuzz(send: Send, mode: str, count: int, root: psutil.Process) -> None:
+def fuzz(send: Send, count: int, root: psutil.Process) -> None:
     """Send `count` requests, 16 at a time, and hold every reply to its request.
 
     If there are thousands, neither threads nor memory may grow from the first tenth to
@@ -211,13 +196,13 @@ def fuzz(send: Send, mode: str, count: int, root: psutil.Process) -> None:
     """
     outcomes: Counter = Counter()
     first, many = count // 10, count >= 1000
-    kept = ask_many(send, range(first), mode, outcomes)
+    kept = ask_many(send, range(first), outcomes)
     before = used(root) if many else None
-    kept |= ask_many(send, range(first, count), mode, outcomes)
+    kept |= ask_many(send, range(first, count), outcomes)
     # Alone each gets what it got among the others.
     for number in sorted(kept)[:: max(1, len(kept) // min(AGAIN, first))]:
         request = fuzzed(number)
-        assert answers(request, send(request), mode) == kept[number], number
+        assert answers(request, send(request)) == kept[number], number
     classes = Counter(found for _, found in outcomes.elements())
     assert classes.total() == count
     assert min(classes["answered"], classes["refused"]) > count / 4
@@ -229,7 +214,7 @@ def fuzz(send: Send, mode: str, count: int, root: psutil.Process) -> None:
     together = sum(memory_then.values()) / sum(memory.values())
     alone = ", ".join(f"{growth:.3f}" for growth in grown.values())
     shown = f"threads {threads} to {threads_then}, memory {together:.3f} ({alone})"
-    print(mode, dict(classes), shown)
+    print(dict(classes), shown)
     assert threads_then <= MOST_GROWTH * threads, shown
     assert set(memory_then) == set(memory), shown
     assert together <= MOST_GROWTH and max(grown.values()) <= MOST_GROWTH_ALONE, shown
@@ -248,30 +233,28 @@ def serving(archive: Path) -> Iterator[Container]:
         container.stop()
 
 
-def fuzz_by_port(container: Container, mode: str, count: int) -> None:
+def fuzz_by_port(container: Container, count: int) -> None:
     process = psutil.Process(container.process.pid)
     worker = process.children()
-    fuzz(by_port(container.port), mode, count, process)
+    fuzz(by_port(container.port), count, process)
     assert process.children() == worker and container.healthy
 
 
-def test_requests_of_all_kinds_by_port(archives) -> None:
-    """The slow tests try each mode both ways; here each mode has one."""
-    with serving(archives["asynchronous"]) as container:
-        fuzz_by_port(container, "asynchronous", 200)
+def test_requests_of_all_kinds_by_port(archive) -> None:
+    with serving(archive) as container:
+        fuzz_by_port(container, 200)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-def test_ten_thousand_requests_by_port(archives, mode) -> None:
-    with serving(archives[mode]) as container:
-        fuzz_by_port(container, mode, 10_000)
+def test_ten_thousand_requests_by_port(archive) -> None:
+    with serving(archive) as container:
+        fuzz_by_port(container, 10_000)
 
 
 # --- by boto3 -------------------------------------------------------------------------
 
 
-def fuzz_by_boto3(aws, guard, archive, mode: str, count: int) -> None:
+def fuzz_by_boto3(aws, guard, archive, count: int) -> None:
     from botocore.config import Config
 
     key = f"{guard.run}/fuzz.tar.gz"
@@ -285,18 +268,17 @@ def fuzz_by_boto3(aws, guard, archive, mode: str, count: int) -> None:
     (variant,) = OfflineAws.running().endpoints[name].variants
     process = psutil.Process(variant.container.process.pid)
     worker = process.children()
-    fuzz(by_boto3(client, name), mode, count, psutil.Process())
+    fuzz(by_boto3(client, name), count, psutil.Process())
     assert process.children() == worker  # and not a restarted one
 
 
-def test_requests_of_all_kinds_by_boto3(aws, guard, archives) -> None:
-    fuzz_by_boto3(aws, guard, archives["batches"], "batches", 200)
+def test_requests_of_all_kinds_by_boto3(aws, guard, archive) -> None:
+    fuzz_by_boto3(aws, guard, archive, 100)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-def test_ten_thousand_requests_by_boto3(aws, guard, archives, mode) -> None:
-    fuzz_by_boto3(aws, guard, archives[mode], mode, 10_000)
+def test_ten_thousand_requests_by_boto3(aws, guard, archive) -> None:
+    fuzz_by_boto3(aws, guard, archive, 10_000)
 
 
 # --- the requests themselves ----------------------------------------------------------
@@ -325,9 +307,9 @@ def test_a_reply_to_another_is_noticed() -> None:
         json.dumps({"generated_text": one.texts[0] + " yes"}).encode()
         for one in (asked, other)
     )
-    assert check(asked, (200, JSON, own), "asynchronous") == "answered"
+    assert check(asked, (200, JSON, own)) == "answered"
     bad = json.dumps({"code": 400, "error": "inputs: is empty"}).encode()
     wrong = [(200, JSON, foreign), (400, JSON, bad), (503, JSON, own), (424, JSON, bad)]
     for reply in [*wrong, (200, JSON, bad), (200, "application/jsonlines", own)]:
         with pytest.raises((AssertionError, KeyError)):
-            check(asked, reply, "asynchronous")
+            check(asked, reply)

@@ -4,9 +4,9 @@
     .venv/bin/python tests/benchmarks/bench_serving.py --curve
 
 Serves the lab model with an adapter, first by the stand-in for DJL Serving alone, with
-the synchronous and the asynchronous handler side by side, then behind an endpoint of
-the offline AWS. Every answer has 32 tokens, so that what is
-compared is the same work. Close other programs first.
+the course's handler beside one to which the server sends batches, then behind an
+endpoint of the offline AWS. Every answer has 32 tokens, so that what is compared is the
+same work. Close other programs first.
 
 With `--curve` it measures only what `utils/deployment/load.py` measures, for 1 to 32
 clients with answers of 8 tokens, whole and streamed: throughput, latency, time to the
@@ -44,6 +44,9 @@ CLIENTS, CURVE_SECONDS = (1, 2, 4, 8, 16, 32), 2
 REQUESTS = 1000
 WARMED_UP = 200  # requests after which memory must not grow any more
 LAB_MODEL = ROOT / "data" / "lab_model"
+# The server gathers, and one call of `generate` continues all of a batch.
+IN_BATCHES = Path(__file__).with_name("batching_model.py")
+BATCHES = {"option.async_mode": "false", "batch_size": 8, "max_batch_delay": 20}
 MEBIBYTE = 2**20
 
 
@@ -59,14 +62,14 @@ class Throughput:
         return self.at_once / self.alone
 
 
-def build(folder: Path, **options: str | int) -> Path:
+def build(folder: Path, in_batches: bool = False) -> Path:
     """The artifact's folder: the lab model with an untrained adapter.
 
     What it answers does not matter here; how long it takes does not depend on that.
 
     Args:
         folder: where everything is written.
-        options: further lines of serving.properties.
+        in_batches: whether the server gathers the requests.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,7 +89,8 @@ def build(folder: Path, **options: str | int) -> Path:
         folder / "adapter",
         folder / "artifact",
         folder / "model.tar.gz",
-        options=options,
+        entry_point=IN_BATCHES if in_batches else artifact.ENTRY_POINT,
+        options=BATCHES if in_batches else {},
     )
     return folder / "artifact"
 
@@ -148,10 +152,10 @@ def batching(port: int, alone: int, at_once: int) -> Throughput:
     return Throughput(slow, ask(send, range(at_once), CONCURRENCY))
 
 
-def measure_asynchronous(synchronous: Path, asynchronous: Path) -> float:
+def measure_batches(batches: Path, own: Path) -> float:
     """Short answers to 16 clients, by turns; returns the handlers' middle ratio."""
     ratios = []
-    with Server(synchronous) as one, Server(asynchronous) as other:
+    with Server(batches) as one, Server(own) as other:
         for turn in range(TURNS + 1):
             plain, gathered = (
                 ask(
@@ -321,11 +325,11 @@ def main() -> int:
     only_curve = parser.parse_args().curve
     with tempfile.TemporaryDirectory() as scratch:
         folder = build(Path(scratch))
-        own = build(Path(scratch) / "asynchronous", **artifact.ASYNC_OPTIONS)
+        batches = build(Path(scratch) / "batches", in_batches=True)
         if only_curve:
-            measure_curves({"batches": folder, "asynchronous": own})
+            measure_curves({"batches": batches, "asynchronous": folder})
             return 0
-        side_by_side = measure_asynchronous(folder, own)
+        side_by_side = measure_batches(batches, folder)
         ratio = measure_server(folder)
         growth = measure_endpoint(Path(scratch) / "model.tar.gz")
     results = [

@@ -245,7 +245,25 @@ class _Maker:
         found.body = urllib.parse.urlencode({"data": found.body}).encode()
         return found
 
+    def chat(self) -> Fuzzed:
+        """In OpenAI's schema, which does not repeat the question: it has no mark."""
+        turn = {"role": "user", "content": self.text()}
+        body = {"messages": [turn], "max_tokens": self.random.randint(1, 6)}
+        body |= {"stream": True} if self.random.random() < 0.5 else {}
+        return Fuzzed(self.number, "", json.dumps(body).encode())
+
     # --- to be refused ---
+
+    def odd_messages(self) -> Fuzzed:
+        turns = self.random.choice(
+            [[], None, 3, [self.text()], [{"role": "user"}], [{"content": "x"}]]
+        )
+        return self.refused({"messages": turns}, "messages")
+
+    def odd_chat_field(self) -> Fuzzed:
+        name = self.random.choice(["n", "tools", "logprobs", "max_tokens", "model"])
+        turn = {"role": "user", "content": self.text()}
+        return self.refused({"messages": [turn], name: "many"}, name)
 
     def unknown_field(self) -> Fuzzed:
         name = self.random.choice(
@@ -303,7 +321,7 @@ class _Maker:
         return self.with_parameter("stop", [[], "", ["x"] * 9, [3], "x" * 101, [None]])
 
     def odd_stream(self) -> Fuzzed:
-        value = self.random.choice([None, 1, "yes", []])
+        value = self.random.choice([1, "yes", []])
         return self.refused({"inputs": self.text(), "stream": value}, "stream")
 
     def stream_of_a_list(self) -> Fuzzed:
@@ -429,6 +447,9 @@ WEIGHTS: dict[Callable[[_Maker], Fuzzed], int] = {
     _Maker.odd_content_type: 2,
     _Maker.odd_way: 3,
     _Maker.form_with_data: 1,
+    _Maker.chat: 8,
+    _Maker.odd_messages: 2,
+    _Maker.odd_chat_field: 2,
     _Maker.unknown_field: 3,
     _Maker.unknown_adapter: 2,
     _Maker.unknown_parameter: 3,

@@ -375,6 +375,8 @@ class Service:
             raise BadRequest(
                 "body", f'expected an object such as {{"inputs": "…"}}{_found(body)}'
             )
+        if "messages" in body and "inputs" in body:
+            raise BadRequest("messages", "stands beside inputs: send one of the two")
         if "messages" in body:
             return self._read_chat(body)
         _check_fields(body, FIELDS)
