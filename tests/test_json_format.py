@@ -11,6 +11,7 @@ import pandas
 import pytest
 from jsonschema import Draft202012Validator
 
+from utils.course import ROOT
 from utils.dataset.faqs import DataError
 from utils.evaluation.json_format import (
     BEST_INSTRUCTION,
@@ -41,6 +42,7 @@ from utils.evaluation.json_format import (
 
 ROW = {"topic": "data", "urgency": "low", "resource": "s3://a/b/"}
 RIGHT = target_json(**ROW)
+SECOND_LABELS = ROOT / "tests" / "data" / "second_labels.csv"
 
 
 @pytest.fixture(scope="module")
@@ -310,16 +312,17 @@ def test_every_row_is_valid_and_its_resource_is_copied(messages) -> None:
 
 
 def test_parts_and_balance(messages) -> None:
-    assert len(messages) == 360
+    assert len(messages) == 1800
     assert dict(Counter(messages["part"])) == {
-        "train": 240,
-        "validation": 40,
-        "test": 80,
+        "train": 1200,
+        "validation": 200,
+        "test": 400,
     }
     pairs = Counter(zip(messages["topic"], messages["urgency"], strict=True))
     assert len(pairs) == 18
-    assert set(pairs.values()) == {20}
-    for part, low, high in (("train", 13, 14), ("validation", 2, 3), ("test", 4, 5)):
+    assert set(pairs.values()) == {100}
+    bounds = (("train", 66, 67), ("validation", 11, 12), ("test", 22, 23))
+    for part, low, high in bounds:
         inside = messages[messages["part"] == part]
         counts = Counter(zip(inside["topic"], inside["urgency"], strict=True))
         assert len(counts) == 18
@@ -339,7 +342,7 @@ def test_messages_are_short_natural_and_private(messages) -> None:
     assert (lengths <= 15).sum() >= 40
     assert (lengths >= 42).sum() >= 40
     for text in messages["instruction"]:
-        assert not re.search(r"\S@\S", text), f"an e-mail address? {text}"
+        assert not re.search(r"\S@\S+\.\w", text), f"an e-mail address? {text}"
         assert not re.search(r"\+\d[\d ]{5,}|(?<![\w-])0\d{6,}", text), (
             f"a telephone number? {text}"
         )
@@ -368,7 +371,7 @@ def test_no_message_is_nearly_another(messages) -> None:
     for i, one in enumerate(runs):
         for j in range(i):
             shared = len(one & runs[j]) / min(len(one), len(runs[j]))
-            assert shared < 0.2, (
+            assert shared < 0.25, (
                 messages["instruction"].iloc[i],
                 messages["instruction"].iloc[j],
             )
@@ -379,7 +382,7 @@ def test_openings_vary(messages) -> None:
         " ".join(row["instruction"].replace(row["resource"], "X").lower().split()[:3])
         for row in messages.to_dict("records")
     )
-    assert openings.most_common(1)[0][1] <= 3
+    assert openings.most_common(1)[0][1] <= len(messages) / 250
 
 
 def test_neither_place_nor_style_gives_the_resource_away(messages) -> None:
@@ -387,15 +390,24 @@ def test_neither_place_nor_style_gives_the_resource_away(messages) -> None:
         row["instruction"].split()[0].strip('".,:') == row["resource"]
         for row in messages.to_dict("records")
     )
-    assert first < 40
+    assert first < len(messages) / 10
     names = messages["resource"]
-    assert names.str.contains("_").sum() > 50
-    assert names.str.contains("-").sum() > 100
-    assert names.str.startswith("s3://").sum() >= 10
-    assert names.str.contains(r"[A-Z]").sum() > 30
-    assert names.str.endswith(".ipynb").sum() >= 10
+    assert names.str.contains("_").mean() > 0.15
+    assert names.str.contains("-").mean() > 0.25
+    assert names.str.startswith("s3://").sum() >= 20
+    assert names.str.contains(r"[A-Z]").mean() > 0.1
+    assert names.str.endswith(".ipynb").sum() >= 20
     assert names.str.contains(r"[^\x00-\x7f]").any()
     assert names.str.contains(" ").any()
+
+
+def test_a_second_reader_gives_the_test_messages_the_same_labels(messages) -> None:
+    """Labelled again from the rules in data/README.md, the first labels unseen."""
+    second = pandas.read_csv(SECOND_LABELS, index_col="row", keep_default_na=False)
+    test = messages[messages["part"] == "test"]
+    assert set(second.index) == set(test.index)
+    same = second.loc[test.index] == test[list(FIELDS)]
+    assert list(same.sum()) == [400, 400, 397]
 
 
 # --- loading --------------------------------------------------------------------------

@@ -276,6 +276,34 @@ def test_what_was_measured_with_other_settings_is_measured_again(road: Road) -> 
     assert again["made with"] != first["search"]["made with"]
 
 
+def test_a_stage_depends_on_its_own_files_only(road, monkeypatch, tmp_path) -> None:
+    names = ("search", "open_book_0", "format_0", "untuned_format")
+    before = {name: record.fingerprint(road, name) for name in names}
+    other = tmp_path / "messages.csv"
+    other.write_text("others", "utf-8")
+    monkeypatch.setattr(record.json_format, "MESSAGES_DATA", other)
+    changed = {n for n in names if record.fingerprint(road, n) != before[n]}
+    assert changed == {"format_0", "untuned_format"}
+    road.data = other
+    changed = {n for n in names if record.fingerprint(road, n) != before[n]}
+    assert changed == set(names)
+
+
+def test_stages_that_are_not_wanted_stay_as_recorded(
+    road: Road, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(record, "RECORDED", tmp_path / "recorded")
+    made = record.fingerprint(road, "untuned")
+    kept = {"made with": made, "figures": {}, "date": "1999-01-01"}
+    stale = kept | {"made with": "other"}
+    stages = {"untuned": kept, "closed_book_0": stale, "search": kept}
+    record.write_json(tmp_path / "recorded" / "tiny.json", {"stages": stages})
+    file = record.record(road, "tiny", "python -m utils.record tiny", ["search"])
+    found = json.loads(file.read_text("utf-8"))["stages"]
+    assert set(found) == {"search", "untuned"}
+    assert found["untuned"] == kept and found["search"]["date"] != "1999-01-01"
+
+
 def test_a_stage_that_nobody_knows_is_named(road: Road) -> None:
     with pytest.raises(RecordError, match="No stage begins with 'tuned'"):
         record.run(road, ["tuned"])
@@ -349,9 +377,9 @@ def test_a_committed_record_belongs_to_the_data_at_hand(file: Path) -> None:
     for name, digest in found["data"].items():
         assert record.digest(ROOT / name) == digest, f"{name} has changed: record anew"
     road = Road(settings_for(found["name"]), FAQS_DATA, ROOT)
-    for stage in found["stages"].values():
+    for name, stage in found["stages"].items():
         assert stage["date"] and stage["machine"] and stage["figures"]
-        assert stage["made with"] == record.fingerprint(road)
+        assert stage["made with"] == record.fingerprint(road, name)
 
 
 @pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
