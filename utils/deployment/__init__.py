@@ -18,5 +18,6 @@
 - `left_behind`, `asking`: what is there under the course's names; how AWS is asked.
 - `billing`: what was created, what it costs, and its deletion.
 - `ledger`: the entries of what was created, and the bill.
-- `prices`: AWS's price list, or the dated snapshot.
+- `prices`, `costs`: AWS's price list, or the dated snapshot; dollars per token.
+- `request_checks`: requests held to botocore's models, where nothing plays them.
 """
