@@ -98,6 +98,12 @@ def test_target_tracking_makes_its_two_alarms_and_takes_them_away(
     assert tracking_alarms(aws) == []
 
 
+def test_a_target_takes_its_policies_and_their_alarms_along(aws, echo, scaler) -> None:
+    scaler.put_scaling_policy(**policy(echo.endpoint_name))
+    scaler.deregister_scalable_target(**where(echo.endpoint_name))
+    assert policies(scaler) == tracking_alarms(aws) == []
+
+
 def test_the_alarm_of_a_metric_that_is_never_published_has_no_data(
     aws, echo, scaler
 ) -> None:

@@ -120,7 +120,7 @@ def states(names: list[str], backend: Any) -> dict[str, str | None]:
 
 
 def patch_alarms() -> None:
-    """Let moto's CloudWatch evaluate its alarms whenever they are read."""
+    """Let moto's CloudWatch evaluate its alarms when read, and tag only new ones."""
     from moto.cloudwatch.models import CloudWatchBackend
 
     def evaluated(read: Any, backend: Any, *positional: Any, **named: Any) -> Any:
@@ -135,3 +135,11 @@ def patch_alarms() -> None:
         "get_alarms_by_state_value",
     ):
         wrap(CloudWatchBackend, name, evaluated)
+
+    def put(original: Any, backend: Any, *positional: Any, **named: Any) -> Any:
+        # "any tags you specify in this parameter are ignored" (botocore, on updates)
+        if named.get("name") in backend.alarms:
+            named["tags"] = None
+        return original(backend, *positional, **named)
+
+    wrap(CloudWatchBackend, "put_metric_alarm", put)

@@ -135,16 +135,16 @@ def deregister(endpoint: str) -> None:
     """Take away what scales an endpoint, with policies and alarms."""
     gone = [name for name in _resources() if name.startswith(f"endpoint/{endpoint}/")]
     for resource in gone:
-        backend = _backend()
-        for policy in list(backend.policies.values()):
-            if policy.resource_id == resource:
-                policy.delete_alarms(OFFLINE_ACCOUNT, OFFLINE_REGION)
-                del backend.policies[
-                    policy.formulate_key(
-                        SAGEMAKER, resource, DIMENSION, policy.policy_name
-                    )
-                ]
-        del backend.targets[DIMENSION][resource]
+        _backend().deregister_scalable_target(SAGEMAKER, resource, DIMENSION)
+
+
+def deregistered(end: Any, backend: Any, namespace: str, r_id: str, dim: str) -> None:
+    """Deregister a target with its policies: botocore's model says that it does so."""
+    end(backend, namespace, r_id, dim)
+    for key, policy in list(backend.policies.items()):
+        if (policy.resource_id, policy.scalable_dimension) == (r_id, dim):
+            policy.delete_alarms(OFFLINE_ACCOUNT, OFFLINE_REGION)
+            del backend.policies[key]
 
 
 def tracking_alarms(make: Any, policy: Any) -> None:
@@ -235,4 +235,6 @@ def _patch() -> None:
     """
     models = importlib.import_module(MODULE)
     wrap(models.FakeApplicationAutoscalingPolicy, "create_alarms", tracking_alarms)
-    wrap(models.ApplicationAutoscalingBackend, "put_scaling_policy", replaced_policy)
+    backend = models.ApplicationAutoscalingBackend
+    wrap(backend, "put_scaling_policy", replaced_policy)
+    wrap(backend, "deregister_scalable_target", deregistered)
