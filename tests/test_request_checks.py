@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from utils.deployment.request_checks import RequestError, check_request
+from utils.deployment.request_checks import RequestError, validate_request
 
 VARIANT: dict[str, Any] = {"VariantName": "AllTraffic", "ModelName": "faq"}
 
@@ -49,7 +49,7 @@ SOUND = {
 
 @pytest.mark.parametrize("operation", SOUND)
 def test_a_sound_request_says_that_nothing_was_sent(operation: str) -> None:
-    said = check_request("sagemaker", operation, **SOUND[operation])
+    said = validate_request("sagemaker", operation, **SOUND[operation])
     assert said.startswith(f"{operation}: ")
     assert "fit the model of sagemaker; not sent" in said
 
@@ -76,7 +76,7 @@ def test_a_sound_request_says_that_nothing_was_sent(operation: str) -> None:
 )
 def test_each_kind_of_mistake_is_named_with_its_field(request_, complaint) -> None:
     with pytest.raises(RequestError, match=complaint) as failure:
-        check_request("sagemaker", "create_endpoint_config", **request_)
+        validate_request("sagemaker", "create_endpoint_config", **request_)
     assert "would refuse this create_endpoint_config" in str(failure.value)
 
 
@@ -84,7 +84,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     wrong = {"WaitIntervalInSeconds": 9999, "Type": "SLOWLY"}
     policy = {"TrafficRoutingConfiguration": wrong, "TerminationWaitInSeconds": 9999}
     with pytest.raises(RequestError) as failure:
-        check_request(
+        validate_request(
             "sagemaker",
             "update_endpoint",
             EndpointName="faq",
@@ -97,17 +97,17 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_a_service_or_method_that_there_is_not_is_told() -> None:
     with pytest.raises(RequestError, match="no service 'sagemaler'.*'sagemaker'"):
-        check_request("sagemaler", "create_model")
+        validate_request("sagemaler", "create_model")
     for name in ("CreateModel", "create_modell"):
         with pytest.raises(RequestError, match=f"no method '{name}'"):
-            check_request("sagemaker", name)
+            validate_request("sagemaker", name)
 
 
 def test_an_operation_without_parameters_takes_none() -> None:
     operation = "enable_sagemaker_servicecatalog_portfolio"
-    assert "not sent" in check_request("sagemaker", operation)
+    assert "not sent" in validate_request("sagemaker", operation)
     with pytest.raises(RequestError, match="Unknown parameter|takes no parameters"):
-        check_request("sagemaker", operation, Name="x")
+        validate_request("sagemaker", operation, Name="x")
 
 
 def test_other_services_are_held_to_their_models_as_well() -> None:
@@ -117,7 +117,7 @@ def test_other_services_are_held_to_their_models_as_well() -> None:
         "ScalableDimension": "sagemaker:inference-component:DesiredCopyCount",
     }
     service = "application-autoscaling"
-    assert check_request(service, "register_scalable_target", **target)
+    assert validate_request(service, "register_scalable_target", **target)
     wrong = target | {"ScalableDimension": "sagemaker:component:DesiredCopyCount"}
     with pytest.raises(RequestError, match="scalableDimension' .*enum"):
-        check_request(service, "register_scalable_target", **wrong)
+        validate_request(service, "register_scalable_target", **wrong)

@@ -20,7 +20,7 @@ class RequestError(CourseError, ValueError):
     """A request that the service's model does not allow; the field is named."""
 
 
-def check_request(service: str, operation: str, **request: Any) -> str:
+def validate_request(service: str, operation: str, **request: Any) -> str:
     """Hold a request to botocore's model of the operation, and send it to nobody.
 
     First used in experiment 06_production, section 2.
