@@ -49,7 +49,7 @@ WRONG_ANSWERS = {
     "check_latency_alarm": [
         (_alarm("Threshold=milliseconds", _P95, _ABOVE), "is in milliseconds"),
         (_alarm("Threshold=milliseconds / 1000", _P95, _ABOVE), "should be 250000"),
-        (_alarm("Threshold=500_000", _P95, _ABOVE), "should be 250000"),
+        (_alarm("Threshold=250_000", _P95, _ABOVE), "should be 800000"),
         (_alarm(_LIMIT, 'Statistic="Average"', _ABOVE), "is what p95 shows"),
         (_alarm(_LIMIT, 'Statistic="Average"', _P95, _ABOVE), "not both"),
         (_alarm(_LIMIT, _P95, _ABOVE, 'Unit="Milliseconds"'), "never goes off"),
