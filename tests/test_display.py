@@ -21,6 +21,7 @@ from utils.display import (
     plot_curves,
     plot_differences,
     plot_lengths,
+    plot_lines,
     plot_loss_panels,
     plot_paths,
     plot_proportions,
@@ -235,6 +236,25 @@ def test_lengths_are_plotted_also_when_a_part_is_empty(shown) -> None:
     plot_lengths({"train": [20, 30, 31], "validation": []}, limit=256)
     assert is_png(shown[0])
     assert "256" in shown[0].alt
+
+
+def test_lines_are_drawn_with_the_levels_to_compare(drawn) -> None:
+    lines = {"slow": {1: 4.0, 10: 0.4}, "fast": {1: 2.0, 10: 0.2}}
+    plot_lines(lines, x="load", y="cost", levels={"API": 0.6}, logarithmic=True)
+    axes = drawn[0].axes[0]
+    assert [line.get_label() for line in axes.lines] == ["slow", "fast", "API"]
+    assert list(axes.lines[1].get_ydata()) == [2.0, 0.2]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    plot_lines({"machines": {0: 1, 1: 2}}, x="hour", y="machines", steps=True)
+    assert drawn[1].axes[0].lines[0].get_drawstyle() == "steps-post"
+    with pytest.raises(ValueError, match="no lines to plot"):
+        plot_lines({"machines": {}}, x="hour", y="machines")
+
+
+def test_lines_are_described(shown) -> None:
+    plot_lines({"slow": {1: 4.0, 10: 0.4}}, "load", "cost", levels={"API": 0.6})
+    assert is_png(shown[0])
+    assert shown[0].alt == "cost against load, as lines, for: slow, compared with API"
 
 
 @pytest.mark.parametrize("keys", [(0, 1, 3), ("base", "tuned", "shuffled")])

@@ -54,6 +54,7 @@ def test_snapshot_says_of_each_price_when_and_where_it_was_read() -> None:
     assert len({(one.item, one.region) for one in found}) == len(found)
     for one in found:
         assert one.read_on.startswith("20") and len(one.source) > 20
+    assert {one.per for one in found} == set(prices.UNITS)
 
 
 def test_notebook_shows_the_snapshot_as_it_is() -> None:
@@ -160,6 +161,14 @@ class StubbedSession:
         assert (service, region_name) == ("pricing", prices.PRICE_LIST_REGION)
         self.stubber.activate()
         return self._client
+
+
+def test_price_list_of_aws_is_not_asked_for_what_is_no_instance() -> None:
+    session = StubbedSession([product("1.5000000000")])
+    known = PriceList(account(session))
+    for item in ("S3 Standard", "Bedrock Llama 3 8B Instruct, output"):
+        assert known.of(item) == snapshot_price(item)
+    assert session.asked == []
 
 
 def test_price_list_of_aws_is_asked_once_and_goes_before_the_snapshot() -> None:

@@ -1009,6 +1009,52 @@ def plot_timings(timings: Mapping[str, Any]) -> None:
     _show(figure, f"Latency (p50 and p95) and throughput: {named}")
 
 
+def plot_lines(
+    lines: Mapping[str, Mapping[float, float]],
+    x: str,
+    y: str,
+    levels: Mapping[str, float] | None = None,
+    steps: bool = False,
+    logarithmic: bool = False,
+) -> None:
+    """Plot values against a number, each series as a line, with levels to compare.
+
+    First used in experiment 06_production, section 2.
+
+    Args:
+        lines: name of a series → x → y.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+        levels: name → a value that is drawn as a dashed line over the whole width.
+        steps: whether a value holds until the next one.
+        logarithmic: whether both axes are; then each tenfold is as wide as the other.
+
+    Raises:
+        ValueError: if there is nothing to plot.
+    """
+    if not lines or not all(lines.values()):
+        raise ValueError("There are no lines to plot: give each series a value.")
+    figure, axes = _figure()
+    for number, (name, line) in enumerate(lines.items()):
+        axes.plot(
+            list(line),
+            list(line.values()),
+            color=SERIES[number % len(SERIES)],
+            drawstyle="steps-post" if steps else "default",
+            label=name,
+        )
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color=GREY, linestyle="--", label=name)
+    if logarithmic:
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel=x, ylabel=y)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    compared = f", compared with {', '.join(levels)}" if levels else ""
+    _show(figure, f"{y} against {x}, as lines, for: {', '.join(lines)}{compared}")
+
+
 # --- all plots ---
 
 

@@ -18,6 +18,8 @@
 - `account`: what bills there, whoever made it: `python -m utils.deployment bill`.
 - `left_behind`, `asking`: what is there under the course's names; how AWS is asked.
 - `billing`: what was created, what it costs, and its deletion.
+- `attached`: alarms and scaling that a run made: noted, and deleted.
 - `ledger`: the entries of what was created, and the bill.
-- `prices`: AWS's price list, or the dated snapshot.
+- `prices`, `costs`: AWS's price list, or the dated snapshot; dollars per token.
+- `request_checks`: requests held to botocore's models, where nothing plays them.
 """

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from utils.course import ROOT, CourseError, RunConfig
 from utils.offline_aws.control_plane import OfflineAws
 from utils.offline_aws.names import LOG_GROUPS, forget_sdk_clients
+from utils.offline_aws.parameters import violations
 
 if TYPE_CHECKING:
     import boto3
@@ -40,6 +41,7 @@ __all__ = [
     "execution_role_policy",
     "forget_sdk_clients",
     "iam_policy",
+    "violations",
     "wait_until_in_service",
 ]
 

@@ -2,9 +2,10 @@
 
 `BillingGuard` watches a session. What the session creates on SageMaker is noted and
 tagged with this run, and what it uploads to S3 is marked with it; the log group that an
-endpoint writes to is noted by name. All of it is deleted at the end, when a cell fails,
-or when the kernel ends in order. What does not carry this run's tag or mark is never
-deleted; at its start and at its end the guard lists what else bills in the account.
+endpoint writes to is noted by name, and so are alarms and what scales an endpoint. All
+of it is deleted at the end, when a cell fails, or when the kernel ends in order. What
+does not carry this run's tag or mark is never deleted; at its start and at its end the
+guard lists what else bills in the account.
 
 A kernel that is killed, or a machine that is lost, deletes nothing: then
 `python -m utils.deployment bill` lists what is there, and how to delete it.
@@ -20,8 +21,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from utils.deployment import attached
 from utils.deployment.account import Account, look
-from utils.deployment.asking import PREFIX, TAG
+from utils.deployment.asking import PREFIX, TAG, UNKNOWN
 from utils.deployment.aws import (
     FIRST_POLL,
     LOG_GROUPS,
@@ -76,6 +78,11 @@ class BillingGuard:
                 lambda guard, kind=kind, key=key: guard._noter(kind, key),
             )
         ask, answer = "provide-client-params", "after-call"
+        for (service, operation), kind in attached.OPERATIONS.items():
+            self._on(
+                f"{ask}.{service}.{operation}",
+                lambda guard, kind=kind: guard._attached_noter(kind),
+            )
         self._on(f"{ask}.sagemaker.UpdateEndpoint", lambda guard: guard._note_update)
         self._on(f"{answer}.sagemaker.CreateEndpoint", lambda guard: guard._confirm)
         self._on(
@@ -152,6 +159,26 @@ class BillingGuard:
             return {**params, "Tags": [*params.get("Tags", []), self._tag]}
 
         return note
+
+    def _attached_noter(self, kind: str) -> Callable:
+        def note(params: dict, **_: Any) -> dict:
+            entry = attached.noted(kind, params)
+            known = (other for other in self.entries if not other.deleted)
+            if all((one.kind, one.name) != (kind, entry.name) for one in known):
+                self.entries.append(entry)
+            if kind != attached.ALARM:
+                return params  # the endpoint says whose it is
+            return {**params, "Tags": [*params.get("Tags", []), self._tag]}
+
+        return note
+
+    def _owns(self, endpoint: str) -> bool:
+        """Say whether an endpoint is this run's, by its name or by its tag."""
+        if endpoint.startswith(self.name("")):
+            return True
+        entry = self._endpoint(endpoint)
+        client = self.aws.session.client("sagemaker")
+        return entry is not None and self._is_ours(client, entry)
 
     def _machines_of(self, configuration: str) -> Machines | None:
         from botocore.exceptions import ClientError
@@ -239,7 +266,7 @@ class BillingGuard:
             self._say_account(self.account())
 
     def _delete_all(self, keep_logs: bool = False) -> None:
-        """Delete what this run created, in the order of `KINDS`, uploads last.
+        """Delete what this run created: what is attached, then `KINDS`, then uploads.
 
         Args:
             keep_logs: leave the endpoints' log groups, to find out what went wrong.
@@ -248,7 +275,8 @@ class BillingGuard:
             DeploymentError: if something could not be deleted, with its name.
         """
         failures = []
-        for kind in (*KINDS, *([] if keep_logs else [LOG_GROUP]), UPLOAD):
+        logs = [] if keep_logs else [LOG_GROUP]
+        for kind in (*attached.KINDS, *KINDS, *logs, UPLOAD):
             for entry in self.entries:
                 if entry.kind == kind and entry.deleted is None:
                     try:
@@ -270,6 +298,10 @@ class BillingGuard:
             return
         if entry.kind == LOG_GROUP:
             self._delete_log(entry)
+            return
+        if entry.kind in attached.KINDS:
+            attached.delete(self.aws.session, entry, self._tag, self._owns)
+            entry.deleted = time.time()
             return
         client = self.aws.session.client("sagemaker")
         operation, key = KINDS[entry.kind]
@@ -485,7 +517,7 @@ class BillingGuard:
             return "Nothing created yet."
         lines = ["| created | name | costs on AWS | state |", "|:--|:--|:--|:--|"]
         uploads = [entry for entry in self.entries if entry.kind == UPLOAD]
-        costs = {LOG_GROUP: "by the amount"}
+        costs = {LOG_GROUP: "by the amount", attached.ALARM: UNKNOWN}
         for entry in self.entries:
             if entry.kind != UPLOAD:
                 cost = costs.get(entry.kind, "nothing")

@@ -23,6 +23,7 @@ class Entry:
         machines: since when which machines run for it; None where that is not known.
         gigabytes: what it holds on S3.
         uploads: ids of its uploads in parts, ended or not.
+        place: what names it to AWS, where its name alone does not.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Entry:
     machines: list[tuple[float, Machines | None]] = field(default_factory=list)
     gigabytes: float = 0.0
     uploads: list[str] = field(default_factory=list)
+    place: dict[str, str] = field(default_factory=dict)
 
     @property
     def bills_by_the_hour(self) -> bool:

@@ -22,6 +22,7 @@ SNAPSHOT = ROOT / "data" / "aws" / "prices.csv"
 PRICE_LIST_REGION = "us-east-1"  # the price list answers in few regions, for all
 STORAGE = "S3 Standard"
 HOURS_PER_MONTH = 730
+UNITS = ("hour", "GB-month", "million tokens")
 COLUMNS = ("item", "region", "usd", "per", "read_on", "source")
 
 
@@ -34,9 +35,10 @@ class Price:
     """What one thing costs.
 
     Attributes:
-        item: an instance type such as "ml.g5.xlarge", or "S3 Standard".
+        item: an instance type such as "ml.g5.xlarge", "S3 Standard", or a model of a
+            managed API.
         usd: US dollars per `per`.
-        per: "hour" or "GB-month".
+        per: one of `UNITS`.
         region: where it holds.
         read_on: day on which it was read.
         source: where it was read.
@@ -69,10 +71,10 @@ def read_snapshot(path: Path = SNAPSHOT) -> list[Price]:
             usd = float(row["usd"])
         except ValueError:
             usd = -1
-        if not 0 < usd < 1000 or row["per"] not in ("hour", "GB-month"):
+        if not 0 < usd < 1000 or row["per"] not in UNITS:
             raise PriceError(
                 f"{path.name}, line {number}: found usd {row['usd']!r} and per "
-                f"{row['per']!r}. Give US dollars per hour or GB-month."
+                f"{row['per']!r}. Give US dollars per {', '.join(UNITS)}."
             )
         fields = {column: row[column] for column in COLUMNS if column != "usd"}
         prices.append(Price(usd=usd, **fields))
@@ -93,8 +95,9 @@ class PriceList:
         self._asked: set[str] = set()
 
     def of(self, item: str) -> Price | None:
-        """Return the price of an instance type or of storage; None if not known."""
-        if self._session is not None and item != STORAGE and item not in self._asked:
+        """Return the price of an instance type, storage or API; None if not known."""
+        hosting = item.startswith("ml.")
+        if self._session is not None and hosting and item not in self._asked:
             self._asked.add(item)
             found = ask_price_list(self._session, item, self.region)
             if found is not None:

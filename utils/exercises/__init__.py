@@ -13,4 +13,5 @@
 - `experiment_04_methods_compared`: ways to fine-tune.
 - `experiment_04_quantisation`: 8 and 4 bits.
 - `experiment_05_statistics`: the statistics of evaluation.
+- `experiment_06_production`: what production adds.
 """

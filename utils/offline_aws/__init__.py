@@ -12,11 +12,13 @@
 - `references`: what a call refers to must be there.
 - `images`: whether there can be such a container image.
 - `unplayed`: calls that moto does not play are recognised before they are made.
-- `moto_patches`: what moto lacks.
+- `moto_patches`, `wrapping`: what moto lacks.
 - `endpoints`: containers that start, serve, are replaced and stop.
 - `invocations`: requests to endpoints.
 - `asynchronous`: requests that are answered later, in S3.
 - `logs`: what containers write, in CloudWatch Logs while they run.
-- `metrics`: what CloudWatch is told of an endpoint's requests.
+- `metrics`, `alarms`: what CloudWatch is told of an endpoint's requests; its alarms.
+- `shifting`: how an update moves the traffic, and when it moves back.
+- `scaling`: what scales endpoints, and what that forbids.
 - `names`: region, account, bucket and role.
 """

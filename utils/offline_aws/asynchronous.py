@@ -43,6 +43,8 @@ NO_LENGTH = (
     "The response from container primary did not specify the required Content-Length "
     "header"
 )
+# The first divided by the instances, of which there is one here.
+BACKLOG = ("ApproximateBacklogSize", "ApproximateBacklogSizePerInstance")
 POLL = 0.2  # seconds between looks whether the endpoint is still there
 
 
@@ -187,7 +189,8 @@ class Backlog:
     def _resize(self, change: int) -> None:
         with self._lock:
             self._size += change
-            METRICS.count(self.name, "ApproximateBacklogSize", float(self._size))
+            for name in BACKLOG:
+                METRICS.count(self.name, name, float(self._size))
 
     def _work(self) -> None:
         while not self._ended.is_set():

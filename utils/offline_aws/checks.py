@@ -15,18 +15,27 @@ from utils.offline_aws.operations import Call
 from utils.offline_aws.parameters import check_parameters, read_rest
 from utils.offline_aws.quotas import Throttle
 from utils.offline_aws.references import check_async_configuration, check_model
+from utils.offline_aws.scaling import SERVICE, check_policy, check_target
+from utils.offline_aws.shifting import check_deployment
 
-# operation of SageMaker → what else it has to pass
-CHECKS: dict[str, tuple[Callable[[dict], None], ...]] = {
-    "CreateModel": (check_model,),
-    "CreateEndpointConfig": (check_async_configuration,),
+# service and operation → what else it has to pass
+CHECKS: dict[tuple[str, str], Callable[[dict], None]] = {
+    ("sagemaker", "CreateModel"): check_model,
+    ("sagemaker", "CreateEndpointConfig"): check_async_configuration,
+    ("sagemaker", "UpdateEndpoint"): check_deployment,
+    (SERVICE, "RegisterScalableTarget"): check_target,
+    (SERVICE, "PutScalingPolicy"): check_policy,
 }
 # Whose parameters are held to their models, with the code of the error.
-HELD = {"sagemaker": "ValidationException", "sagemaker-runtime": "ValidationError"}
+HELD = {
+    "sagemaker": "ValidationException",
+    "sagemaker-runtime": "ValidationError",
+    SERVICE: "ValidationException",
+}
 
 
 class Checks:
-    """The WSGI application that checks the parameters of SageMaker's calls."""
+    """The WSGI application that checks the parameters of calls for endpoints."""
 
     def __init__(self, application: Callable):
         self.application = application
@@ -40,7 +49,7 @@ class Checks:
         """
         call: Call = environ["offline_aws.call"]
         code = HELD.get(call.service)
-        if code is not None:
+        if code is not None and call.service != SERVICE:
             self._throttle.check()
         if code is not None and call.operation is not None:
             if call.protocol == "json":
@@ -50,9 +59,8 @@ class Checks:
                 _check_body(call, environ, parameters)
             check_parameters(call.operation, parameters, code)
             environ["offline_aws.parameters"] = parameters
-            if call.service == "sagemaker":
-                for check in CHECKS.get(call.name, ()):
-                    check(parameters)
+            if check := CHECKS.get((call.service, call.name)):
+                check(parameters)
         return self.application(environ, start_response)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from utils.offline_aws.images import cannot_start
 from utils.offline_aws.logs import LoggedContainer, LogShipper
 from utils.offline_aws.names import OFFLINE_REGION
 from utils.offline_aws.quotas import instances
+from utils.offline_aws.shifting import Shift
 
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5
 DRAIN_TIMEOUT = 60  # seconds that replaced containers have to answer what they have
+ALARM_INTERVAL = 0.2  # seconds between looks at the alarms of an update
 JOIN_TIMEOUT = 30  # seconds; a busy machine may take its time
 
 # The endpoints of this process by their names. They stand here, and not on an object,
@@ -98,8 +101,9 @@ class LocalEndpoint:
     """An endpoint with its containers, from Creating to InService or Failed.
 
     An update starts the new containers beside the old ones. Once all of them serve, new
-    requests go to them; the old ones answer what they have and stop. If one does not
-    serve, the new ones stop, the old ones stay, and `failure_reason` says why.
+    requests go to them, at once or step by step; the old ones answer what they have and
+    stop. If one does not serve, or an alarm of the update goes off, the new ones stop,
+    the old ones stay, and `failure_reason` says why.
     """
 
     def __init__(self, name: str, config_name: str, variants: list[Variant]):
@@ -111,6 +115,8 @@ class LocalEndpoint:
         self._traffic = threading.Condition()
         self._stopped = threading.Event()
         self._starting: list[Variant] = []
+        self._share = 0.0  # of the requests that those get
+        self.shift = Shift()  # how the last update moved the traffic
         self._threads = [threading.Thread(target=self._supervise, daemon=True)]
         self.logs = LogShipper(name)
 
@@ -122,7 +128,7 @@ class LocalEndpoint:
     @property
     def serves(self) -> bool:
         """Whether it takes requests."""
-        return self.status in ("InService", "Updating")
+        return self.status in ("InService", "Updating", "RollingBack")
 
     @property
     def instances(self) -> Counter[str]:
@@ -197,14 +203,18 @@ class LocalEndpoint:
         for variant in variants:
             self.logs.leave(variant.container)
 
-    def update(self, config_name: str, variants: list[Variant]) -> None:
+    def update(
+        self, config_name: str, variants: list[Variant], shift: Shift | None = None
+    ) -> None:
         """Move the traffic to other containers, in a thread.
 
         Args:
             config_name: of the configuration that they come from.
             variants: the new ones.
+            shift: how the traffic moves; all at once by default.
         """
         self.status = "Updating"
+        self.shift = shift or Shift()
         self.failure_reason = None
         self._starting = variants
         thread = threading.Thread(target=self._move, args=(config_name, variants))
@@ -215,8 +225,10 @@ class LocalEndpoint:
     def _move(self, config_name: str, new: list[Variant]) -> None:
         """Start new containers, give them the traffic, and stop the old ones."""
         reason = self._start(new)
+        if reason is None:
+            reason = self._move_by_steps()
         with self._traffic:
-            self._starting = []
+            self._starting, self._share = [], 0.0
             to_stop = new
             if reason is None and not self._stopped.is_set():
                 to_stop, self.variants = self.variants, new
@@ -233,6 +245,22 @@ class LocalEndpoint:
             self.failure_reason = reason
             self.status = "InService"
 
+    def _move_by_steps(self) -> str | None:
+        """Give the new containers their shares; return why they lose them, or None."""
+        for share in self.shift.shares:
+            with self._traffic:
+                self._share = share
+            ends = time.monotonic() + self.shift.wait
+            while True:
+                if reason := self.shift.tripped():
+                    self.status = "RollingBack"
+                    return reason
+                left = ends - time.monotonic()
+                if left <= 0 or self._stopped.wait(min(left, ALARM_INTERVAL)):
+                    break
+        self._stopped.wait(self.shift.linger)
+        return None
+
     @contextlib.contextmanager
     def lease(self, name: str | None) -> Iterator[Variant | None]:
         """Hold the variant that answers a request; it is not stopped before the end.
@@ -241,13 +269,14 @@ class LocalEndpoint:
             name: the variant asked for; None for one drawn by weight.
         """
         with self._traffic:
+            fleet = self._starting if random.random() < self._share else self.variants
             if name is None:
-                weights = [variant.weight for variant in self.variants]
+                weights = [variant.weight for variant in fleet]
                 if not any(weights):
-                    weights = [1.0] * len(self.variants)
-                variant = random.choices(self.variants, weights)[0]
+                    weights = [1.0] * len(fleet)
+                variant = random.choices(fleet, weights)[0]
             else:
-                named = (one for one in self.variants if one.name == name)
+                named = (one for one in fleet if one.name == name)
                 variant = next(named, None)
             if variant is not None:
                 variant.running += 1

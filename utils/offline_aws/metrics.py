@@ -117,6 +117,26 @@ class Metrics:
         with self._lock:
             self._counted.append((time.time(), endpoint, name, value, unit))
 
+    def samples(self) -> list[tuple[float, str, float, dict[str, str], str]]:
+        """Return moment, metric, value, dimensions and unit of all that was noted."""
+        with self._lock:
+            found = [
+                (
+                    moment,
+                    name,
+                    value,
+                    {"EndpointName": endpoint, "VariantName": variant},
+                    OF_INVOCATIONS[name],
+                )
+                for (endpoint, variant), observed in self._observed.items()
+                for moment, name, value in observed.values()
+            ]
+            found += [
+                (moment, name, value, {"EndpointName": endpoint}, unit)
+                for moment, endpoint, name, value, unit in self._counted
+            ]
+        return found
+
     def as_data(self) -> list[Any]:
         """Return everything as moto's CloudWatch keeps it."""
         from moto.cloudwatch.models import MetricDatum
@@ -136,23 +156,10 @@ class Metrics:
                 unit,
             )
 
-        with self._lock:
-            data = [
-                datum(
-                    moment,
-                    name,
-                    value,
-                    {"EndpointName": endpoint, "VariantName": variant},
-                    OF_INVOCATIONS[name],
-                )
-                for (endpoint, variant), observed in self._observed.items()
-                for moment, name, value in observed.values()
-            ]
-            data += [
-                datum(moment, name, value, {"EndpointName": endpoint}, unit)
-                for moment, endpoint, name, value, unit in self._counted
-            ]
-        return data
+        return [
+            datum(moment, name, value, dimensions, unit)
+            for moment, name, value, dimensions, unit in self.samples()
+        ]
 
 
 METRICS = Metrics()

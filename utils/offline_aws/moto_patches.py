@@ -11,10 +11,14 @@ import re
 from collections import Counter
 from typing import Any
 
+from utils.offline_aws.alarms import patch_alarms
 from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
 from utils.offline_aws.metrics import percentile, publish_to_moto
 from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
 from utils.offline_aws.quotas import check_instances, instances
+from utils.offline_aws.scaling import check_update, deregister
+from utils.offline_aws.shifting import Shift
+from utils.offline_aws.wrapping import wrap
 
 
 def patch_moto() -> None:
@@ -29,6 +33,8 @@ def patch_moto() -> None:
     - It quotes ARNs as AWS does not.
     - It reads the log of a group stream by stream, not in the order of time.
     - It knows no percentiles of metrics, nor those of endpoints.
+    - It evaluates no alarm.
+    - It forgets network isolation.
     """
     from moto.cloudwatch.models import Statistics
     from moto.logs.models import LogGroup
@@ -40,20 +46,22 @@ def patch_moto() -> None:
         return
     SageMakerResponse.update_endpoint = _update_endpoint
     # Held to botocore's model already, which is newer than moto's list.
-    _wrap(ValidationError, "__init__", _with_quotes_of_aws)
+    wrap(ValidationError, "__init__", _with_quotes_of_aws)
     models.FakeEndpointConfig.validate_instance_type = lambda self, instance_type: None
     for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
-        _wrap(SageMakerResponse, name, _without_empty_fields)
+        wrap(SageMakerResponse, name, _without_empty_fields)
     backend = models.SageMakerModelBackend
-    _wrap(backend, "create_model", _with_free_name)
-    _wrap(backend, "create_endpoint_config", _with_free_name)
-    _wrap(backend, "create_endpoint", _with_containers)
-    _wrap(backend, "describe_endpoint", _with_true_status)
-    _wrap(backend, "list_endpoints", _with_true_status)
-    _wrap(backend, "delete_endpoint", _with_containers_stopped)
-    _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
-    _wrap(LogGroup, "filter_log_events", _in_order_of_time)
-    _wrap(Statistics, "get_statistics_for_type", _also_percentiles)
+    wrap(backend, "create_model", _with_free_name)
+    wrap(backend, "create_endpoint_config", _with_free_name)
+    wrap(backend, "create_endpoint", _with_containers)
+    wrap(backend, "describe_endpoint", _with_true_status)
+    wrap(backend, "list_endpoints", _with_true_status)
+    wrap(backend, "delete_endpoint", _with_containers_stopped)
+    wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
+    wrap(LogGroup, "filter_log_events", _in_order_of_time)
+    wrap(Statistics, "get_statistics_for_type", _also_percentiles)
+    wrap(SageMakerResponse, "create_model", _with_isolation)
+    patch_alarms()
     publish_to_moto()
 
 
@@ -67,16 +75,6 @@ def moto_application() -> Any:
 
     werkzeug_app.DISABLE_GLOBAL_CORS = True
     return werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
-
-
-def _wrap(kind: type, name: str, replacement: Any) -> None:
-    """Replace a method by one that gets the original first, then the arguments."""
-    original = getattr(kind, name)
-
-    def method(self: Any, *positional: Any, **named: Any) -> Any:
-        return replacement(original, self, *positional, **named)
-
-    setattr(kind, name, method)
 
 
 def _in_order_of_time(read: Any, group: Any, *positional: Any, **named: Any) -> Any:
@@ -103,6 +101,15 @@ def _without_empty_fields(describe: Any, response: Any) -> Any:
     unwanted = ("VpcConfig", "DataCaptureConfig", "AsyncInferenceConfig")
     content = answer.result
     answer._result = {k: v for k, v in content.items() if v or k not in unwanted}
+    return answer
+
+
+def _with_isolation(create: Any, response: Any) -> Any:
+    """Create a model that describes its network isolation as it was given."""
+    answer = create(response)
+    model = response.sagemaker_backend._models[response._get_param("ModelName")]
+    isolated = response._get_param("EnableNetworkIsolation")
+    model.enable_network_isolation = bool(isolated)
     return answer
 
 
@@ -142,7 +149,7 @@ def _variants_of(backend: Any, config_name: str) -> list[Variant]:
 
 
 def _update_endpoint(response: Any) -> Any:
-    """Answer UpdateEndpoint: all traffic at once, whatever DeploymentConfig says."""
+    """Answer UpdateEndpoint; how the traffic moves, DeploymentConfig says."""
     from moto.core.responses import ActionResult
     from moto.sagemaker.exceptions import ValidationError
 
@@ -160,6 +167,7 @@ def _update_endpoint(response: Any) -> Any:
     # issue 40048.
     backend.describe_endpoint_config(endpoint.config_name)
     variants = _variants_of(backend, config_name)
+    check_update(endpoint, variants)
     _check_quotas(backend, config_name)
     kept = response._get_param("RetainAllVariantProperties")
     excluded = response._get_param("ExcludeRetainedVariantProperties") or []
@@ -167,7 +175,12 @@ def _update_endpoint(response: Any) -> Any:
         weights = {variant.name: variant.weight for variant in endpoint.variants}
         for variant in variants:
             variant.weight = weights.get(variant.name, variant.weight)
-    endpoint.update(config_name, variants)
+    given = response._get_param("DeploymentConfig")
+    if given is None and response._get_param("RetainDeploymentConfig"):
+        shift = endpoint.shift
+    else:
+        shift = Shift.of(given or {})
+    endpoint.update(config_name, variants, shift)
     return ActionResult({"EndpointArn": arn})
 
 
@@ -182,7 +195,7 @@ def _require_at_rest(backend: Any, name: str) -> None:
     endpoint, record = ENDPOINTS.get(name), backend.endpoints.get(name)
     if endpoint is None or record is None:
         return
-    if endpoint.status in ("Creating", "Updating"):
+    if endpoint.status in ("Creating", "Updating", "RollingBack"):
         raise ValidationError(
             message=f'Cannot update in-progress endpoint "{record.arn}".'
         )
@@ -240,6 +253,7 @@ def _with_containers_stopped(delete: Any, backend: Any, endpoint_name: str) -> N
     """
     _require_at_rest(backend, endpoint_name)
     delete(backend, endpoint_name)
+    deregister(endpoint_name)
     if endpoint := ENDPOINTS.pop(endpoint_name, None):
         endpoint.stop()
 
