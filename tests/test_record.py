@@ -120,7 +120,7 @@ def test_the_validation_part_chooses_the_pass_whose_test_figure_counts(
 ) -> None:
     rows = record.json_format.load_messages().to_dict("records")
     sizes = {part: sum(row["part"] == part for row in rows) for part in record.PARTS}
-    # Exact answers after pass 2, 4 and 6; on the test part, others are best.
+    # Exact answers after pass 1, 2 and 3; on the test part, others are best.
     exact = {"validation": (0.2, 0.5, 0.5), "test": (0.9, 0.6, 1.0)}
     answers = {row["instruction"]: row["response"] for row in rows}
     parts = {row["instruction"]: row["part"] for row in rows}
@@ -147,8 +147,8 @@ def test_the_validation_part_chooses_the_pass_whose_test_figure_counts(
     monkeypatch.setattr(road, "fine_tune", fine_tune)
     found = record.format_stage(road, 0)
     assert len(measured) == 2 * len(record.FORMAT_PASSES)
-    assert found["training"]["passes chosen"] == 4  # of equals the first
-    assert found["format, exact"] == found["after 4 passes, format, test, exact"]
+    assert found["training"]["passes chosen"] == 2  # of equals the first
+    assert found["format, exact"] == found["after 2 passes, format, test, exact"]
     assert found["format, exact"]["value"] == pytest.approx(0.6, abs=0.01)
     assert found["format, valid"]["n"] == sizes["test"]
 
@@ -187,7 +187,7 @@ def test_only_the_chosen_prompt_sees_the_test_messages(road: Road, monkeypatch) 
     wanted = {"validation": len(record.json_format.candidates(rows)), "test": 1}
     for part, times in wanted.items():
         count = sum(any(text in end for text in texts[part]) for end in ends)
-        assert count == times * len(texts[part]), part
+        assert count == times * record.FORMAT_ASKED[part], part
     assert found["format, exact"]["value"] == 1
     twelve = "four sentences and twelve examples, as turns"
     assert found[f"format, validation, exact: {twelve}"]["value"] == 1

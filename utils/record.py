@@ -8,6 +8,8 @@
 The result is `data/recorded/NAME.json`: each figure with its sample size and interval,
 the command, the date, versions and the machine. Each part is kept in
 `COURSE_BUILD/record/NAME` once it is measured, so a run that was stopped goes on there.
+With `--stages`, the others stay as the record has them, if data and settings are the
+same.
 `--ship` measures nothing: it puts the recorded adapter that answers from notes into
 `data/`, in 16 bits, for lessons that do not train (`adapters.adapter_for`).
 
@@ -83,7 +85,10 @@ PASSES = (1, 2, 4)  # of the closed book, each measured
 # To choose among notes in any order, and to say that none answers, is learned slowly.
 CHOOSING = Mix(alone=1, among=3, unanswered=2, without=0)
 CHOOSING_PASSES = (1, 2)
-FORMAT_PASSES = (2, 4, 6)
+FORMAT_PASSES = (1, 2, 3)
+# Of each part, as many messages are put to the model that is not tuned: its prompts are
+# long, and what it gets right is soon clear.
+FORMAT_ASKED = {"validation": 40, "test": 80}
 CHOOSING_FORMS = (
     "the right note",
     "three notes, the right one among them, shuffled",
@@ -522,7 +527,10 @@ def choosing_stage(road: Road, seed: int) -> Figures:
 def untuned_format_stage(road: Road) -> Figures:
     """Ask for JSON without tuning, with the prompt that does best on the validation."""
     rows = json_format.load_messages().to_dict("records")
-    parts = {part: [row for row in rows if row["part"] == part] for part in PARTS}
+    parts = {}
+    for part, count in FORMAT_ASKED.items():
+        some = [row for row in rows if row["part"] == part]
+        parts[part] = random.Random(0).sample(some, min(count, len(some)))
     model = load_model(road.settings)
 
     def score(part: str, turns: Callable[[str], list[dict[str, str]]]) -> Any:
@@ -637,24 +645,37 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def data_files(road: Road) -> dict[str, str]:
-    """Return the SHA-256 of each file that is measured with, by its name."""
-    files = (Path(road.data), json_format.MESSAGES_DATA, PROSE, SKILLS)
+def data_files(road: Road, stage: str = "") -> dict[str, str]:
+    """Return the SHA-256 of each file that is measured with, by its name.
+
+    Args:
+        road: what is measured with.
+        stage: whose files are wanted; by default those of all stages.
+    """
+    questions = (Path(road.data), PROSE, SKILLS)
+    files = (*questions, json_format.MESSAGES_DATA)
+    if stage:
+        files = (json_format.MESSAGES_DATA,) if "format" in stage else questions
     return {portable_name(file): digest(file) for file in files}
 
 
-def fingerprint(road: Road) -> str:
-    """Return what tells runs with other data or settings apart."""
-    text = json.dumps([data_files(road), repr(road.settings)])
+def fingerprint(road: Road, stage: str) -> str:
+    """Return what tells a stage with other data or settings apart."""
+    text = json.dumps([data_files(road, stage), repr(road.settings)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    road: Road,
+    wanted: Sequence[str] = (),
+    before: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Measure what is not measured yet, and return all that is.
 
     Args:
         road: what to measure with.
         wanted: beginnings of the stages' names; all by default.
+        before: stages of an earlier record; one that is not wanted is taken from it.
 
     Raises:
         RecordError: if a name begins no stage's.
@@ -666,11 +687,12 @@ def run(road: Road, wanted: Sequence[str] = ()) -> dict[str, Any]:
                 f"No stage begins with {start!r}: there are {list(todo)}."
             )
     found: dict[str, Any] = {}
-    made_with = fingerprint(road)
     for name, measure in todo.items():
-        file = road.folder / f"{name}.json"
+        file, made_with = road.folder / f"{name}.json", fingerprint(road, name)
         chosen = not wanted or name.startswith(tuple(wanted))
         kept = json.loads(file.read_text("utf-8")) if file.exists() else None
+        if kept is None and not chosen:
+            kept = (before or {}).get(name)
         if kept and kept.get("made with") != made_with:
             road.say(
                 f"{name} was measured with other data or settings, and is left out."
@@ -708,7 +730,9 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
     Returns:
         The file.
     """
-    found = run(road, wanted)
+    file = RECORDED / f"{name}.json"
+    before = _read(file)["stages"] if file.exists() else {}
+    found = run(road, wanted, before)
     if missing := [stage for stage in stages(road) if stage not in found]:
         road.say(f"Not in the record: {', '.join(missing)}.")
         command = f"{command} --stages {' '.join(found)}"
@@ -719,7 +743,7 @@ def record(road: Road, name: str, command: str, wanted: Sequence[str] = ()) -> P
         for key, value in asdict(road.settings).items()
     }
     return write_json(
-        RECORDED / f"{name}.json",
+        file,
         {
             "name": name,
             "command": command,
@@ -747,7 +771,7 @@ def ship(road: Road) -> Path:
             f"{', '.join(SHIPPED)}."
         )
     kept = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    if kept.get("made with") != fingerprint(road):
+    if kept.get("made with") != fingerprint(road, stage):
         raise RecordError(
             f"{stage} is not measured with this data and these settings: run `python "
             f"-m utils.record {road.settings.name} --stages {stage}` first."
