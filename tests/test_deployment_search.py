@@ -216,6 +216,10 @@ def test_the_answer_is_that_of_the_notes_as_context(model) -> None:
     assert reply.body["notes"] == ["kernel"]
     shown = context([TEXTS["kernel"]])  # in one line, as in training
     assert shown == "- Idle kernels stop after 3 hours."
+    service = model.desk.service
+    found = service.read(request({"inputs": QUESTION, "retrieve": 1}))
+    given = service.read(request({"inputs": QUESTION, "context": shown}))
+    assert service.prepare(service.with_notes(found)) == service.prepare(given)
     sent = ask_one(model, {"inputs": QUESTION, "context": shown})
     assert reply.text == sent.text and "notes" not in sent.body
     without = ask_one(model, {"inputs": QUESTION})
