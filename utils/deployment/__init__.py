@@ -8,10 +8,13 @@
 - `code_checks`, `async_checks`: the entry point; its replies in asynchronous mode.
 - `model_checks`, `no_code_checks`: base and tokenizer; what vLLM would not serve.
 - `adapter_checks`: whether an adapter fits its base, as peft itself lays it out.
+- `notes_checks`: the notes that a request is answered from, and their encoder.
 - `image`: what the container image has, and what its vLLM serves.
 - `trial`: run an artifact once, and see whether its answers depend on its adapter.
 - `deployment_model`: the entry point: requests, decoding parameters, answers. It is
   packed as `model.py` and imports nothing of ours.
+- `deployment_search`: finds notes for it; packed as `notes_search.py`, and as alone.
+- `notes`: write notes, their vectors and an encoder into an artifact.
 - `serving`: serve an artifact on this machine, and time it.
 - `load`, `replies`: many clients at once, `python -m utils.deployment load`; one reply.
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.

@@ -15,9 +15,9 @@ import shutil
 import sys
 import tarfile
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.deployment.checks import validate
 from utils.deployment.findings import (
@@ -31,6 +31,7 @@ from utils.deployment.findings import (
     Report,
 )
 from utils.deployment.image import LORA_RANKS, least_rank
+from utils.deployment.notes import add_notes
 from utils.files import replace_folder, write_file, write_json
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def build(
     template: Template | None = None,
     entry_point: Path = ENTRY_POINT,
     options: Mapping[str, str | int] | None = None,
+    notes: Sequence[Mapping[str, Any]] | Path | None = None,
+    encoder: Path | None = None,
 ) -> Path:
     """Write the folder of an artifact with the course's entry point, and pack it.
 
@@ -93,14 +96,23 @@ def build(
             adapter or base says so (`save_adapter` writes one).
         entry_point: packed as model.py.
         options: further lines of serving.properties, which override the usual ones.
+        notes: what a request with `retrieve` is answered from: rows with `id`, `text`
+            and perhaps `questions`, by which the note is found, too; or a .jsonl file
+            of such rows.
+        encoder: the folder of a sentence encoder that helps to find them; it is
+            packed. None to find them by words alone.
 
     Returns:
         `archive`.
 
     Raises:
-        ArtifactError: if base or adapter lack a file that serving needs, or the
-            adapter was tuned in another template.
+        ArtifactError: if base or adapter lack a file that serving needs, the adapter
+            was tuned in another template, or notes or encoder cannot be used.
     """
+    if encoder is not None and notes is None:
+        raise ArtifactError(
+            "encoder is given without notes: it would search nothing. Give notes, too."
+        )
 
     def write(unfinished: Path) -> None:
         local = Path(base) if Path(base).is_dir() else None
@@ -122,6 +134,8 @@ def build(
             properties["option.adapter_name"] = adapter_name
         if template is not None:
             _write_template(template, unfinished)
+        if notes is not None:
+            properties.update(add_notes(notes, encoder, unfinished))
         _write_properties(unfinished, properties | dict(options or {}))
         shutil.copyfile(entry_point, unfinished / "model.py")
 

@@ -56,6 +56,7 @@ from utils.deployment.model_checks import (
     check_tokenizer,
 )
 from utils.deployment.no_code_checks import check_adapters, check_lora, check_no_code
+from utils.deployment.notes_checks import check_note_search, check_notes
 from utils.deployment.properties_checks import (
     check_model_id,
     check_properties,
@@ -196,5 +197,7 @@ MODEL_CHECKS: tuple[Callable[[ServedModel], Iterator[Finding]], ...] = (
     check_template,
     check_fit,
     check_quantised,
+    check_notes,
+    check_note_search,
     layout.readable_description,
 )

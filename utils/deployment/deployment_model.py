@@ -8,6 +8,7 @@ Afterwards every call is a request, in one of two schemas. The course's own:
 
     inputs      text, or a list of texts
     context     notes to answer from: a text, or a list with one for each of inputs
+    retrieve    1 to 5: answer from so many notes of the archive, found for each text
     parameters  see `PARAMETERS`; without any the answer is greedy
     adapter     the adapter's name, or "base" to leave it out
     stream      true sends the answer piece by piece, each a line {"outputs": …}
@@ -21,6 +22,12 @@ is answered by a `chat.completion`, or by lines that each hold a
 `chat.completion.chunk`, which is what the image's own handler sends. `model` names the
 adapter, `context` may hold notes here, too, and without a temperature the answer is
 greedy. A field that would have no effect is refused in both.
+
+With `retrieve` (in a chat for the last turn of the user) a reply says in `notes` which
+notes were shown, by their ids, the best first, perhaps none: {"generated_text": …,
+"notes": […]}; a completion has it beside `choices`. A stream says it first: the
+course's in a line of its own, {"notes": […]}, OpenAI's in the first chunk. The notes
+and the search, `notes_search.py`, are in archives that were built with some.
 
 A bad request gets status 400 and {"error": …, "code": 400}, where the error names the
 field. Nothing that a client sends may end this process: the server would not start it
@@ -36,16 +43,19 @@ with transformers 4.56 to 5.x and peft 0.19 upward.
 
 import asyncio
 import contextlib
+import importlib.util
 import inspect
 import json
 import logging
 import math
 import os
 import re
+import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +86,10 @@ PLACE = re.compile(r"\{(instruction|context)\}")
 # What would end the instruction early, if a user wrote it.
 TEMPLATE_KEY = re.compile(r"#{3,}(?=\s*(?:instruction:|response:|end))", re.I)
 
+SEARCH_FILE = "notes_search.py"  # beside this file, where there are notes to search
+
 MAX_INPUTS = 64  # texts in one request
+MAX_NOTES = 5  # that are shown for one text
 MAX_CHARACTERS = 20_000  # of one text
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 100
@@ -111,7 +124,7 @@ PARAMETERS: dict[str, tuple[str, float, float]] = {
     "ignore_eos_token": ("boolean", 0, 1),  # answers of fixed length, for measuring
 }
 SAMPLING = ("temperature", "top_p", "top_k")
-FIELDS = ("inputs", "context", "parameters", "adapter", "stream")
+FIELDS = ("inputs", "context", "retrieve", "parameters", "adapter", "stream")
 # OpenAI's name → the course's
 CHAT_PARAMETERS = {
     "max_tokens": "max_new_tokens",
@@ -134,7 +147,7 @@ CHAT_NEUTRAL = {
     "store": False,
 }
 CHAT_FIELDS = (
-    *("messages", "model", "context", "stream", "stream_options", "user"),
+    *("messages", "model", "context", "retrieve", "stream", "stream_options", "user"),
     *CHAT_PARAMETERS,
     *CHAT_NEUTRAL,
 )
@@ -161,6 +174,10 @@ async def handle(inputs: Input) -> Output | AsyncIterator[Output] | None:
     if desk is None:
         return _refusal(503, "the model is not loaded yet")
     return await desk.answer(inputs)
+
+
+class Busy(RuntimeError):
+    """As many texts wait already as may."""
 
 
 class BadRequest(ValueError):
@@ -200,6 +217,8 @@ class Request:
     before: tuple[dict[str, str], ...] = ()  # turns of a chat, up to the last question
     is_chat: bool = False  # in OpenAI's schema, and to be answered in it
     counts: bool = False  # whether a stream of a chat ends with its numbers of tokens
+    retrieve: int = 0  # notes to find for each text
+    notes: tuple[tuple[str, ...], ...] = ()  # ids of those that were found for each
 
 
 @dataclass(frozen=True)
@@ -231,8 +250,9 @@ class Service:
             options: of serving.properties. `base_model` is a folder of the artifact or
                 a hub id (with `base_revision`); `adapter_checkpoint` a folder, without
                 which the base answers alone; `adapter_name`, `dtype`,
-                `max_new_tokens` (when a request names none) and `predict_timeout`
-                (the server's, in seconds) are optional.
+                `max_new_tokens` (when a request names none), `predict_timeout` (the
+                server's, in seconds), `notes` and `encoder` (folders of the artifact)
+                are optional.
 
         Raises:
             ValueError: if an option is missing or has a value that cannot be used.
@@ -254,6 +274,7 @@ class Service:
         adapter = self._adapter_folder(options.get("adapter_checkpoint"))
         self.device = _device(options.get("device_id", "-1"))
         self._load(source, options.get("base_revision"), adapter, _dtype(options))
+        self.notes = self._load_notes(options.get("notes"), options.get("encoder"))
 
     def _adapter_folder(self, name: str | None) -> Path | None:
         if not name:
@@ -315,6 +336,30 @@ class Service:
         self.pad_id = pad if pad is not None else (self.end_ids or [0])[0]
         plain = self.model.get_base_model() if adapter is not None else self.model
         self.keywords = frozenset(inspect.signature(plain.forward).parameters)
+
+    def _load_notes(self, name: str | None, encoder: str | None) -> Any:
+        """Load the notes of the archive with their search; None if there are none.
+
+        Raises:
+            ValueError: if they cannot be searched.
+        """
+        if not name:
+            if encoder:
+                raise ValueError("option.encoder has no effect without option.notes")
+            return None
+        path = self.folder / SEARCH_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"option.notes={name}: {SEARCH_FILE}, which searches them, is not in "
+                "the artifact: build it with artifact.build(…, notes=…)"
+            )
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module.Notes(
+            self.folder / name, self.folder / encoder if encoder else None
+        )
 
     def _template(self, adapter: Path | None, base: Path) -> dict[str, Any]:
         """Return the template that the model was tuned in.
@@ -388,13 +433,15 @@ class Service:
         stream = _read_switch("stream", body.get("stream"))
         if stream and is_list:
             raise BadRequest("stream", "works for one text, not for a list")
+        contexts = _read_contexts(body.get("context"), len(texts), is_list)
         return Request(
             texts=texts,
-            contexts=_read_contexts(body.get("context"), len(texts), is_list),
+            contexts=contexts,
             is_list=is_list,
             decoding=self._read_parameters(body.get("parameters")),
             adapter=self._read_adapter(body.get("adapter")),
             stream=stream,
+            retrieve=self._read_retrieve(body.get("retrieve"), contexts),
         )
 
     def _read_chat(self, body: Mapping[str, Any]) -> Request:
@@ -433,9 +480,10 @@ class Service:
         if "do_sample" in chosen:  # temperature 0: the likeliest token, whatever top_p
             chosen = {k: v for k, v in chosen.items() if k not in SAMPLING}
         stream = _read_switch("stream", body.get("stream"))
+        contexts = _read_contexts(body.get("context"), 1, is_list=False)
         return Request(
             texts=(turns[-1]["content"],),
-            contexts=_read_contexts(body.get("context"), 1, is_list=False),
+            contexts=contexts,
             is_list=False,
             decoding=self._decoding(chosen),
             adapter=self._read_adapter(body.get("model"), "model"),
@@ -443,6 +491,7 @@ class Service:
             before=tuple(turns[:-1]),
             is_chat=True,
             counts=_read_stream_options(body.get("stream_options"), stream),
+            retrieve=self._read_retrieve(body.get("retrieve"), contexts),
         )
 
     def _read_inputs(self, value: Any) -> tuple[tuple[str, ...], bool]:
@@ -500,6 +549,43 @@ class Service:
             )
         return value
 
+    def _read_retrieve(self, value: Any, contexts: Sequence[str]) -> int:
+        """Return how many notes are to be found for each text; 0 for none.
+
+        Raises:
+            BadRequest: if it is no such number, or there is nothing to search.
+        """
+        if value is None:
+            return 0
+        wrong = _wrong_number(value, "whole number", 0, MAX_NOTES)
+        if wrong:
+            raise BadRequest(
+                "retrieve", f"expected a whole number from 0 to {MAX_NOTES}, {wrong}"
+            )
+        if value and any(contexts):
+            raise BadRequest(
+                "retrieve",
+                "and context both say what the notes are: leave out one of the two",
+            )
+        if value and self.notes is None:
+            raise BadRequest(
+                "retrieve",
+                "this archive holds no notes to search: build it with "
+                "artifact.build(…, notes=…), or send notes as context",
+            )
+        return value
+
+    def with_notes(self, request: Request) -> Request:
+        """Find notes for each text of a request, and return it with them."""
+        found = [self.notes.find(text, request.retrieve) for text in request.texts]
+        # As in training: each note on a line of its own (utils/dataset/open_book.py).
+        contexts = (
+            "\n".join(f"- {' '.join(note.text.split())}" for note in notes)
+            for notes in found
+        )
+        ids = tuple(tuple(note.id for note in notes) for notes in found)
+        return replace(request, contexts=tuple(contexts), notes=ids)
+
     def prepare(self, request: Request) -> list[Row]:
         """Template and tokenise the texts of a request.
 
@@ -517,11 +603,18 @@ class Service:
                     field = "messages" if request.is_chat else "inputs"
                     field = "context" if context else field
                     field += f"[{index}]" if request.is_list else ""
+                    what, remedy = "tokens with the template", "shorten the text"
+                    if request.retrieve and context:
+                        shown = ", ".join(map(repr, request.notes[index]))
+                        field = "retrieve"
+                        what = f"tokens of {request.texts[index][:LONGEST_QUOTE]!r} "
+                        what += f"with the notes {shown}, the template"
+                        remedy = "ask for fewer notes"
                     raise BadRequest(
                         field,
-                        f"{len(ids)} tokens with the template and max_new_tokens="
+                        f"{len(ids)} {what} and max_new_tokens="
                         f"{decoding.max_new_tokens} exceed the model's "
-                        f"{self.context}: shorten the text or lower max_new_tokens",
+                        f"{self.context}: {remedy} or lower max_new_tokens",
                     )
                 decoding = replace(decoding, max_new_tokens=room)
             rows.append(Row(text, tuple(ids), decoding, request.adapter))
@@ -884,21 +977,24 @@ class Desk:
         self._batches: list[_Batch] = []  # of the model's thread
         self._waiting: list[_Ticket] = []
         self._changed = threading.Condition()
+        self._searcher = ThreadPoolExecutor(1, "search")  # starts no thread yet
+        self._searching = 0  # texts
         threading.Thread(target=self._work, daemon=True, name="model").start()
 
     async def answer(self, item: Input) -> Output | AsyncIterator[Output]:
         """Reply to one request, whatever others there are."""
         tickets: list[_Ticket] = []
         try:
-            request = self.service.read(item)
-            rows = self.service.prepare(request)
             deadline = self.service.deadline()
+            request = self.service.read(item)
+            if request.retrieve:
+                request = await self._with_notes(request, deadline)
+            rows = self.service.prepare(request)
             tickets = [
                 _Ticket(self.service, row, request.stream, deadline) for row in rows
             ]
             if not self._enter(tickets):
-                waiting = f"more than {MAX_WAITING} texts would wait: ask again later"
-                return _refusal(503, waiting)
+                raise Busy
             if request.stream:
                 return self._stream(request, tickets[0])
             answers = [(await ticket.next())[1] for ticket in tickets]
@@ -909,6 +1005,28 @@ class Desk:
                 ticket.left = True
             return _refusal(*self._status(error))
 
+    async def _with_notes(self, request: Request, deadline: float) -> Request:
+        """Find the notes in a thread of their own: the model and the loop go on.
+
+        Raises:
+            Busy: if too many texts wait for the search.
+            TimeoutError: if the request's time is over first.
+        """
+        count = len(request.texts)
+        with self._changed:
+            if self._searching + count > MAX_WAITING:
+                raise Busy
+            self._searching += count
+        work = self._searcher.submit(self.service.with_notes, request)
+        # Counted until it ends: a search that nobody waits for any more takes its time.
+        work.add_done_callback(lambda _: self._found(count))
+        left = deadline - time.monotonic()
+        return await asyncio.wait_for(asyncio.wrap_future(work), max(left, 0))
+
+    def _found(self, count: int) -> None:
+        with self._changed:
+            self._searching -= count
+
     async def _stream(self, request: Request, ticket: _Ticket) -> AsyncIterator[Output]:
         """Yield an answer in pieces; the last is marked so, whatever happens.
 
@@ -917,6 +1035,8 @@ class Desk:
         pieces = _Pieces(self.service, ticket.row)
         form = _Chunks(request) if request.is_chat else None
         try:
+            if request.retrieve and form is None:
+                yield create_stream_chunk_output(_shown(request, 0), False)
             kind = "ids"
             while kind == "ids":
                 kind, value = await ticket.next()
@@ -943,6 +1063,8 @@ class Desk:
         """Return the status and the text of a reply to a request that failed."""
         if isinstance(error, BadRequest):
             return 400, str(error)
+        if isinstance(error, Busy):
+            return 503, f"more than {MAX_WAITING} texts would wait: ask again later"
         if isinstance(error, TimeoutError):
             return 503, self.service.out_of_time()
         log.error("a request failed", exc_info=error)
@@ -1040,7 +1162,9 @@ class _Chunks:
 
     def __init__(self, request: Request):
         self.request, self.head = request, _chat_head(request, ".chunk")
-        self.role: dict[str, str] = {"role": "assistant"}  # of the first piece only
+        # Of the first piece only.
+        self.role: dict[str, str] = {"role": "assistant"}
+        self.notes = _shown(request, 0)
 
     def piece(self, text: str) -> dict[str, Any]:
         """Return a piece of the answer."""
@@ -1066,8 +1190,9 @@ class _Chunks:
             "logprobs": None,
             "finish_reason": reason,
         }
-        self.role = {}
-        return {**self.head, "choices": [choice]}
+        chunk = {**self.head, "choices": [choice], **self.notes}
+        self.role, self.notes = {}, {}
+        return chunk
 
 
 def _chat_head(request: Request, kind: str = "") -> dict[str, Any]:
@@ -1077,6 +1202,11 @@ def _chat_head(request: Request, kind: str = "") -> dict[str, Any]:
         "created": int(time.time()),
         "model": request.adapter,
     }
+
+
+def _shown(request: Request, index: int) -> dict[str, list[str]]:
+    """Return what a reply says of a text's notes; nothing if none were asked for."""
+    return {"notes": list(request.notes[index])} if request.retrieve else {}
 
 
 def _usage(read: int, answer: Answer) -> dict[str, int]:
@@ -1098,8 +1228,12 @@ def _reply(request: Request, rows: Sequence[Row], answers: Sequence[Answer]) -> 
             "finish_reason": answer.reason,
         }
         usage = _usage(len(row.ids), answer)
-        return {**_chat_head(request), "choices": [choice], "usage": usage}
-    replies = [{"generated_text": answer.text} for answer in answers]
+        whole = {**_chat_head(request), "choices": [choice], "usage": usage}
+        return whole | _shown(request, 0)
+    replies = [
+        {"generated_text": answer.text, **_shown(request, index)}
+        for index, answer in enumerate(answers)
+    ]
     return replies if request.is_list else replies[0]
 
 

@@ -36,7 +36,8 @@ DJL_OPTIONS = words(
 )
 OWN_OPTIONS = words(
     """
-    base_model base_revision adapter_checkpoint adapter_name max_new_tokens
+    base_model base_revision adapter_checkpoint adapter_name max_new_tokens notes
+    encoder
     """
 )
 MAY_BE_ZERO = frozenset(["max_batch_delay", "reserved_memory_mb", "required_memory_mb"])
