@@ -112,7 +112,8 @@ def test_a_failed_build_keeps_the_last_one(built, tmp_path) -> None:
 
 
 def test_source_of_one_function() -> None:
-    assert artifact.entry_point_source("handle").startswith("def handle(inputs: Input)")
+    source = artifact.entry_point_source("handle")
+    assert source.startswith("async def handle(inputs: Input)")
     assert artifact.entry_point_source("escape_template").startswith(
         "def escape_template(self"
     )

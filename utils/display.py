@@ -980,7 +980,7 @@ def plot_outcomes(
 def plot_timings(timings: Mapping[str, Any]) -> None:
     """Plot the median, the slow end and answers a second of each way of asking.
 
-    First used in lesson 06, section 4.
+    First used in lesson 06, section 10.
 
     Args:
         timings: name → `utils.deployment.serving.Timing`.

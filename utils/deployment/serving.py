@@ -117,7 +117,7 @@ def measure(
 ) -> Timing:
     """Send requests and take the time of each.
 
-    First used in lesson 06, section 4.
+    First used in lesson 06, section 10.
 
     Args:
         ask: sends one and waits for its reply.
