@@ -1,6 +1,7 @@
 """From an adapter to an endpoint that answers, and its end (lesson 06).
 
 - `artifact`: lay out and pack `model.tar.gz`; `python -m utils.deployment.artifact`.
+- `packing`: the weights on their way into it: 16 bits, the room that they need.
 - `checks`: what would keep an artifact from starting: all the rooms that follow.
 - `findings`: what they share: findings, the report, where the parts lie.
 - `archive_checks`, `secret_checks`: its members and layout; keys and tokens in it.
