@@ -17,6 +17,7 @@
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.
 - `account`: what bills there, whoever made it: `python -m utils.deployment bill`.
 - `left_behind`, `asking`: what is there under the course's names; how AWS is asked.
+- `idle_stop`: AWS itself deletes an endpoint at a stated hour, whatever a kernel does.
 - `billing`: what was created, what it costs, and its deletion.
 - `ledger`: the entries of what was created, and the bill.
 - `prices`: AWS's price list, or the dated snapshot.

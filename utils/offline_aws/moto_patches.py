@@ -15,6 +15,7 @@ from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
 from utils.offline_aws.metrics import percentile, publish_to_moto
 from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
 from utils.offline_aws.quotas import check_instances, instances
+from utils.offline_aws.schedules import checked
 
 
 def patch_moto() -> None:
@@ -28,6 +29,7 @@ def patch_moto() -> None:
     - It deletes an endpoint in whatever state.
     - It quotes ARNs as AWS does not.
     - It reads the log of a group stream by stream, not in the order of time.
+    - It takes any schedule, and any role for it.
     - It knows no percentiles of metrics, nor those of endpoints.
     """
     from moto.cloudwatch.models import Statistics
@@ -35,6 +37,7 @@ def patch_moto() -> None:
     from moto.sagemaker import models
     from moto.sagemaker.exceptions import ValidationError
     from moto.sagemaker.responses import SageMakerResponse
+    from moto.scheduler.models import EventBridgeSchedulerBackend
 
     if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
         return
@@ -52,6 +55,8 @@ def patch_moto() -> None:
     _wrap(backend, "list_endpoints", _with_true_status)
     _wrap(backend, "delete_endpoint", _with_containers_stopped)
     _wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
+    for name in ("create_schedule", "update_schedule"):
+        _wrap(EventBridgeSchedulerBackend, name, checked)
     _wrap(LogGroup, "filter_log_events", _in_order_of_time)
     _wrap(Statistics, "get_statistics_for_type", _also_percentiles)
     publish_to_moto()
