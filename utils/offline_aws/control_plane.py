@@ -17,7 +17,7 @@ import re
 import threading
 
 from utils.offline_aws.checks import Checks
-from utils.offline_aws.endpoints import ENDPOINTS
+from utils.offline_aws.endpoints import ENDPOINTS, clear_dead
 from utils.offline_aws.gate import Gate
 from utils.offline_aws.invocations import DataPlane
 from utils.offline_aws.metrics import METRICS
@@ -67,6 +67,7 @@ class OfflineAws:
         self.endpoints = ENDPOINTS
         self.endpoints.clear()
         METRICS.clear()
+        clear_dead()  # what endpoints had unpacked when a run before this was killed
         self.key = Key.new()
         self.server = Server()
         self.url = f"http://{self.server.address}"
