@@ -6,12 +6,12 @@ Of the stages `check` and those from `connect` on, only the named ones are gone 
 A line `stage NAME` says what begins. A small entry point stands in for the model; all
 else is what lesson 06 calls: the artifact's folder and archive, its check with a
 worker, the local server, the offline AWS and an endpoint in it. Where something is
-killed besides this program, it asks on until it gets an answer, or says why not.
+killed besides this program, it asks on until it gets an answer; it ends with code 1 if
+there was none.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -26,16 +26,17 @@ from utils.deployment.serving import ServingError, serve_locally
 
 STAGES = ("build", "check", "serve", "connect", "create", "ask", "delete", "end")
 LINGER = 1.0  # seconds in which each stage with a server goes on asking
-PATIENCE = 60  # seconds to be answered again after something was killed
+PATIENCE = 10  # seconds to be answered again after something was killed
 NAME = "course-killed"
 ENTRY_POINT = """
-from djl_python import Output
+from djl_python.async_utils import create_non_stream_output
 
 
 async def handle(inputs):
     if inputs.is_empty():
         return None
-    return Output().add_as_json({"generated_text": inputs.get_as_json()["inputs"]})
+    answer = {"generated_text": inputs.get_as_json()["inputs"]}
+    return create_non_stream_output(answer)
 """
 
 
@@ -79,18 +80,21 @@ def main() -> None:
         stage("check")
         print(artifact.validate(archive, load=True))
     stage("serve")
-    with (
-        contextlib.suppress(TimeoutError, ServingError),
-        serve_locally(archive) as server,
-    ):
-        ask_on(server.ask)
+    answered = True
+    try:
+        with serve_locally(archive) as server:
+            ask_on(server.ask)
+    except (TimeoutError, ServingError) as problem:
+        print(problem, flush=True)
+        answered = False
     if "connect" in wanted:
-        deploy(archive)
+        answered = deploy(archive) and answered
     stage("end")
+    sys.exit(0 if answered else 1)
 
 
-def deploy(archive: Path) -> None:
-    """Create an endpoint in the offline AWS, ask it, and delete it."""
+def deploy(archive: Path) -> bool:
+    """Create an endpoint in the offline AWS, ask it, delete it; say if it answered."""
     stage("connect")
     aws = connect_aws(run_config({}))
     aws.session.client("s3").upload_file(str(archive), aws.bucket, f"{NAME}/m.tar.gz")
@@ -119,6 +123,7 @@ def deploy(archive: Path) -> None:
             break
         time.sleep(0.05)
     stage("ask")
+    answered = found["EndpointStatus"] == "InService"
     if found["EndpointStatus"] == "InService":
         runtime = aws.session.client("sagemaker-runtime")
 
@@ -130,9 +135,14 @@ def deploy(archive: Path) -> None:
             )
             return json.loads(reply["Body"].read())
 
-        ask_on(ask)
+        try:
+            ask_on(ask)
+        except TimeoutError as problem:
+            print(problem, flush=True)
+            answered = False
     stage("delete")
     client.delete_endpoint(EndpointName=NAME)
+    return answered
 
 
 if __name__ == "__main__":
