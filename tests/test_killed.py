@@ -194,5 +194,5 @@ def test_a_killed_kernel_and_a_killed_container_leave_nothing(run) -> None:
 def test_killed_at_ten_moments_the_next_run_is_clean(run, victim, how) -> None:
     hits = [break_off(run, victim, how, moment) for moment in MOMENTS]
     # Before the check there is neither worker nor container.
-    assert sum(hits) == len(MOMENTS) if victim == KERNEL else sum(hits) >= 4
+    assert sum(hits) == len(MOMENTS) if victim == KERNEL else sum(hits) >= 3
     run.again()
