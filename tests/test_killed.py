@@ -155,7 +155,8 @@ def break_off(
     time.sleep(delay)
     hit = run.kill(victim, how)
     code = run.end()
-    if victim == KERNEL:
+    # An interrupt that a library swallows lets the run go on to its end.
+    if victim == KERNEL and how == signal.SIGKILL:
         assert code != 0
     return hit
 
