@@ -171,6 +171,12 @@ EVERYTHING = {
     "describe_alarms": lambda AlarmNamePrefix: {
         "MetricAlarms": [{"AlarmName": f"{AlarmNamePrefix}1-faq"}]
     },
+    "list_schedules": lambda NamePrefix: {
+        "Schedules": [
+            {"Name": f"{NamePrefix}1-faq", "GroupName": "default", "State": "ENABLED"},
+            {"Name": f"{NamePrefix}2-faq", "GroupName": "mine"},
+        ]
+    },
     "describe_log_groups": lambda logGroupNamePrefix: {
         "logGroups": [{"logGroupName": f"{logGroupNamePrefix}1-faq"}]
     },
@@ -214,6 +220,8 @@ def test_what_is_left_of_the_course_is_listed_and_a_like_name_is_not() -> None:
         ("scaling target", "endpoint/course-1-faq/variant/a"),
         ("alarm", "course-1-faq"),
         ("alarm", "TargetTracking-endpoint/course-1-faq"),
+        ("schedule", "course-1-faq"),
+        ("schedule", "course-2-faq"),
         ("log group", "/aws/sagemaker/Endpoints/course-1-faq"),
         ("S3 objects", "s3://bucket/course-1-faq/"),
         ("S3 objects", "s3://bucket/course-2"),

@@ -30,8 +30,10 @@ from utils.deployment.aws import (
     execution_role,
     execution_role_policy,
     iam_policy,
+    idle_stop_role_policy,
     wait_until_in_service,
 )
+from utils.deployment.idle_stop import stop_role
 
 # --- connecting -----------------------------------------------------------------------
 
@@ -86,7 +88,9 @@ def test_bucket_is_named_never_guessed(aws, monkeypatch) -> None:
 # --- the policy -----------------------------------------------------------------------
 
 
-POLICIES = pytest.mark.parametrize("write", [iam_policy, execution_role_policy])
+POLICIES = pytest.mark.parametrize(
+    "write", [iam_policy, execution_role_policy, idle_stop_role_policy]
+)
 # What AWS lets nobody narrow down to a resource, and which reads nothing.
 WRITES_ANYWHERE = {"cloudwatch:PutMetricData"}
 
@@ -110,8 +114,12 @@ def test_policy_is_filled_in_and_grants_nothing_beyond_the_course(aws, write) ->
             beyond = set(actions) - WRITES_ANYWHERE
             assert all(action.split(":")[1].startswith(reads) for action in beyond)
         if "iam:PassRole" in actions:
-            assert statement["Resource"] == aws.role
-            assert "iam:PassedToService" in json.dumps(statement["Condition"])
+            to = statement["Condition"]["StringEquals"]["iam:PassedToService"]
+            roles = {
+                "sagemaker.amazonaws.com": aws.role,
+                "scheduler.amazonaws.com": stop_role(aws),
+            }
+            assert statement["Resource"] == roles[to]
 
 
 @POLICIES

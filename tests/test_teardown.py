@@ -33,6 +33,10 @@ NOT_CALLED_HERE = {
     "sagemaker:DescribeTrainingJob": "only when a training job runs in the account",
     "sagemaker:DescribeProcessingJob": "only when a processing job does",
     "sagemaker:DescribeTransformJob": "only when a transform job does",
+    **{
+        f"scheduler:{call}Schedule": "only where a stop is scheduled"
+        for call in ("Create", "Update", "Get", "Delete")
+    },
     "s3:GetObjectVersion": "only in a bucket that keeps versions",
     "s3:DeleteObjectVersion": "only in a bucket that keeps versions",
 }

@@ -2,8 +2,9 @@
 
 One promise for everything that the course stores: whoever reads a name finds what stood
 there before or all of what was written, also when the program is killed in between
-(`kill -9`, a lost kernel) or the disk is full. Against a loss of power nothing is
-promised: that would need `fsync`.
+(`kill -9`, a lost kernel) or the disk is full. What such a program had begun to write
+is removed the next time that something is written under that name. Against a loss of
+power nothing is promised: that would need `fsync`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.course import CourseError
+from utils.djl_python.temporary import temporary_file, temporary_folder
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 AT_THE_WORKING_FOLDER = -100  # AT_FDCWD of Linux's <fcntl.h>
@@ -68,19 +70,12 @@ def write_file(file: str | Path, write: Callable[[Path], Any]) -> Path:
         FileError: if the disk is full or may not be written.
     """
     file = Path(file)
-    temporary = None
-    try:
-        with _explained(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-            os.close(handle)
-            temporary = Path(name)
+    with _explained(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_file(file.parent, f".{file.name}.") as temporary:
             write(temporary)
             temporary.chmod(0o644)
             temporary.replace(file)
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
     return file
 
 
@@ -101,11 +96,9 @@ def replace_folder(folder: str | Path, write: Callable[[Path], Any]) -> Path:
         FileError: if the disk is full or may not be written.
     """
     folder = Path(folder)
-    new = None
-    try:
-        with _explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with _explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder.parent, f".{folder.name}-") as new:
             write(new)
             new.chmod(0o755)
             if not folder.exists():
@@ -115,9 +108,6 @@ def replace_folder(folder: str | Path, write: Callable[[Path], Any]) -> Path:
                 folder.rename(Path(aside) / "old")
                 new.rename(folder)
                 shutil.rmtree(aside)
-    finally:
-        if new:
-            shutil.rmtree(new, ignore_errors=True)
     return folder
 
 

@@ -1,6 +1,7 @@
 """From an adapter to an endpoint that answers, and its end (lesson 06).
 
 - `artifact`: lay out and pack `model.tar.gz`; `python -m utils.deployment.artifact`.
+- `packing`: the weights on their way into it: 16 bits, the room that they need.
 - `checks`: what would keep an artifact from starting: all the rooms that follow.
 - `findings`: what they share: findings, the report, where the parts lie.
 - `archive_checks`, `secret_checks`: its members and layout; keys and tokens in it.
@@ -20,6 +21,7 @@
 - `aws`: session, role and bucket, real or offline; waiting for an endpoint; its log.
 - `account`: what bills there, whoever made it: `python -m utils.deployment bill`.
 - `left_behind`, `asking`: what is there under the course's names; how AWS is asked.
+- `idle_stop`: AWS itself deletes an endpoint at a stated hour, whatever a kernel does.
 - `billing`: what was created, what it costs, and its deletion.
 - `attached`: alarms and scaling that a run made: noted, and deleted.
 - `ledger`: the entries of what was created, and the bill.

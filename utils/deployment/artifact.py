@@ -11,11 +11,10 @@ import argparse
 import ast
 import gzip
 import json
-import shutil
 import sys
 import tarfile
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,14 @@ from utils.deployment.findings import (
 )
 from utils.deployment.image import LORA_RANKS, least_rank
 from utils.deployment.notes import add_notes
+from utils.deployment.packing import (
+    copy_file,
+    copy_files,
+    copy_weights,
+    model_bytes,
+    needed_disk,
+    require_room,
+)
 from utils.files import replace_folder, write_file, write_json
 
 if TYPE_CHECKING:
@@ -43,6 +50,8 @@ __all__ = [
     "Report",
     "build",
     "build_without_code",
+    "model_bytes",
+    "needed_disk",
     "validate",
 ]
 
@@ -79,11 +88,14 @@ def build(
     options: Mapping[str, str | int] | None = None,
     notes: Sequence[Mapping[str, Any]] | Path | None = None,
     encoder: Path | None = None,
+    dtype: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write the folder of an artifact with the course's entry point, and pack it.
 
     Nothing half written is left behind: both appear under their names only when they
-    are complete. The same input gives the same bytes.
+    are complete. The same input gives the same bytes. From a gigabyte on, what it will
+    take of disk and time is said before it begins.
 
     Args:
         base: a folder, which is packed, or a hub id, which the endpoint downloads.
@@ -101,21 +113,30 @@ def build(
             of such rows.
         encoder: the folder of a sentence encoder that helps to find them; it is
             packed. None to find them by words alone.
+        dtype: in which the base's weights are packed: by default the 16 bits that its
+            own configuration names, else as they are; "float32" leaves them so. What
+            the endpoint computes in is another thing: `option.dtype`, and without it
+            16 bits on a graphics card, float32 on a processor.
+        say: gets what it will take, and whether weights were rounded.
 
     Returns:
         `archive`.
 
     Raises:
         ArtifactError: if base or adapter lack a file that serving needs, the adapter
-            was tuned in another template, or notes or encoder cannot be used.
+            was tuned in another template, the disk has too little room, or notes or
+            encoder cannot be used.
     """
     if encoder is not None and notes is None:
         raise ArtifactError(
             "encoder is given without notes: it would search nothing. Give notes, too."
         )
+    local = Path(base) if Path(base).is_dir() else None
+    if local:
+        _require_base(local)
+    require_room(needed_disk(local, _there(adapter), dtype=dtype), folder, archive, say)
 
     def write(unfinished: Path) -> None:
-        local = Path(base) if Path(base).is_dir() else None
         properties: dict[str, str | int] = {
             "engine": "Python",
             "option.entryPoint": "model.py",
@@ -125,7 +146,11 @@ def build(
             "option.base_model": BASE_FOLDER if local else str(base),
         }
         if local:
-            _copy_base(local, unfinished / BASE_FOLDER)
+            if _copy_base(local, unfinished / BASE_FOLDER, dtype):
+                say(
+                    f"The weights of {local.name} are packed in 16 bits, which rounds "
+                    'them; dtype="float32" leaves them as they are.'
+                )
         elif base_revision:
             properties["option.base_revision"] = base_revision
         if adapter is not None:
@@ -137,7 +162,7 @@ def build(
         if notes is not None:
             properties.update(add_notes(notes, encoder, unfinished))
         _write_properties(unfinished, properties | dict(options or {}))
-        shutil.copyfile(entry_point, unfinished / "model.py")
+        copy_file(entry_point, unfinished / "model.py")
 
     replace_folder(folder, write)
     return pack(folder, archive)
@@ -151,6 +176,7 @@ def build_without_code(
     *,
     dtype: str = "float32",
     options: Mapping[str, str | int] | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write an artifact with no Python file: the image's own handler serves it.
 
@@ -170,13 +196,19 @@ def build_without_code(
         dtype: in which base and adapter are added up and saved; a shorter type halves
             the archive and rounds the sum.
         options: further lines of serving.properties, which override the usual ones.
+        say: gets what it will take of disk and time, from a gigabyte on.
 
     Returns:
         `archive`.
 
     Raises:
-        ArtifactError: if base or adapter lack a file that serving needs.
+        ArtifactError: if base or adapter lack a file that serving needs, or the disk
+            has too little room.
     """
+    _require_base(base)
+    merged = not isinstance(adapters, Mapping)
+    need = needed_disk(base, dtype=dtype, merged=merged)
+    require_room(need, folder, archive, say)
     properties: dict[str, str | int] = {
         "engine": "Python",
         "option.entryPoint": VLLM_HANDLER,
@@ -186,7 +218,7 @@ def build_without_code(
 
     def write(unfinished: Path) -> None:
         if isinstance(adapters, Mapping):
-            _copy_base(base, unfinished)
+            _copy_base(base, unfinished, dtype)
             for name, adapter in adapters.items():
                 _copy_adapter(adapter, unfinished / ADAPTERS_FOLDER / name)
             _share_template(adapters.values(), unfinished)
@@ -228,8 +260,8 @@ def _merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(target)
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
-    _copy(tokenizer, target, TOKENIZER_FILES)
-    _copy(adapter, target, (TEMPLATE_FILE,))
+    copy_files(tokenizer, target, TOKENIZER_FILES)
+    copy_files(adapter, target, (TEMPLATE_FILE,))
     _fit_for_older_readers(target)
 
 
@@ -269,7 +301,7 @@ def _share_template(adapters: Iterable[Path], folder: Path) -> None:
                 "of their own, or tune them in one template."
             )
         if None not in contents:
-            _copy(adapters[0], folder, (name,))
+            copy_files(adapters[0], folder, (name,))
 
 
 def _let_answers_end(folder: Path) -> None:
@@ -322,13 +354,19 @@ def pack(folder: Path, archive: Path) -> Path:
     return write_file(archive, write)
 
 
-def _copy_base(source: Path, target: Path) -> None:
+def _copy_base(source: Path, target: Path, dtype: str | None) -> bool:
+    """Copy a base, and say whether its weights were rounded."""
     _require_base(source)
     target.mkdir(exist_ok=True)
-    _copy(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
-    for path in sorted(source.glob("*.safetensors")):
-        shutil.copyfile(path, target / path.name)
+    copy_files(source, target, (*MODEL_FILES, *TOKENIZER_FILES))
+    rounded = copy_weights(source, target, dtype)
     _fit_for_older_readers(target)
+    return rounded
+
+
+def _there(folder: Path | None) -> Path | None:
+    """Return the folder, if there is one: what is missing is reported elsewhere."""
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _require_base(source: Path) -> None:
@@ -344,7 +382,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
     for name in ADAPTER_FILES:
         _require(source, name, "an adapter's folder, saved by peft's save_pretrained")
     target.mkdir(parents=True)
-    _copy(source, target, (*ADAPTER_FILES, *TOKENIZER_FILES))
+    copy_files(source, target, (*ADAPTER_FILES, *TOKENIZER_FILES))
     # peft notes the path of the base on the machine that trained: no use elsewhere.
     # Older versions warn of fields they do not know; those that say nothing are None.
     path = target / "adapter_config.json"
@@ -357,12 +395,6 @@ def _copy_adapter(source: Path, target: Path) -> None:
 def _require(folder: Path, name: str, kind: str) -> None:
     if not (folder / name).is_file():
         raise ArtifactError(f"{folder.name}/{name} is missing. Give {kind}.")
-
-
-def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def _fit_for_older_readers(folder: Path) -> None:

@@ -41,6 +41,8 @@ __all__ = [
     "execution_role_policy",
     "forget_sdk_clients",
     "iam_policy",
+    "idle_stop_role_policy",
+    "idle_stop_role_trust",
     "violations",
     "wait_until_in_service",
 ]
@@ -55,6 +57,8 @@ LOG_LINES = 12
 READ_TIMEOUT = 70
 POLICY = ROOT / "data" / "aws" / "iam_policy.json"
 EXECUTION_POLICY = ROOT / "data" / "aws" / "execution_role_policy.json"
+STOP_POLICY = ROOT / "data" / "aws" / "idle_stop_role_policy.json"
+STOP_TRUST = ROOT / "data" / "aws" / "idle_stop_role_trust.json"
 
 
 class AwsError(CourseError):
@@ -274,6 +278,19 @@ def execution_role_policy(aws: Aws) -> str:
     (aws/deep-learning-containers #759, sagemaker-python-sdk #2002).
     """
     return _filled_in(EXECUTION_POLICY, aws)
+
+
+def idle_stop_role_policy(aws: Aws) -> str:
+    """Return the rights of the role under which Scheduler deletes an endpoint.
+
+    See `utils.deployment.idle_stop`.
+    """
+    return _filled_in(STOP_POLICY, aws)
+
+
+def idle_stop_role_trust(aws: Aws) -> str:
+    """Return that role's trust policy: Scheduler, for this account's schedules."""
+    return _filled_in(STOP_TRUST, aws)
 
 
 def _filled_in(policy: Path, aws: Aws) -> str:

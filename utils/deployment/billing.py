@@ -37,6 +37,7 @@ from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
 DELETE_TIMEOUT = 900  # an endpoint in transition refuses to be deleted for a while
 LOG_GROUP = "log group"
 UPLOAD = "S3 object"
+SCHEDULE = "schedule"  # the stop that `idle_stop` has set
 
 # kind → (operation, key of the name in its request), in the order of deletion
 KINDS = {
@@ -92,6 +93,8 @@ class BillingGuard:
         for operation in ("PutObject", "CreateMultipartUpload"):
             self._on(f"{ask}.s3.{operation}", lambda guard: guard._note_upload)
         self._on(f"{answer}.s3.CreateMultipartUpload", lambda guard: guard._note_parts)
+        for operation in ("CreateSchedule", "UpdateSchedule"):
+            self._on(f"{ask}.scheduler.{operation}", lambda guard: guard._note_schedule)
         self._renew_sdk_client()
         self._notebook = _notebook()
         if self._notebook is not None:
@@ -237,6 +240,18 @@ class BillingGuard:
         marked = {**params.get("Metadata", {}), TAG: self.run}
         return {**params, "Metadata": marked}
 
+    def _note_schedule(self, params: dict, **_: Any) -> dict:
+        """Note a schedule and mark it; schedules have no tags, only their groups do."""
+        known = any(
+            entry.kind == SCHEDULE and entry.name == params["Name"]
+            for entry in self.entries
+            if entry.deleted is None
+        )
+        if not known:
+            self.entries.append(Entry(SCHEDULE, params["Name"], time.time()))
+        marked = f"{self._mark} {params.get('Description', '')}".strip()
+        return {**params, "Description": marked}
+
     def _note_parts(self, parsed: dict, **_: Any) -> None:
         """Note the upload in parts that S3 has begun, to end it should it break off."""
         if "UploadId" in parsed:
@@ -244,6 +259,10 @@ class BillingGuard:
             for entry in self.entries:
                 if entry.name == name and entry.deleted is None:
                     entry.uploads.append(parsed["UploadId"])
+
+    @property
+    def _mark(self) -> str:
+        return f"{TAG}={self.run}."
 
     @property
     def _tag(self) -> dict[str, str]:
@@ -268,6 +287,9 @@ class BillingGuard:
     def _delete_all(self, keep_logs: bool = False) -> None:
         """Delete what this run created: what is attached, then `KINDS`, then uploads.
 
+        A stop that was scheduled goes once all else is gone: an endpoint that could
+        not be deleted keeps it.
+
         Args:
             keep_logs: leave the endpoints' log groups, to find out what went wrong.
 
@@ -276,8 +298,10 @@ class BillingGuard:
         """
         failures = []
         logs = [] if keep_logs else [LOG_GROUP]
-        for kind in (*attached.KINDS, *KINDS, *logs, UPLOAD):
+        for kind in (*attached.KINDS, *KINDS, *logs, UPLOAD, SCHEDULE):
             for entry in self.entries:
+                if kind == SCHEDULE and self._still_to_stop(entry.name):
+                    continue
                 if entry.kind == kind and entry.deleted is None:
                     try:
                         self._delete(entry)
@@ -289,6 +313,13 @@ class BillingGuard:
                 + "; ".join(failures)
                 + ". Delete them in the AWS console."
             )
+
+    def _still_to_stop(self, endpoint: str) -> bool:
+        """Return whether an endpoint of this run is still to be deleted."""
+        return any(
+            entry.kind == "endpoint" and entry.name == endpoint and not entry.deleted
+            for entry in self.entries
+        )
 
     def _delete(self, entry: Entry) -> None:
         from botocore.exceptions import ClientError
@@ -302,6 +333,9 @@ class BillingGuard:
         if entry.kind in attached.KINDS:
             attached.delete(self.aws.session, entry, self._tag, self._owns)
             entry.deleted = time.time()
+            return
+        if entry.kind == SCHEDULE:
+            self._delete_schedule(entry)
             return
         client = self.aws.session.client("sagemaker")
         operation, key = KINDS[entry.kind]
@@ -360,6 +394,15 @@ class BillingGuard:
             # An endpoint that never started a container has none.
             with contextlib.suppress(logs.exceptions.ResourceNotFoundException):
                 logs.delete_log_group(logGroupName=LOG_GROUPS + entry.name)
+        entry.deleted = time.time()
+
+    def _delete_schedule(self, entry: Entry) -> None:
+        """Delete the stop that this run has set; one that was carried out is gone."""
+        client = self.aws.session.client("scheduler")
+        with contextlib.suppress(client.exceptions.ResourceNotFoundException):
+            found = client.get_schedule(Name=entry.name)
+            if found.get("Description", "").startswith(self._mark):
+                client.delete_schedule(Name=entry.name)
         entry.deleted = time.time()
 
     def _is_ours(self, client: Any, entry: Entry) -> bool:

@@ -12,7 +12,6 @@ yields a `Finding` for each fault, and add its name to `ARCHIVE_CHECKS` or
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from utils.deployment.findings import (
     adapters_of,
     layout,
     packed_base,
+    temporary_folder,
     unpack,
 )
 from utils.deployment.model_checks import (
@@ -92,7 +92,7 @@ def validate(path: Path, load: bool = False, resolve: bool = False) -> Report:
     report = Report(path.name)
     if not path.exists():
         raise ArtifactError(f"{path.name} is missing. Build the artifact first.")
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         store = path
         if path.is_file():
             report.collect(check_members(path))
@@ -100,7 +100,7 @@ def validate(path: Path, load: bool = False, resolve: bool = False) -> Report:
                 report.unchecked.append("what is inside, since nothing was unpacked")
                 return report
             try:
-                store = unpack(path, Path(temporary))
+                store = unpack(path, temporary)
             except LoadError as broken:
                 report.collect([broken.finding])
                 return report
@@ -115,7 +115,7 @@ def validate(path: Path, load: bool = False, resolve: bool = False) -> Report:
                 report.collect(check_resolution(model))
         loads = load and report.ok and not any(map(is_of_image, artifact.models))
         if loads:
-            report.collect(_try_artifact(artifact, Path(temporary) / "trial"))
+            report.collect(_try_artifact(artifact, temporary / "trial"))
         report.unchecked += _unchecked(artifact, load, loads)
     return report
 

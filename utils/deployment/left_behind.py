@@ -24,6 +24,7 @@ class LeftBehind(Asker):
             "models": lambda: self._free("model", "Model", "model"),
             "scaling targets": self._targets,
             "alarms": self._alarms,
+            "schedules": self._schedules,
             "log groups": self._log_groups,
             f"objects in s3://{aws.bucket}": self._objects,
             f"incomplete uploads to s3://{aws.bucket}": self._uploads,
@@ -76,6 +77,20 @@ class LeftBehind(Asker):
                         flags = {"alarm-names": name}
                         end = self._command("cloudwatch", "delete-alarms", flags)
                         found.append(Found("alarm", name, "", UNKNOWN, False, end))
+        return found
+
+    def _schedules(self) -> list[Found]:
+        """List what is to stop the course's endpoints; see `idle_stop`."""
+        found = []
+        for item in self._list(
+            "scheduler", "list_schedules", "Schedules", NamePrefix=PREFIX
+        ):
+            name, flags = item["Name"], {"name": item["Name"]}
+            if (group := item.get("GroupName", "default")) != "default":
+                flags["group-name"] = group
+            end = self._command("scheduler", "delete-schedule", flags)
+            state = item.get("State", "")
+            found.append(Found("schedule", name, state, "nothing", False, end))
         return found
 
     def _log_groups(self) -> list[Found]:

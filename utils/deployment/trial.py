@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from utils.deployment.findings import VLLM_HANDLER, Finding, LoadError
+from utils.deployment.packing import copy_file
 from utils.djl_python.server import Server
 
 PROMPTS = (
@@ -44,7 +45,7 @@ def try_to_load(
         adapters: the folder of each adapter that a request can name, in `store`.
         base: the base's folder; None if it comes from the hub.
     """
-    shutil.copytree(store, trial / "model")
+    shutil.copytree(store, trial / "model", copy_function=copy_file)
     first = _ask_served(trial, adapters)
     if isinstance(first, Finding):
         yield first

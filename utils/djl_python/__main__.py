@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from .archives import unpack
 from .layout import LoadError
 from .process import NAMED_VARIABLES
 from .server import Server
+from .temporary import temporary_folder
 
 CLEANUP_TIMEOUT = 5  # seconds to end the workers, once the parent is gone
 
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(options: argparse.Namespace) -> int:
     """Serve until interrupted; return 1 if the artifact does not load."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(temporary_folder())
         try:
             server = Server(
                 fetch(options.artifact, folder),

@@ -14,6 +14,7 @@
 - `unplayed`: calls that moto does not play are recognised before they are made.
 - `moto_patches`, `wrapping`: what moto lacks.
 - `endpoints`: containers that start, serve, are replaced and stop.
+- `schedules`: deletes an endpoint at the hour that EventBridge Scheduler was given.
 - `invocations`: requests to endpoints.
 - `asynchronous`: requests that are answered later, in S3.
 - `logs`: what containers write, in CloudWatch Logs while they run.

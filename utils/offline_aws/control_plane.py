@@ -17,7 +17,7 @@ import re
 import threading
 
 from utils.offline_aws.checks import Checks
-from utils.offline_aws.endpoints import ENDPOINTS
+from utils.offline_aws.endpoints import ENDPOINTS, clear_dead
 from utils.offline_aws.gate import Gate
 from utils.offline_aws.invocations import DataPlane
 from utils.offline_aws.metrics import METRICS
@@ -26,8 +26,10 @@ from utils.offline_aws.names import (
     OFFLINE_BUCKET,
     OFFLINE_REGION,
     OFFLINE_ROLE,
+    OFFLINE_STOP_ROLE,
     forget_sdk_clients,
 )
+from utils.offline_aws.schedules import PRINCIPAL, Schedules
 from utils.offline_aws.signatures import Key
 from utils.offline_aws.unplayed import Unplayed
 
@@ -65,6 +67,7 @@ class OfflineAws:
         self.endpoints = ENDPOINTS
         self.endpoints.clear()
         METRICS.clear()
+        clear_dead()  # what endpoints had unpacked when a run before this was killed
         self.key = Key.new()
         self.server = Server()
         self.url = f"http://{self.server.address}"
@@ -82,7 +85,9 @@ class OfflineAws:
             region_name=OFFLINE_REGION,
         )
         self.region = OFFLINE_REGION
-        self.bucket, self.role = OFFLINE_BUCKET, self._create_role_and_bucket()
+        self.bucket, self.role = OFFLINE_BUCKET, self._create_roles_and_bucket()
+        self.schedules = Schedules()
+        self.schedules.start()
 
     def _point_clients_here(self) -> None:
         """Make every AWS client of this process and its children talk to `url`."""
@@ -111,21 +116,30 @@ class OfflineAws:
         boto3.DEFAULT_SESSION = None
         forget_sdk_clients()
 
-    def _create_role_and_bucket(self) -> str:
-        """Create what a real account has from the start; return the role's ARN."""
+    def _create_roles_and_bucket(self) -> str:
+        """Create what a real account has from the start.
+
+        Returns:
+            the ARN of the role that SageMaker assumes.
+        """
         self.session.client("s3").create_bucket(Bucket=OFFLINE_BUCKET)
+        self._create_role(OFFLINE_STOP_ROLE, PRINCIPAL)
+        return self._create_role(OFFLINE_ROLE, "sagemaker.amazonaws.com")
+
+    def _create_role(self, name: str, service: str) -> str:
+        """Create a role that a service may assume; return its ARN."""
         trust = {
             "Version": "2012-10-17",
             "Statement": [
                 {
                     "Effect": "Allow",
-                    "Principal": {"Service": "sagemaker.amazonaws.com"},
+                    "Principal": {"Service": service},
                     "Action": "sts:AssumeRole",
                 }
             ],
         }
         role = self.session.client("iam").create_role(
-            RoleName=OFFLINE_ROLE, AssumeRolePolicyDocument=json.dumps(trust)
+            RoleName=name, AssumeRolePolicyDocument=json.dumps(trust)
         )
         return role["Role"]["Arn"]
 
@@ -135,6 +149,7 @@ class OfflineAws:
             if OfflineAws.current is not self:
                 return
             OfflineAws.current = None
+            self.schedules.stop()
             for endpoint in self.endpoints.values():
                 endpoint.stop()
             self.server.stop()

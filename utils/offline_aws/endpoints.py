@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.djl_python.archives import DAMAGED, member_faults
+from utils.djl_python.temporary import clear_dead
 from utils.offline_aws.images import cannot_start
 from utils.offline_aws.logs import LoggedContainer, LogShipper
 from utils.offline_aws.names import OFFLINE_REGION
 from utils.offline_aws.quotas import instances
 from utils.offline_aws.shifting import Shift
+
+__all__ = ["ENDPOINTS", "LocalEndpoint", "Variant", "clear_dead"]
 
 HEALTH_CHECK_TIMEOUT = 480  # seconds, when the variant names none
 HEALTH_CHECK_INTERVAL = 0.5

@@ -17,6 +17,7 @@ from utils.offline_aws.metrics import percentile, publish_to_moto
 from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
 from utils.offline_aws.quotas import check_instances, instances
 from utils.offline_aws.scaling import check_update, deregister
+from utils.offline_aws.schedules import checked
 from utils.offline_aws.shifting import Shift
 from utils.offline_aws.wrapping import wrap
 
@@ -32,6 +33,7 @@ def patch_moto() -> None:
     - It deletes an endpoint in whatever state.
     - It quotes ARNs as AWS does not.
     - It reads the log of a group stream by stream, not in the order of time.
+    - It takes any schedule, and any role for it.
     - It knows no percentiles of metrics, nor those of endpoints.
     - It evaluates no alarm.
     - It forgets network isolation.
@@ -41,6 +43,7 @@ def patch_moto() -> None:
     from moto.sagemaker import models
     from moto.sagemaker.exceptions import ValidationError
     from moto.sagemaker.responses import SageMakerResponse
+    from moto.scheduler.models import EventBridgeSchedulerBackend
 
     if getattr(SageMakerResponse, "update_endpoint", None) is _update_endpoint:
         return
@@ -62,6 +65,8 @@ def patch_moto() -> None:
     wrap(Statistics, "get_statistics_for_type", _also_percentiles)
     wrap(SageMakerResponse, "create_model", _with_isolation)
     patch_alarms()
+    for name in ("create_schedule", "update_schedule"):
+        wrap(EventBridgeSchedulerBackend, name, checked)
     publish_to_moto()
 
 

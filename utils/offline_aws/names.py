@@ -8,6 +8,7 @@ OFFLINE_REGION = "us-east-1"
 OFFLINE_ACCOUNT = "123456789012"
 OFFLINE_BUCKET = "course-on-this-machine"
 OFFLINE_ROLE = "course-sagemaker-execution"
+OFFLINE_STOP_ROLE = "course-idle-stop"
 LOG_GROUPS = "/aws/sagemaker/Endpoints/"  # SageMaker makes one for each endpoint
 
 
