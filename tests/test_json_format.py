@@ -410,6 +410,18 @@ def test_a_second_reader_gives_the_test_messages_the_same_labels(messages) -> No
     assert list(same.sum()) == [400, 400, 397]
 
 
+@pytest.mark.slow
+def test_simple_methods_reach_what_is_said_of_them() -> None:
+    """In data/README.md and in lesson 05."""
+    from benchmarks import bench_format
+
+    table = bench_format.measured()
+    assert [f"{table[1200][name]:.0%}" for name in ("topic", "urgency")] == ["94%"] * 2
+    assert f"{table[1200]['resource']:.0%}" == "81%"
+    assert f"{table[1200]['all three']:.0%}" == "71%"
+    assert f"{table[240]['all three']:.0%}" == "55%"
+
+
 # --- loading --------------------------------------------------------------------------
 
 GOOD = {

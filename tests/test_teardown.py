@@ -27,16 +27,12 @@ NOT_CALLED_HERE = {
     "iam:PassRole": "no call: CreateModel hands the role on",
     "sagemaker:AddTags": "no call: needed to create something with a tag",
     "pricing:GetProducts": "only on the real AWS",
-    "s3:AbortMultipartUpload": "only when the upload of a large archive breaks off",
     "logs:FilterLogEvents": "only when an endpoint fails",
     "sagemaker:UpdateEndpoint": "section 11 tells of it",
     "sagemaker:DescribeTrainingJob": "only when a training job runs in the account",
     "sagemaker:DescribeProcessingJob": "only when a processing job does",
     "sagemaker:DescribeTransformJob": "only when a transform job does",
-    **{
-        f"scheduler:{call}Schedule": "only where a stop is scheduled"
-        for call in ("Create", "Update", "Get", "Delete")
-    },
+    "scheduler:UpdateSchedule": "only when a scheduled stop is moved",
     "s3:GetObjectVersion": "only in a bucket that keeps versions",
     "s3:DeleteObjectVersion": "only in a bucket that keeps versions",
 }
@@ -157,6 +153,9 @@ def test_policy_allows_the_names_that_the_notebook_uses(sample) -> None:
             group = params["logGroupName"]
             arn = "arn:${Partition}:logs:${Region}:${Account}"
             names = [f"{arn}:log-group:{group}"]
+        elif call["service"] == "scheduler":
+            arn = "arn:${Partition}:scheduler:${Region}:${Account}"
+            names = [f"{arn}:schedule/default/{params['Name']}"]
         else:
             arn = "arn:${Partition}:sagemaker:${Region}:${Account}"
             names = [

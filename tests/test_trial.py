@@ -35,8 +35,10 @@ FAILS = START + '    return Output().error("index out of range in self", code=42
 
 
 def replace_handler(folder: Path, source: str) -> None:
-    """Write another entry point."""
+    """Write another entry point, which is not asynchronous."""
     (folder / "model.py").write_text(source)
+    path = folder / "serving.properties"
+    path.write_text(path.read_text().replace("option.async_mode=true\n", ""))
 
 
 def test_an_adapter_that_the_handler_reads_counts(copied) -> None:

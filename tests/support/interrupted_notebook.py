@@ -38,30 +38,41 @@ NOTEBOOK = ROOT / "notebooks" / "06_djl_deployment.ipynb"
 TIME_TO_END = 60  # seconds; one that ends takes a few, more on a busy machine
 FIRST = "guard"  # before it nothing is created on AWS
 ENTRY_POINT = """
-from djl_python import Input, Output
+import json
+
+from djl_python.async_utils import create_non_stream_output, create_stream_chunk_output
 
 ANSWER = {"generated_text": "an answer"}
 
 
-def handle(inputs: Input):
+async def handle(inputs):
     if inputs.is_empty():
         return None
-    output = Output().add_property("content-type", "application/json")
-    if inputs.is_batch():
-        for index, item in enumerate(inputs.get_batches()):
-            output.add_as_json(answer(item.get_as_json()), batch_index=index)
-        return output
     body = inputs.get_as_json()
-    if body.get("parameters", {}).get("temperature") == "hot":
-        return Output().error("parameters.temperature: expected a number", code=400)
+    hot = body.get("parameters", {}).get("temperature") == "hot"
+    if hot or body.get("context") == 3:
+        return create_non_stream_output("", error="parameters.temperature", code=400)
     if body.get("stream"):
-        return output.add_stream_content(iter(["an ", "answer"]))
-    return output.add_as_json(answer(body))
+        return pieces()
+    return create_non_stream_output(reply(body))
 
 
-def answer(body):
-    texts = body["inputs"]
-    return [ANSWER] * len(texts) if isinstance(texts, list) else ANSWER
+def reply(body):
+    if "messages" in body:
+        message = {"role": "assistant", "content": "an answer"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"object": "chat.completion", "choices": [choice]}
+    if isinstance(body["inputs"], list):
+        return json.dumps([ANSWER for _ in body["inputs"]])
+    return {**ANSWER, "notes": []} if "retrieve" in body else ANSWER
+
+
+async def pieces():
+    try:
+        yield create_stream_chunk_output({"outputs": "an "}, False)
+        yield create_stream_chunk_output({"outputs": "answer"}, True)
+    except Exception as error:
+        yield create_stream_chunk_output("", True, error=str(error), code=424)
 """
 
 

@@ -20,7 +20,7 @@ COUNTS = {"length": len(COUNTED["text"])}
 
 @exercise("the source of a handler, in three quotation marks")
 def check_handler(source: str) -> str:
-    """Check an asynchronous handler that counts the letters of `text`.
+    """Check an asynchronous handler that counts the characters of `text`.
 
     It is served as `model.py`, and asked with a text, without one, and again.
 
@@ -40,7 +40,7 @@ def check_handler(source: str) -> str:
         try:
             with serve_locally(folder) as server:
                 _counts(server.ask(COUNTED))
-                for bad in ({}, {"text": None}, [], 3):
+                for bad in ({}, {"text": None}, {"text": [1, 2]}, [], 3):
                     _is_refused(server, bad)
                 _counts(server.ask(COUNTED))
         except ServingError as problem:
