@@ -376,6 +376,7 @@ DOORS = {
         "offline_aws/endpoints.py",
         "offline_aws/logs.py",
         "exercises/lesson_06.py",
+        "files.py",
     },
 }
 

@@ -75,6 +75,8 @@ def stop_after(
     The endpoint need not exist yet, so that nothing ever bills without it. A guard
     deletes the schedule once it has deleted the endpoint.
 
+    First used in lesson 06, section 7.
+
     Args:
         aws: the account.
         endpoint: the name of an endpoint of the course.

@@ -55,15 +55,15 @@ WRONG_ANSWERS = {
     ],
     "check_payload": [
         (
-            'payload = {"inputs": question, "parameters": {"max_tokens": 20}}',
+            'payload = {"inputs": questions[0], "parameters": {"max_tokens": 20}}',
             "another service",
         ),
         (
-            'payload = {"inputs": question, "parameters": {"max_new_tokens": 20}}',
+            'payload = {"inputs": questions[0], "parameters": {"max_new_tokens": 20}}',
             "this is greedy",
         ),
         (
-            'payload = {"inputs": question, '
+            'payload = {"inputs": questions[0], '
             '"parameters": {"max_new_tokens": 20, "temperature": 0.8}}',
             "give it a seed",
         ),
@@ -73,22 +73,22 @@ WRONG_ANSWERS = {
             "holds the question",
         ),
         (
-            'payload = {"inputs": question, '
+            'payload = {"inputs": questions[0], '
             '"parameters": {"max_new_tokens": 20, "do_sample": False, "seed": 7}}',
             "do_sample=False is greedy",
         ),
         (
-            'payload = {"inputs": question, '
+            'payload = {"inputs": questions[0], '
             '"parameters": {"max_new_tokens": 20, "temperature": None, "seed": 7}}',
             "counts as not given",
         ),
         (
-            'payload = {"inputs": question, '
+            'payload = {"inputs": questions[0], '
             '"parameters": {"max_new_tokens": 20, "top_k": 1, "seed": 7}}',
             "top_k=1 leaves next to nothing",
         ),
         (
-            'payload = {"inputs": question, '
+            'payload = {"inputs": questions[0], '
             '"parameters": {"max_new_tokens": 64, "temperature": 0.8, "seed": 7}}',
             "from 1 to 20",
         ),
