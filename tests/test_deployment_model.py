@@ -373,7 +373,7 @@ def test_texts_join_those_that_are_being_continued(
     replies = asyncio.run(both())
     assert order[-1] == "long"
     assert [one["generated_text"] for one in replies[1:]] == in_process[0][1:4]
-    assert max(rows for rows, tokens in sizes if tokens == 1) > 1
+    assert max(rows for rows, tokens in sizes if tokens == 1) == 4  # not by turns
     alone = {"inputs": QUESTION, "parameters": long}
     assert replies[0] == ask_one(model, alone).body
 

@@ -796,7 +796,10 @@ class _Ticket:
         return int(tokens[torch.multinomial(shares, 1, generator=self.generator)])
 
     def take(self, token: int) -> None:
-        """Add a token, and say so; the text is over if it ends or nobody waits."""
+        """Add a token, and say so; the text is over if it ends or nobody waits.
+
+        Whoever waits leaves at the deadline (`next`).
+        """
         if self.over:
             return
         self.new.append(token)
@@ -805,8 +808,6 @@ class _Ticket:
         elif reason := self.service.ends(self.row, self.new):
             text = self.service.finish(self.row, self.new)
             self.tell("end", Answer(text, len(self.new), reason))
-        elif time.monotonic() >= self.deadline:
-            self.tell("error", TimeoutError())
         elif self.is_stream:
             self.tell("ids", list(self.new))
 
