@@ -492,6 +492,38 @@ def test_streams_of_asynchronous_mode(tmp_path, monkeypatch) -> None:
         assert ask({"whole": "still here"})["body"] == "still here\n"
 
 
+SLOW_STREAM = """
+import asyncio
+from djl_python.async_utils import create_stream_chunk_output
+
+async def handle(inputs):
+    return None if inputs.is_empty() else pieces()
+
+async def pieces():
+    try:
+        yield create_stream_chunk_output({"n": 0}, False)
+        await asyncio.sleep(0.15)
+        yield create_stream_chunk_output({"n": 1}, True)
+    except Exception as error:
+        yield create_stream_chunk_output("", True, error=str(error), code=424)
+"""
+
+
+def test_a_piece_is_sent_when_it_is_there(tmp_path) -> None:
+    """With Nagle's algorithm on the way, each would come 40 ms late."""
+    files = {"serving.properties": "option.async_mode=true\n", "model.py": SLOW_STREAM}
+    waits = []
+    with Server(write_store(tmp_path, files)) as server:
+        for _ in range(12):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port)
+            asked = time.perf_counter()
+            connection.request("POST", "/invocations", b"{}")
+            connection.getresponse().read1(100)
+            waits.append(time.perf_counter() - asked)
+            connection.close()
+    assert min(waits[4:]) < 0.03, waits  # a new connection is never made to wait
+
+
 def test_fields_of_a_reply_are_read_as_they_were_written() -> None:
     fields = {"data": "größe\n", "last": True, "code": 400}
     data = Output.binary_encode(fields)

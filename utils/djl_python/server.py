@@ -38,6 +38,7 @@ from .layout import (
     never_ready,
     no_requirements,
 )
+from .worker import send_at_once
 
 log = logging.getLogger("djl_serving")
 
@@ -218,6 +219,7 @@ class Worker:
             while True:
                 try:
                     self.connection = listener.accept()
+                    send_at_once(self.connection)
                     break
                 except TimeoutError:
                     if self.process.poll() is not None or time.monotonic() > deadline:
