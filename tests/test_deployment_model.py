@@ -200,22 +200,32 @@ def test_stream_adds_up_to_the_answer(model, parameters) -> None:
 # --- many at once ---------------------------------------------------------------------
 
 
-def fail_at(module, monkeypatch, word):
-    """Have the model fail while it works on a text that holds a word."""
+def before_computing(module, monkeypatch, act):
+    """Have `act(batch, ids)` called each time before the model reads tokens."""
     plain = module._Batch._compute
 
-    def broken(self, ids):
-        if any(word in ticket.row.text for ticket in self.tickets):
-            raise RuntimeError("index out\nof range")
-        return plain(self, ids)
+    def changed(batch, ids):
+        act(batch, ids)
+        return plain(batch, ids)
 
-    monkeypatch.setattr(module._Batch, "_compute", broken)
+    monkeypatch.setattr(module._Batch, "_compute", changed)
+
+
+def fail(text):
+    raise RuntimeError(text)
 
 
 def test_a_text_that_fails_does_not_touch_its_company(
     model, in_process, monkeypatch
 ) -> None:
-    fail_at(model, monkeypatch, "poison")
+    before_computing(
+        model,
+        monkeypatch,
+        lambda batch, _: (
+            any("poison" in one.row.text for one in batch.tickets)
+            and fail("index out\nof range")
+        ),
+    )
     bodies = [{"inputs": "poison"}, {"inputs": QUESTION}]
     bodies += [body | {"stream": True} for body in bodies]
     bad, good, bad_stream, good_stream = ask(model, *bodies)
@@ -229,14 +239,12 @@ def test_a_step_that_fails_does_not_touch_the_company(
     model, in_process, monkeypatch
 ) -> None:
     """Streams go on from where they were."""
-    plain = model._Batch._compute
 
-    def broken(self, ids):
-        if len(ids) > 1 and len(ids[0]) == 1 and len(self.tickets[0].new) == 4:
-            raise RuntimeError("out of memory")
-        return plain(self, ids)
+    def fifth_step_fails(batch, ids):
+        if len(ids) > 1 and len(ids[0]) == 1 and len(batch.tickets[0].new) == 4:
+            fail("out of memory")
 
-    monkeypatch.setattr(model._Batch, "_compute", broken)
+    before_computing(model, monkeypatch, fifth_step_fails)
     bodies = [
         {"inputs": text, "stream": bool(i % 2)} for i, text in enumerate(QUESTIONS)
     ]
@@ -264,25 +272,15 @@ def test_a_stream_that_fails_half_way_ends_in_an_error(model, monkeypatch) -> No
 
 
 def test_a_long_error_is_cut_to_what_a_head_can_hold(model, monkeypatch) -> None:
-    monkeypatch.setattr(model._Batch, "_compute", lambda *_: _raise("x" * 9000))
+    before_computing(model, monkeypatch, lambda *_: fail("x" * 9000))
     reply = ask_one(model, {"inputs": QUESTION})
     assert reply.status == 424 and len(reply.error) < 1100
-
-
-def _raise(text):
-    raise RuntimeError(text)
 
 
 def test_answers_have_a_time_limit(model, monkeypatch) -> None:
     """Also while the model is stuck; the next client is served."""
     stuck = threading.Event()
-    plain = model._Batch._compute
-
-    def slow(self, ids):
-        stuck.wait(30)
-        return plain(self, ids)
-
-    monkeypatch.setattr(model._Batch, "_compute", slow)
+    before_computing(model, monkeypatch, lambda *_: stuck.wait(30))
     monkeypatch.setattr(model.desk.service, "seconds", 0.2)
     body = {"inputs": QUESTION}
     for late in ask(model, body, body | {"stream": True}):
@@ -296,13 +294,7 @@ def test_an_answer_that_takes_too_long_is_given_up(
     model, in_process, monkeypatch
 ) -> None:
     """A call that outlasts predict_timeout would cost the server its model."""
-    plain = model._Batch._compute
-
-    def slow(self, ids):
-        time.sleep(0.05)
-        return plain(self, ids)
-
-    monkeypatch.setattr(model._Batch, "_compute", slow)
+    before_computing(model, monkeypatch, lambda *_: time.sleep(0.05))
     monkeypatch.setattr(model.desk.service, "seconds", 1)
     parameters = {"max_new_tokens": 60, "ignore_eos_token": True}
     long = {"inputs": QUESTION, "parameters": parameters}
@@ -316,13 +308,8 @@ def test_an_answer_that_takes_too_long_is_given_up(
 
 def test_a_queue_that_is_full_is_said_at_once(model, monkeypatch) -> None:
     monkeypatch.setattr(model, "MAX_WAITING", 3)
-    free, plain = threading.Event(), model._Batch._compute
-
-    def slow(self, ids):
-        free.wait(30)
-        return plain(self, ids)
-
-    monkeypatch.setattr(model._Batch, "_compute", slow)
+    free = threading.Event()
+    before_computing(model, monkeypatch, lambda *_: free.wait(30))
 
     async def all_of_them():
         first = asyncio.ensure_future(model.handle(request({"inputs": QUESTION})))
@@ -346,13 +333,10 @@ def test_texts_join_those_that_are_being_continued(
     model, in_process, monkeypatch
 ) -> None:
     """A short answer does not wait for the end of a long one."""
-    sizes, plain = [], model._Batch._compute
-
-    def note(self, ids):
-        sizes.append((len(ids), len(ids[0])))
-        return plain(self, ids)
-
-    monkeypatch.setattr(model._Batch, "_compute", note)
+    sizes = []
+    before_computing(
+        model, monkeypatch, lambda _, ids: sizes.append((len(ids), len(ids[0])))
+    )
     long = {"max_new_tokens": 120, "ignore_eos_token": True}
     order = []
 
