@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.course import CourseError
-from utils.djl_python.temporary import temporary_file, temporary_folder
+from utils.temporary import temporary_file, temporary_folder
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 AT_THE_WORKING_FOLDER = -100  # AT_FDCWD of Linux's <fcntl.h>

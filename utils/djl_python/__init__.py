@@ -7,7 +7,6 @@ DJL Serving 0.36.0 was recorded to answer them (tests/data/djl_conformance.json)
   imports;
 - `layout`: what an archive means to the server, and the rules by which it refuses one;
 - `archives`: what an archive would do if it were unpacked, seen before it is;
-- `temporary`: what is unpacked for a while, and cleared if its run was killed;
 - `worker`: the Python process that holds one copy of the model;
 - `async_replies`: what becomes of a reply in asynchronous mode;
 - `server`: the front end with `/ping` and `/invocations`, the queue and the batches;

@@ -16,11 +16,12 @@ import threading
 import time
 from pathlib import Path
 
+from utils.temporary import temporary_folder
+
 from .archives import unpack
 from .layout import LoadError
 from .process import NAMED_VARIABLES
 from .server import Server
-from .temporary import temporary_folder
 
 CLEANUP_TIMEOUT = 5  # seconds to end the workers, once the parent is gone
 

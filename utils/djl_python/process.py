@@ -34,7 +34,6 @@ class Container:
         self.model_data = model_data
         self.environment = environment
         self.log: deque[str] = deque(maxlen=LOG_LINES)
-        self._not_shipped: deque[str] = deque(maxlen=LOG_LINES)
         self.port: int | None = None
         self.process: subprocess.Popen | None = None
         self._lock = threading.Lock()
@@ -93,17 +92,7 @@ class Container:
 
     def _read_log(self, stream: Any) -> None:
         for line in stream:
-            text = line.decode("utf-8", "replace").rstrip()
-            self.log.append(text)
-            self._not_shipped.append(text)
-
-    def take_log(self) -> list[str]:
-        """Return the lines of the log that came since the last call."""
-        lines = []
-        with contextlib.suppress(IndexError):
-            while True:
-                lines.append(self._not_shipped.popleft())
-        return lines
+            self.log.append(line.decode("utf-8", "replace").rstrip())
 
     @contextlib.contextmanager
     def open(

@@ -20,6 +20,22 @@
 - `logs`: what containers write, in CloudWatch Logs while they run.
 - `metrics`, `alarms`: what CloudWatch is told of an endpoint's requests; its alarms.
 - `shifting`: how an update moves the traffic, and when it moves back.
+- `tables`: what is played of DynamoDB, and what moto lets pass.
+- `registry`: versions of a model, and who approved them.
 - `scaling`: what scales endpoints, and what that forbids.
+- `job_thread`: a job's thread, which ends the job whatever goes wrong in it.
+- `training_jobs`, `training_states`: a training job; `start_training_job` begins one.
+- `training_checks`: which jobs are refused.
+- `training_contract`, `training_toolkit`: what a job runs, by two contracts.
+- `training_files`, `training_data`: /opt/ml, and what is fetched into it.
+- `training_checkpoints`, `training_results`: what is stored of it.
+- `training_process`, `training_supervisor`: its processes, none of which is left.
+- `training_pip`: installs nothing into the learner's environment.
+- `training_metrics`, `training_errors`, `training_spot`: numbers, reasons, rehearsals.
+- `training_patches`, `training_records`: the calls about jobs, and moto's record.
+- `tuning_jobs`, `tuning_records`: a tuning job, step by step; how AWS describes it.
+- `tuning_search`, `tuning_metrics`: which values it tries; what a pattern finds.
+- `tuning_checks`, `tuning_patches`: which are refused; the calls about tuning jobs.
+- `processing_jobs`: a command with folders that come from S3 and go there.
 - `names`: region, account, bucket and role.
 """

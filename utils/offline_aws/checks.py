@@ -13,25 +13,38 @@ from typing import Any
 from utils.offline_aws.errors import AwsFault, too_long
 from utils.offline_aws.operations import Call
 from utils.offline_aws.parameters import check_parameters, read_rest
+from utils.offline_aws.processing_jobs import check_processing_job
 from utils.offline_aws.quotas import Throttle
 from utils.offline_aws.references import check_async_configuration, check_model
 from utils.offline_aws.scaling import SERVICE, check_policy, check_target
 from utils.offline_aws.shifting import check_deployment
+from utils.offline_aws.tables import SERVICE as TABLES
+from utils.offline_aws.tables import check_table, check_values
+from utils.offline_aws.training_checks import check_training_job
+from utils.offline_aws.tuning_patches import check_new_tuning_job
 
 # service and operation → what else it has to pass
 CHECKS: dict[tuple[str, str], Callable[[dict], None]] = {
     ("sagemaker", "CreateModel"): check_model,
     ("sagemaker", "CreateEndpointConfig"): check_async_configuration,
     ("sagemaker", "UpdateEndpoint"): check_deployment,
+    ("sagemaker", "CreateTrainingJob"): check_training_job,
+    ("sagemaker", "CreateHyperParameterTuningJob"): check_new_tuning_job,
+    ("sagemaker", "CreateProcessingJob"): check_processing_job,
     (SERVICE, "RegisterScalableTarget"): check_target,
     (SERVICE, "PutScalingPolicy"): check_policy,
+    (TABLES, "CreateTable"): check_table,
+    (TABLES, "PutItem"): check_values,
+    (TABLES, "UpdateItem"): check_values,
 }
 # Whose parameters are held to their models, with the code of the error.
 HELD = {
     "sagemaker": "ValidationException",
     "sagemaker-runtime": "ValidationError",
     SERVICE: "ValidationException",
+    TABLES: "ValidationException",
 }
+THROTTLED = {"sagemaker", "sagemaker-runtime"}  # whose calls COURSE_QUOTAS counts
 
 
 class Checks:
@@ -49,7 +62,7 @@ class Checks:
         """
         call: Call = environ["offline_aws.call"]
         code = HELD.get(call.service)
-        if code is not None and call.service != SERVICE:
+        if call.service in THROTTLED:
             self._throttle.check()
         if code is not None and call.operation is not None:
             if call.protocol == "json":

@@ -3,8 +3,9 @@
 It has two halves. Control plane: moto's server in a thread of this process, on
 127.0.0.1, patched where the course needs what moto lacks. Data plane: for each endpoint
 a process that fetches the artifact from that S3 and serves it as DJL Serving would
-(`utils.djl_python`). Both end with this process, however it ends. Only who holds the
-run's own key gets in (`utils.offline_aws.gate`).
+(`utils.djl_python`), and for each training job one that trains. All end with this
+process, however it ends. Only who holds the run's own key gets in
+(`utils.offline_aws.gate`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ from utils.offline_aws.names import (
     OFFLINE_STOP_ROLE,
     forget_sdk_clients,
 )
+from utils.offline_aws.processing_jobs import stop_all as stop_processing
 from utils.offline_aws.schedules import PRINCIPAL, Schedules
 from utils.offline_aws.signatures import Key
+from utils.offline_aws.training_jobs import stop_all
+from utils.offline_aws.training_supervisor import PREFIX
+from utils.offline_aws.tuning_patches import leave_tuning_jobs
 from utils.offline_aws.unplayed import Unplayed
 
 # What could lead a client elsewhere, or to other credentials, is taken away.
@@ -61,13 +66,17 @@ class OfflineAws:
         from utils.offline_aws.http_server import Server
 
         patch_moto()
+        leave_tuning_jobs()
         moto_api_backend.reset()
         for name in ("werkzeug", "sagemaker.config", "botocore.credentials"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.endpoints = ENDPOINTS
         self.endpoints.clear()
         METRICS.clear()
+        stop_all()
+        stop_processing()
         clear_dead()  # what endpoints had unpacked when a run before this was killed
+        clear_dead(prefix=PREFIX)  # and the folders of its training jobs
         self.key = Key.new()
         self.server = Server()
         self.url = f"http://{self.server.address}"
@@ -108,7 +117,7 @@ class OfflineAws:
             "AWS_EC2_METADATA_DISABLED": "true",
             # No prefix before 127.0.0.1, such as "streaming-" for live logs.
             "AWS_DISABLE_HOST_PREFIX_INJECTION": "true",
-            # moto cannot simulate policies, with which the SDK would check the role.
+            # Every role may do everything here: the SDK need not ask IAM before a job.
             "SAGEMAKER_VALIDATE_ROLE": "false",
             "NO_PROXY": ",".join(filter(None, [no_proxy, "127.0.0.1"])),
             "no_proxy": ",".join(filter(None, [no_proxy, "127.0.0.1"])),
@@ -150,9 +159,12 @@ class OfflineAws:
                 return
             OfflineAws.current = None
             self.schedules.stop()
-            for endpoint in self.endpoints.values():
+            for endpoint in list(self.endpoints.values()):
                 endpoint.stop()
-            self.server.stop()
+            self.server.stop()  # no request may start a job that nobody ends
+            leave_tuning_jobs()
+            stop_all()
+            stop_processing()
             os.environ.clear()
             os.environ |= self._environment
             forget_sdk_clients()

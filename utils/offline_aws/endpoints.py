@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.djl_python.archives import DAMAGED, member_faults
-from utils.djl_python.temporary import clear_dead
 from utils.offline_aws.images import cannot_start
 from utils.offline_aws.logs import LoggedContainer, LogShipper
-from utils.offline_aws.names import OFFLINE_REGION
+from utils.offline_aws.names import LOG_GROUPS, OFFLINE_REGION
 from utils.offline_aws.quotas import instances
 from utils.offline_aws.shifting import Shift
+from utils.temporary import clear_dead
 
 __all__ = ["ENDPOINTS", "LocalEndpoint", "Variant", "clear_dead"]
 
@@ -54,10 +55,12 @@ class Variant:
         address = container.get("ModelDataUrl") or ""
         if source.get("CompressionType") == "Gzip":
             address = address or source["S3Uri"]
+        named = container.get("Environment") or {}
+        fleets = len(configuration.get("ProductionVariants") or [variant])
         return cls(
             name=variant["VariantName"],
             weight=float(variant.get("InitialVariantWeight", 1)),
-            container=LoggedContainer(address, container.get("Environment") or {}),
+            container=LoggedContainer(address, _threads(fleets) | named),
             health_check_timeout=variant.get(
                 "ContainerStartupHealthCheckTimeoutInSeconds", HEALTH_CHECK_TIMEOUT
             ),
@@ -100,6 +103,16 @@ class Variant:
         return None
 
 
+def _threads(fleets: int) -> dict[str, str]:
+    """Return what keeps several fleets from taking one another's cores.
+
+    On AWS each has machines of its own. Here they share this one, and two processes
+    whose threads are as many as the cores wait for one another at each step.
+    """
+    cores = os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // fleets))} if fleets > 1 else {}
+
+
 class LocalEndpoint:
     """An endpoint with its containers, from Creating to InService or Failed.
 
@@ -121,7 +134,7 @@ class LocalEndpoint:
         self._share = 0.0  # of the requests that those get
         self.shift = Shift()  # how the last update moved the traffic
         self._threads = [threading.Thread(target=self._supervise, daemon=True)]
-        self.logs = LogShipper(name)
+        self.logs = LogShipper(LOG_GROUPS + name)
 
     def start(self) -> None:
         """Start the containers, in a thread."""

@@ -29,11 +29,10 @@ Known = dict[tuple[str, str], set[str] | None]
 def check_image(container: dict, region: str = OFFLINE_REGION) -> None:
     """Refuse an image that cannot be pulled.
 
-    AWS's texts, where people have reported them: "non-ECR image" in
-    aws/sagemaker-python-sdk, pull request 4700; "is invalid" for one without a tag in
+    AWS's texts, where people have reported them: "is invalid" for one without a tag in
     aws/amazon-sagemaker-examples, issue 195; "Requested image … not found" in
-    aws-samples/easy-amazon-sagemaker-deployments, issue 4. What follows a colon in the
-    last two is ours.
+    aws-samples/easy-amazon-sagemaker-deployments, issue 4. What follows a colon is
+    ours.
 
     Args:
         container: a ContainerDefinition.
@@ -50,10 +49,7 @@ def check_image(container: dict, region: str = OFFLINE_REGION) -> None:
         access = (container.get("ImageConfig") or {}).get("RepositoryAccessMode")
         if access == "Vpc":
             return
-        raise invalid(
-            f'Using non-ECR image "{image}" without Vpc repository access mode is not '
-            "supported."
-        )
+        raise not_of_ecr(image)
     if found["region"] != region:
         raise invalid(
             f'ECR image "{image}" is invalid: its registry is in {found["region"]}, '
@@ -66,6 +62,18 @@ def check_image(container: dict, region: str = OFFLINE_REGION) -> None:
             raise _not_found(image, "push it to the account's ECR first")
         return
     _check_of_aws(image, found, region)
+
+
+def not_of_ecr(image: str) -> AwsFault:
+    """Return the refusal of an image that is in another registry.
+
+    AWS's text for models: aws/sagemaker-python-sdk, pull request 4700. That jobs are
+    refused with the same one is assumed.
+    """
+    return invalid(
+        f'Using non-ECR image "{image}" without Vpc repository access mode is not '
+        "supported."
+    )
 
 
 def _check_of_aws(image: str, found: re.Match, region: str) -> None:

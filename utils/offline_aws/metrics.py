@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
@@ -165,27 +165,37 @@ class Metrics:
 METRICS = Metrics()
 
 
-_PROVIDERS: list[type] = []  # subclasses are kept weakly; this one is to stay
+# By what they provide: subclasses are kept weakly, and these are to stay.
+_PROVIDERS: dict[str, type] = {}
 
 
 def publish_to_moto() -> None:
-    """Let moto's CloudWatch read the metrics; a second call changes nothing.
+    """Let moto's CloudWatch read the metrics; a second call changes nothing."""
+    provide("endpoints", METRICS.as_data)
+
+
+def provide(what: str, read: Callable[[], list[Any]]) -> None:
+    """Let moto's CloudWatch read what a function returns, too.
 
     moto asks each subclass of its `CloudWatchMetricProvider` whenever it is read.
+
+    Args:
+        what: the name under which it is provided once.
+        read: returns the metrics as moto keeps them.
     """
     from moto.core.common_models import CloudWatchMetricProvider
 
-    if _PROVIDERS:
+    if what in _PROVIDERS:
         return
 
-    class EndpointMetrics(CloudWatchMetricProvider):
+    class OurMetrics(CloudWatchMetricProvider):
         @staticmethod
         def get_cloudwatch_metrics(account_id: str, region: str) -> list[Any]:
             if (account_id, region) != (OFFLINE_ACCOUNT, OFFLINE_REGION):
                 return []
-            return METRICS.as_data()
+            return read()
 
-    _PROVIDERS.append(EndpointMetrics)
+    _PROVIDERS[what] = OurMetrics
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -7,6 +7,8 @@ tests/test_offline_endpoints.py first.
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections import Counter
 from typing import Any
@@ -15,10 +17,14 @@ from utils.offline_aws.alarms import patch_alarms
 from utils.offline_aws.endpoints import ENDPOINTS, LocalEndpoint, Variant
 from utils.offline_aws.metrics import percentile, publish_to_moto
 from utils.offline_aws.names import OFFLINE_ACCOUNT, OFFLINE_REGION
+from utils.offline_aws.processing_jobs import patch_processing_jobs
 from utils.offline_aws.quotas import check_instances, instances
+from utils.offline_aws.registry import patch_registry
 from utils.offline_aws.scaling import check_update, deregister
 from utils.offline_aws.schedules import checked
 from utils.offline_aws.shifting import Shift
+from utils.offline_aws.training_patches import patch_training_jobs
+from utils.offline_aws.tuning_patches import patch_tuning_jobs
 from utils.offline_aws.wrapping import wrap
 
 
@@ -32,14 +38,21 @@ def patch_moto() -> None:
     - It cannot update an endpoint.
     - It deletes an endpoint in whatever state.
     - It quotes ARNs as AWS does not.
-    - It reads the log of a group stream by stream, not in the order of time.
+    - It reads the log of a group stream by stream, not in the order of time, and of all
+      streams, whatever prefix is asked for.
     - It takes any schedule, and any role for it.
     - It knows no percentiles of metrics, nor those of endpoints.
     - It evaluates no alarm.
     - It forgets network isolation.
+    - It has half a model registry, and forgets counts when weights change.
+    - To list the versions of one object in S3 it copies the content of all objects.
+    - Its training, tuning and processing jobs are Completed at once, and nothing has
+      run.
     """
     from moto.cloudwatch.models import Statistics
     from moto.logs.models import LogGroup
+    from moto.logs.responses import LogsResponse
+    from moto.s3.models import FakeKey
     from moto.sagemaker import models
     from moto.sagemaker.exceptions import ValidationError
     from moto.sagemaker.responses import SageMakerResponse
@@ -62,9 +75,15 @@ def patch_moto() -> None:
     wrap(backend, "delete_endpoint", _with_containers_stopped)
     wrap(backend, "update_endpoint_weights_and_capacities", _with_new_weights)
     wrap(LogGroup, "filter_log_events", _in_order_of_time)
+    wrap(LogsResponse, "filter_log_events", _of_named_streams)
     wrap(Statistics, "get_statistics_for_type", _also_percentiles)
     wrap(SageMakerResponse, "create_model", _with_isolation)
+    FakeKey.__deepcopy__ = _without_content
     patch_alarms()
+    patch_registry()
+    patch_training_jobs()
+    patch_tuning_jobs()
+    patch_processing_jobs()
     for name in ("create_schedule", "update_schedule"):
         wrap(EventBridgeSchedulerBackend, name, checked)
     publish_to_moto()
@@ -90,6 +109,20 @@ def _in_order_of_time(read: Any, group: Any, *positional: Any, **named: Any) -> 
     """
     *given, _ = positional
     return read(group, *given, True, **named)
+
+
+def _of_named_streams(answer: Any, response: Any) -> str:
+    """Read the streams whose names begin with logStreamNamePrefix, if one is given."""
+    prefix = response._get_param("logStreamNamePrefix")
+    group = response.logs_backend.groups.get(response._get_param("logGroupName"))
+    if prefix is None or group is None:
+        return answer(response)
+    names = [name for name in list(group.streams) if name.startswith(prefix)]
+    if not names:
+        return json.dumps({"events": [], "searchedLogStreams": []})
+    given = json.loads(response.body)
+    response.body = json.dumps({**given, "logStreamNames": names})
+    return answer(response)
 
 
 def _also_percentiles(compute: Any, statistics: Any, name: str) -> Any:
@@ -209,7 +242,7 @@ def _require_at_rest(backend: Any, name: str) -> None:
 def _check_quotas(backend: Any, config_name: str) -> None:
     """Refuse more instances than COURSE_QUOTAS allows."""
     used: Counter[str] = Counter()
-    for endpoint in ENDPOINTS.values():
+    for endpoint in list(ENDPOINTS.values()):
         if endpoint.status != "Failed":
             used += endpoint.instances
     config = backend.describe_endpoint_config(config_name)
@@ -222,15 +255,38 @@ def _with_quotes_of_aws(make: Any, error: Any, message: str) -> None:
 
 
 def _with_new_weights(update: Any, backend: Any, **given: Any) -> str:
-    """Change the shares of the traffic, also where it is shared out."""
-    _require_at_rest(backend, given["endpoint_name"])
-    arn = update(backend, **given)
-    endpoint = ENDPOINTS[given["endpoint_name"]]
-    for wanted in given["desired_weights_and_capacities"]:
-        for variant in endpoint.variants:
-            if variant.name == wanted["VariantName"]:
-                variant.weight = float(wanted.get("DesiredWeight", variant.weight))
+    """Change the shares of the traffic, also where it is shared out.
+
+    A variant keeps the count or the weight that the call does not name.
+    """
+    name = given["endpoint_name"]
+    _require_at_rest(backend, name)
+    wanted = given["desired_weights_and_capacities"]
+    if record := backend.endpoints.get(name):
+        _write_weights(record, ENDPOINTS[name])
+        now = {one["VariantName"]: one for one in record.production_variants}
+        keys = ("DesiredWeight", "DesiredInstanceCount")
+        wanted = [
+            {key: now.get(one["VariantName"], {}).get(key) for key in keys} | one
+            for one in wanted
+        ]
+    arn = update(backend, **given | {"desired_weights_and_capacities": wanted})
+    for variant in ENDPOINTS[name].variants:
+        for one in wanted:
+            if variant.name == one["VariantName"]:
+                variant.weight = float(one["DesiredWeight"])
     return arn
+
+
+def _write_weights(record: Any, endpoint: LocalEndpoint) -> None:
+    """Write the weights by which traffic is shared out into moto's record.
+
+    moto leaves out a weight of 0, and does not know of those that an update retained.
+    """
+    weights = {variant.name: variant.weight for variant in endpoint.variants}
+    for variant in record.production_variants:
+        if (weight := weights.get(variant["VariantName"])) is not None:
+            variant["CurrentWeight"] = variant["DesiredWeight"] = weight
 
 
 def _with_true_status(read: Any, backend: Any, *positional: Any, **named: Any) -> Any:
@@ -246,6 +302,7 @@ def _with_true_status(read: Any, backend: Any, *positional: Any, **named: Any) -
                     record.production_variants = record._process_production_variants(
                         config.production_variants
                     )
+            _write_weights(record, endpoint)
     return read(backend, *positional, **named)
 
 
@@ -270,3 +327,13 @@ def _require_free(kind: str, name: str, taken: Any) -> None:
         path = kind.replace("endpoint configuration", "endpoint-config")
         arn = f"arn:aws:sagemaker:{OFFLINE_REGION}:{OFFLINE_ACCOUNT}:{path}/{name}"
         raise ValidationError(message=f'Cannot create already existing {kind} "{arn}".')
+
+
+def _without_content(key: Any, memo: dict[int, Any]) -> Any:
+    """Return what a listing shows of an object in S3, which is all but its content."""
+    _ = key.etag  # is computed from the content once, and then known
+    twin = object.__new__(type(key))
+    twin.__dict__.update(key.__dict__)
+    # When it is collected, the twin closes what is its own.
+    twin._value_buffer, twin.multipart, twin.disposed = io.BytesIO(), None, True
+    return twin

@@ -10,6 +10,7 @@ OFFLINE_BUCKET = "course-on-this-machine"
 OFFLINE_ROLE = "course-sagemaker-execution"
 OFFLINE_STOP_ROLE = "course-idle-stop"
 LOG_GROUPS = "/aws/sagemaker/Endpoints/"  # SageMaker makes one for each endpoint
+TRAINING_LOG_GROUP = "/aws/sagemaker/TrainingJobs"  # of all training jobs
 
 
 def forget_sdk_clients() -> None:

@@ -28,6 +28,8 @@ JAVA_CLASSES = {
     r"\p{Z}": r"\s",
 }
 ANCHORS = {r"\z": r"\Z"}
+# Java takes a repeated end for an end; CustomerMetadataKey has "…*)${1,128}".
+REPEATED_END = re.compile(r"\$\{\d+,\d+\}")
 TOKENS = re.compile(r"\\p\{\w+\}|\\.|[\[\]]", re.DOTALL)
 TYPES: dict[str, tuple[type, ...]] = {
     "structure": (dict,),
@@ -216,6 +218,7 @@ def _fits(pattern: str, value: str) -> bool:
 @functools.cache
 def _compiled(pattern: str) -> re.Pattern | None:
     """Return a pattern of Java's as Python's; None if it cannot be said in it."""
+    pattern = REPEATED_END.sub("$", pattern)
     translated, end, within = "", 0, False
     for token in TOKENS.finditer(pattern):
         between, text = pattern[end : token.start()], token[0]
@@ -229,6 +232,7 @@ def _compiled(pattern: str) -> re.Pattern | None:
             within = text == "["
         translated += ANCHORS.get(text, text)
     try:
-        return re.compile(translated + pattern[end:], re.DOTALL)
+        # Without DOTALL, as in Java: what may hold line ends is written [\s\S]*.
+        return re.compile(translated + pattern[end:])
     except re.error:
         return None

@@ -1,9 +1,11 @@
 """Quotas to rehearse with: what AWS says to an account that may not.
 
 COURSE_QUOTAS names them, such as `ml.g5.xlarge=0,calls=5`: how many instances of a type
-endpoints may have in all, and how many calls of SageMaker are answered in a second. It
-is read at each call, so that a notebook can set it between two cells. Without it there
-are none: a new account has nearly all of its GPU quotas at zero.
+endpoints may have in all, and how many calls of SageMaker are answered in a second.
+Training jobs may have as many at a time: on AWS each use has a quota of its own, spot
+training as well. It is read at each call, so that a notebook can set it between two
+cells. Without it there are none: a new account has nearly all of its GPU quotas at
+zero.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def read_quotas() -> dict[str, int]:
     return quotas
 
 
-def check_instances(used: Counter[str], wanted: Counter[str]) -> None:
+def check_instances(
+    used: Counter[str], wanted: Counter[str], use: str = "endpoint"
+) -> None:
     """Refuse instances beyond a quota.
 
     Text: awsdocs/amazon-sagemaker-developer-guide, issue 70; its last sentence as in
@@ -52,6 +56,7 @@ def check_instances(used: Counter[str], wanted: Counter[str]) -> None:
         used: how many of each type run.
         wanted: how many more are asked for. An update asks for all of the new ones, as
             the old ones run until those serve.
+        use: which quota it is, as AWS names it.
 
     Raises:
         AwsFault: ResourceLimitExceeded.
@@ -62,7 +67,7 @@ def check_instances(used: Counter[str], wanted: Counter[str]) -> None:
             raise AwsFault(
                 400,
                 "ResourceLimitExceeded",
-                f"The account-level service limit '{kind} for endpoint usage' is "
+                f"The account-level service limit '{kind} for {use} usage' is "
                 f"{quotas[kind]} Instances, with current utilization of {used[kind]} "
                 f"Instances and a request delta of {count} Instances. Please use AWS "
                 "Service Quotas to request an increase for this quota.",

@@ -76,7 +76,7 @@ def check_role(arn: str | None) -> None:
             "ExecutionRoleArn is missing. Give the role under which SageMaker reads "
             "the model data and pulls the image."
         )
-    roles = iam_backends[OFFLINE_ACCOUNT]["aws"].roles.values()
+    roles = list(iam_backends[OFFLINE_ACCOUNT]["aws"].roles.values())
     role = next((one for one in roles if one.arn == arn), None)
     if role is None or not _trusts_sagemaker(role.assume_role_policy_document):
         raise invalid(
@@ -160,7 +160,8 @@ def _holds(bucket: str, key: str, kind: str) -> bool:
     if bucket not in backend.buckets:
         return False
     if kind == "S3Prefix":
-        return any(name.startswith(key) for name in backend.buckets[bucket].keys)
+        names = list(dict.keys(backend.buckets[bucket].keys))
+        return any(name.startswith(key) for name in names)
     try:
         return backend.get_object(bucket, key) is not None
     except S3ClientError:

@@ -104,6 +104,6 @@ def checked(store: Any, backend: Any, **given: Any) -> Any:
 def _trusts_scheduler(arn: str) -> bool:
     from moto.iam.models import iam_backends
 
-    roles = iam_backends[OFFLINE_ACCOUNT]["aws"].roles.values()
+    roles = list(iam_backends[OFFLINE_ACCOUNT]["aws"].roles.values())
     role = next((role for role in roles if role.arn == arn), None)
     return role is not None and PRINCIPAL in role.assume_role_policy_document

@@ -15,7 +15,16 @@ from typing import Any
 
 from utils.offline_aws.errors import not_played
 from utils.offline_aws.operations import Call
+from utils.offline_aws.tables import PLAYED as PLAYED_OF_TABLES
+from utils.offline_aws.tables import SERVICE as TABLES
 
+# service → its operations that are played, where moto would answer to others as well
+PLAYED = {TABLES: PLAYED_OF_TABLES}
+# Of a pipeline moto says that it has Succeeded, and runs nothing.
+PIPELINE, NO_PIPELINES = "Pipeline", "ListPipelines"
+ELSEWHERE = (
+    " by itself: the SDK's LocalPipelineSession runs it (utils.jobs.pipeline_run)"
+)
 LITERAL = re.compile(r"""["']([\w-]+)["']""")
 
 
@@ -42,6 +51,10 @@ class Unplayed:
         signed = "HTTP_AUTHORIZATION" in environ
         if signed and not self._has_service(environ):
             raise not_played(str(call))
+        if call.name not in PLAYED.get(call.service, {call.name}):
+            raise not_played(str(call))
+        if call.service == "sagemaker" and PIPELINE in call.name != NO_PIPELINES:
+            raise not_played(str(call), ELSEWHERE)
         if call.service == "s3" and call.operation is not None:
             asked = call.operation.http["requestUri"].partition("?")[2]
             keys = {part.partition("=")[0] for part in asked.split("&") if part}
