@@ -1019,7 +1019,7 @@ def plot_lines(
 ) -> None:
     """Plot values against a number, each series as a line, with levels to compare.
 
-    First used in experiment 06_production, section 2.
+    First used in lesson 07, section 8.
 
     Args:
         lines: name of a series → x → y.
@@ -1053,6 +1053,119 @@ def plot_lines(
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     compared = f", compared with {', '.join(levels)}" if levels else ""
     _show(figure, f"{y} against {x}, as lines, for: {', '.join(lines)}{compared}")
+
+
+# --- boxes and arrows ---
+
+
+def plot_parts(nodes: Sequence[Any], edges: Sequence[Any], skipped: str = "") -> None:
+    """Draw what uses what: from the first node to the right, one step a column.
+
+    First used in lesson 07, section 1.
+
+    Args:
+        nodes: with `id`, `name` and `detail`, such as `graph.Node`.
+        edges: with `source`, `target` and `label`; the labels of long ones are left
+            out.
+        skipped: ids of nodes that are left out, separated by blanks.
+    """
+    nodes = [node for node in nodes if node.id not in skipped.split()]
+    columns = _columns_of(nodes, edges)
+    rows = [
+        [node.id for node in nodes if columns[node.id] == column]
+        for column in range(max(columns.values()) + 1)
+    ]
+    for before, row in zip(rows, rows[1:], strict=False):
+        row.sort(key=lambda name: _row_of_sources(name, before, edges))
+    tallest = max(map(len, rows))
+    place = {
+        name: (2.7 * column, (tallest / len(names)) * (row + 0.5))
+        for column, names in enumerate(rows)
+        for row, name in enumerate(names)
+    }
+    figure, axes = _figure()
+    figure.set_size_inches(9.6, 0.2 + 0.85 * tallest)
+    axes.set_axis_off()
+    for edge in edges:
+        if edge.source in place and edge.target in place:
+            _draw_arrow(axes, place[edge.source], place[edge.target], edge.label)
+    for node in nodes:
+        x, y = place[node.id]
+        lines = textwrap.wrap(node.name, 21), textwrap.wrap(node.detail, 21)
+        axes.text(
+            *(x, y, "\n".join([*lines[0], *[""] * len(lines[1])])),
+            **{"ha": "center", "va": "center", "fontsize": 7.5, "weight": "bold"},
+        )
+        axes.text(
+            *(x, y, "\n".join([*[""] * len(lines[0]), *lines[1]])),
+            **{"ha": "center", "va": "center", "fontsize": 7.5},
+        )
+        low = 0.06 + 0.095 * (len(lines[0]) + len(lines[1]))
+        axes.add_patch(_box(x, y, low))
+    axes.set(xlim=(-1.1, 2.7 * len(rows) - 1.6), ylim=(tallest, 0))
+    ties = "; ".join(f"{e.source} to {e.target}" for e in edges)
+    names = ", ".join(node.name for node in nodes)
+    _show(figure, f"Boxes: {names}. Arrows: {ties}")
+
+
+def _columns_of(nodes: Sequence[Any], edges: Sequence[Any]) -> dict[str, int]:
+    """Return each node's steps from the first; of what leads into one, its own."""
+    columns = {nodes[0].id: 0}
+    waiting = [nodes[0].id]
+    for name in waiting:
+        for edge in edges:
+            if edge.source == name and edge.target not in columns:
+                columns[edge.target] = columns[name] + 1
+                waiting.append(edge.target)
+    for edge in edges:
+        if edge.source not in columns:
+            columns[edge.source] = max(columns.get(edge.target, 1) - 1, 0)
+    return {node.id: columns.get(node.id, 0) for node in nodes}
+
+
+def _row_of_sources(name: str, before: Sequence[str], edges: Sequence[Any]) -> float:
+    """Return the mean row of what leads to a node, so that arrows seldom cross."""
+    found = [
+        before.index(edge.source)
+        for edge in edges
+        if edge.target == name and edge.source in before
+    ]
+    return sum(found) / len(found) if found else len(before)
+
+
+def _box(x: float, y: float, low: float) -> Any:
+    from matplotlib.patches import FancyBboxPatch
+
+    return FancyBboxPatch(
+        *((x - 0.9, y - low), 1.8, 2 * low),
+        **{"boxstyle": "round,pad=0.06", "facecolor": "white"},
+        **{"edgecolor": BLUE, "zorder": 1.5, "linewidth": 1.2},
+    )
+
+
+def _draw_arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], label: str
+) -> None:
+    """Draw an arrow from box to box, with its label where there is room for it."""
+    right = end[0] > start[0]
+    beginning = (start[0] + (0.97 if right else 0), start[1])
+    ending = (end[0] - (0.97 if right else 0), end[1])
+    if not right:  # in one column: from below or above
+        down = 0.32 if end[1] > start[1] else -0.32
+        beginning, ending = (start[0], start[1] + down), (end[0], end[1] - down)
+    axes.annotate(
+        *("", ending, beginning),
+        arrowprops={"arrowstyle": "->", "color": GREY, "shrinkA": 0, "shrinkB": 0},
+    )
+    if label and len(label) <= 24 and right:
+        flat = abs(beginning[1] - ending[1]) < 0.1  # then above the arrow
+        height = (beginning[1] + ending[1]) / 2 - (0.14 if flat else 0)
+        middle = (beginning[0] + ending[0]) / 2, height
+        axes.text(
+            *(*middle, "\n".join(textwrap.wrap(label, 10))),
+            **{"ha": "center", "va": "center", "fontsize": 6.5, "color": INK},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
 
 
 # --- all plots ---

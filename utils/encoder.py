@@ -178,6 +178,8 @@ class Encoder:
 def load_encoder(folder: Path | None = None) -> Encoder:
     """Load the sentence encoder that belongs to the installation.
 
+    First used in lesson 07, section 8.
+
     Args:
         folder: holds the model as its authors publish it; None for all-MiniLM-L6-v2 in
             `course_models/minilm` of this Python installation, where it is fetched to

@@ -1,16 +1,20 @@
 """What this machine offers to a training run, and how its threads wait for each other.
 
+And what libraries say on some machines only, which is kept from the notebooks.
+
 Importing this module imports no torch: what `openmp_environment` gives must stand in
 the environment before PyTorch loads its OpenMP library, which reads it once.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -29,6 +33,29 @@ if TYPE_CHECKING:
 LONG_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 SHORT_SPIN = {"GOMP_SPINCOUNT": "100", "KMP_BLOCKTIME": "0"}
 LOOK_SECONDS = 0.1  # at the processors, to see whether they are free
+
+# Words of lines that libraries log on some machines only, by the logger, which is named
+# for the module. They ask nothing of a learner, and a notebook's stored outputs, stderr
+# among them, must hold on every machine.
+MACHINE_LINES: tuple[tuple[str, str], ...] = (
+    # A processor with AVX512-BF16: a faster 4-bit kernel, which no course model needs.
+    ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
+    # A Linux before 5.5, such as RHEL 8: processes may wait for each other in vain. The
+    # course trains in one process.
+    ("accelerate.utils.other", "which is below the recommended minimum of"),
+    # No git: MLflow's runs do not name the commit. It says so three times, at length.
+    ("mlflow.utils.git_utils", "Failed to import Git"),
+    # The first plot on a machine with many fonts, or a slow one.
+    ("matplotlib.font_manager", "Matplotlib is building the font cache"),
+    # A home folder that cannot be written to, three lines: fonts are looked up anew.
+    ("matplotlib", "mkdir -p failed for path"),
+    ("matplotlib", "is not a writable directory"),
+    ("matplotlib", "Matplotlib created a temporary cache directory"),
+)
+# The same for Python's warnings. NVIDIA's driver on a machine without a card, such as a
+# CPU instance with an image for GPUs. Of a card with a wrong driver PyTorch has
+# another warning, which stays.
+MACHINE_WARNINGS = ("Can't initialize NVML",)
 
 # bfloat16 must be faster than float32 by so much: it rounds more coarsely, and where
 # the two are about as fast, the choice should not change from one run to the next.
@@ -66,8 +93,14 @@ def openmp_environment(
 
 
 def others_are_busy(environ: Mapping[str, str] = os.environ) -> bool:
-    """Look for a moment whether fewer processors are free than PyTorch has threads."""
-    import psutil
+    """Look for a moment whether fewer processors are free than PyTorch has threads.
+
+    Without psutil there is no PyTorch yet: `utils.course check` then says what to do.
+    """
+    try:
+        import psutil
+    except ImportError:
+        return False
 
     loads = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
     if hasattr(os, "sched_getaffinity"):
@@ -97,6 +130,24 @@ def openmp_setting(environ: Mapping[str, str] = os.environ) -> str:
     names = ("OMP_WAIT_POLICY", *SHORT_SPIN)
     found = [f"{name}={environ[name]}" for name in names if name in environ]
     return ", ".join(found) or "waiting threads as OpenMP has it"
+
+
+# --- what libraries say of a machine ---
+
+
+def hide_machine_lines() -> None:
+    """Drop MACHINE_LINES and MACHINE_WARNINGS; all else that libraries say is shown.
+
+    The libraries need not be loaded: a logger is found again by its name.
+    """
+    for name, words in MACHINE_LINES:
+        logging.getLogger(name).addFilter(_without(words))
+    for words in MACHINE_WARNINGS:
+        warnings.filterwarnings("ignore", message=words)
+
+
+def _without(words: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: words not in str(record.msg)
 
 
 # --- the machine ---

@@ -751,10 +751,12 @@ def prepare(settings: ModelSettings) -> None:
 
 
 def _quieten_libraries() -> None:
-    """Silence messages that say nothing to a learner, and nothing else."""
-    # A faster 4-bit kernel that no course model needs; a cast that 8 bits imply.
-    for name in ("backends.cpu.ops", "autograd._functions"):
-        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
+    """Silence messages that say nothing to a learner, and nothing else.
+
+    Those that come on some machines only are listed in `utils.machine`.
+    """
+    # A cast that 8 bits imply.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # Checkpoints that are written within a second are told apart by their numbers.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     # peft 0.21 asks for an attribute that transformers 5 has renamed.

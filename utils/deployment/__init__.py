@@ -23,8 +23,12 @@
 - `left_behind`, `asking`: what is there under the course's names; how AWS is asked.
 - `idle_stop`: AWS itself deletes an endpoint at a stated hour, whatever a kernel does.
 - `billing`: what was created, what it costs, and its deletion.
-- `attached`: alarms and scaling that a run made: noted, and deleted.
+- `attached`, `stacks`: alarms, scaling and stacks that a run made: noted, and deleted.
+- `tables`: a run's tables, deleted with all that they hold.
 - `ledger`: the entries of what was created, and the bill.
+- `tagged`: what a run made on SageMaker: whose it is by its tag, and its deletion.
+- `running`, `job_notes`: jobs, tuning, pipelines: stopped, billed, deleted; notes.
+- `written`: what endpoints and jobs write by themselves: where, and its deletion.
 - `prices`, `costs`: AWS's price list, or the dated snapshot; dollars per token.
 - `request_checks`: requests held to botocore's models, where nothing plays them.
 """

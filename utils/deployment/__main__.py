@@ -1,6 +1,7 @@
 """What bills in an AWS account, and how an endpoint stands up to load.
 
 COURSE_AWS=real python -m utils.deployment bill
+COURSE_AWS=real python -m utils.deployment remove NAME
 COURSE_AWS=real python -m utils.deployment load requests.jsonl --endpoint NAME
 python -m utils.deployment load requests.jsonl --url http://127.0.0.1:8080/invocations
 
@@ -8,6 +9,9 @@ python -m utils.deployment load requests.jsonl --url http://127.0.0.1:8080/invoc
 each with the command that ends it. Looked at is the account behind the usual
 credentials, in one region; it reads and deletes nothing. The exit code is 1 if
 something bills, 0 if nothing does, and 2 if something could not be looked at.
+
+`remove` deletes a stack of the course (lesson 07) with all that it made. The exit code
+is 0 if it is gone, and 2 if not.
 
 `load` sends the requests of a file, one JSON object a line, over and over, and prints a
 table. It writes nothing, unless `--json` names a file. The exit code is 0 if every
@@ -22,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.course import CourseError, run_config
+from utils.deployment import stacks
 from utils.deployment.account import look
 from utils.deployment.aws import account_to_look_at
 from utils.deployment.load import check_load, curve, open_loop, report, warm_up
@@ -41,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m utils.deployment",
-        description="List what bills in an AWS account, or put load on an endpoint.",
+        description="List what bills in an AWS account, remove a stack, or put load on "
+        "an endpoint.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     bill = commands.add_parser(
@@ -51,6 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Exit code: 0 nothing bills, 1 something does, 2 it could not look.",
     )
     bill.set_defaults(run=_bill)
+    remove = commands.add_parser(
+        "remove",
+        help="delete a stack of the course",
+        description="Delete a stack of the course with all that it made, and wait.",
+    )
+    remove.add_argument("name", help="of the stack, as `bill` lists it")
+    remove.set_defaults(run=_remove)
     _add_load(commands)
     options = parser.parse_args(arguments)
     try:
@@ -66,6 +79,12 @@ def _bill(_: argparse.Namespace) -> int:
     if account.bills:
         return 1
     return COULD_NOT_LOOK if account.unseen else 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    aws = account_to_look_at(run_config())
+    stacks.remove(aws.session, options.name, aws.bucket)
+    return 0
 
 
 def _add_load(commands: argparse._SubParsersAction) -> None:

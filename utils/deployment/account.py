@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.deployment.asking import UNKNOWN, Asker, Found
+from utils.deployment import running
+from utils.deployment.asking import NOT_PLAYED, UNKNOWN, Asker, Found
 from utils.deployment.aws import BUCKET_VARIABLE, Aws
-from utils.deployment.ledger import Machines, dollars
+from utils.deployment.ledger import HOSTING, Machines, dollars
 from utils.deployment.left_behind import LeftBehind
 from utils.deployment.prices import PriceList
 
-NOT_PLAYED = "NotImplemented"  # the offline AWS's code for a call that it lacks
 ENDED = {"Stopped", "Failed", "Deleting", "Deleted", "Completed"}
 DENIED = {"AccessDenied", "AccessDeniedException", "403", "UnauthorizedOperation"}
 NEVER_LOOKED_AT = (
@@ -143,6 +143,8 @@ class Running(Asker):
             "endpoints": self._endpoints,
             "inference components": self._components,
             "training jobs": lambda: self._jobs("training", "Training"),
+            "tuning jobs": self._tunings,
+            "pipeline executions": self._executions,
             "warm pools": self._warm_pools,
             "processing jobs": lambda: self._jobs("processing", "Processing"),
             "transform jobs": lambda: self._jobs("transform", "Transform"),
@@ -188,12 +190,12 @@ class Running(Asker):
                 return None  # a pool of several types, or what AWS adds one day
         return tuple(machines)
 
-    def _costs(self, machines: Machines | None) -> str:
+    def _costs(self, machines: Machines | None, use: str = HOSTING) -> str:
         if machines is None:
             return UNKNOWN
         parts = []
         for instance_type, count in machines:
-            price = self.prices.of(instance_type)
+            price = self.prices.of(instance_type, use)
             rate = UNKNOWN if price is None else f"{dollars(count * price.usd)} an hour"
             parts.append(f"{count} × {instance_type}, {rate}")
         return " and ".join(parts) or "by the request, not by the hour"
@@ -227,26 +229,65 @@ class Running(Asker):
                     name = item[f"{word}JobName"]
                     flags = {f"{kind}-job-name": name}
                     end = self._command("sagemaker", f"stop-{kind}-job", flags)
-                    costs = self._unpriced(self._optional(self._job, kind, word, name))
+                    machines = self._optional(self._job, kind, word, name)
+                    costs = self._costs(machines, kind)
+                    run = self._run(item[f"{word}JobArn"])
                     job = f"{kind} job"
-                    found.append(Found(job, name, status, costs, True, end))
+                    found.append(Found(job, name, status, costs, True, end, run))
+        return found
+
+    def _tunings(self) -> list[Found]:
+        """List tuning jobs that run: each goes on starting training jobs."""
+        found = []
+        for status in ("InProgress", "Stopping"):
+            for item in self._list(
+                "sagemaker",
+                "list_hyper_parameter_tuning_jobs",
+                "HyperParameterTuningJobSummaries",
+                StatusEquals=status,
+            ):
+                name = item["HyperParameterTuningJobName"]
+                end = self._command(
+                    "sagemaker",
+                    "stop-hyper-parameter-tuning-job",
+                    {"hyper-parameter-tuning-job-name": name},
+                )
+                run = self._run(item["HyperParameterTuningJobArn"])
+                costs = "billed by its training jobs"
+                found.append(Found("tuning job", name, status, costs, True, end, run))
+        return found
+
+    def _executions(self) -> list[Found]:
+        """List executions of pipelines that run."""
+        found = []
+        for pipeline in self._list("sagemaker", "list_pipelines", "PipelineSummaries"):
+            for item in self._list(
+                "sagemaker",
+                "list_pipeline_executions",
+                "PipelineExecutionSummaries",
+                PipelineName=pipeline["PipelineName"],
+            ):
+                status = item["PipelineExecutionStatus"]
+                if status in ("Executing", "Stopping"):
+                    arn = item["PipelineExecutionArn"]
+                    end = self._command(
+                        "sagemaker",
+                        "stop-pipeline-execution",
+                        {"pipeline-execution-arn": arn},
+                    )
+                    costs = "billed by what its steps run on"
+                    kind = "pipeline execution"
+                    run = self._run(pipeline["PipelineArn"])
+                    found.append(Found(kind, arn, status, costs, True, end, run))
         return found
 
     def _job(self, kind: str, word: str, name: str) -> Machines | None:
         """Return the machines of a job."""
         describe = getattr(self._client("sagemaker"), f"describe_{kind}_job")
-        job = describe(**{f"{word}JobName": name})
-        where = {
-            "training": job.get("ResourceConfig", {}),
-            "processing": job.get("ProcessingResources", {}).get("ClusterConfig", {}),
-            "transform": job.get("TransformResources", {}),
-        }[kind]
-        if "InstanceType" not in where:
-            return None
-        return ((where["InstanceType"], where.get("InstanceCount", 1)),)
+        return running.machines(f"{kind} job", describe(**{f"{word}JobName": name}))
 
     def _unpriced(self, machines: Machines | None) -> str:
-        """Say what runs; the prices that the course knows are those of endpoints."""
+        """Say what runs; for notebooks and apps the course knows no prices."""
         shown = [
             f"{count} × {instance_type}" for instance_type, count in machines or ()
         ]
@@ -273,8 +314,9 @@ class Running(Asker):
                     },
                 )
                 machines = self._optional(self._job, "training", "Training", name)
-                costs = self._unpriced(machines)
-                found.append(Found("warm pool", name, status, costs, True, end))
+                costs = self._costs(machines, "training")
+                run = self._run(item["TrainingJobArn"])
+                found.append(Found("warm pool", name, status, costs, True, end, run))
         return found
 
     def _notebooks(self) -> list[Found]:

@@ -11,6 +11,7 @@ import argparse
 import ast
 import gzip
 import json
+import shutil
 import sys
 import tarfile
 import textwrap
@@ -30,7 +31,7 @@ from utils.deployment.findings import (
     Report,
 )
 from utils.deployment.image import LORA_RANKS, least_rank
-from utils.deployment.notes import add_notes
+from utils.deployment.notes import add_notes, packed_bytes
 from utils.deployment.packing import (
     copy_file,
     copy_files,
@@ -53,6 +54,7 @@ __all__ = [
     "model_bytes",
     "needed_disk",
     "validate",
+    "with_adapter",
 ]
 
 DJL_VERSION = "0.36.0"  # of the container image, which notebook 06 looks up
@@ -134,7 +136,9 @@ def build(
     local = Path(base) if Path(base).is_dir() else None
     if local:
         _require_base(local)
-    require_room(needed_disk(local, _there(adapter), dtype=dtype), folder, archive, say)
+    more = packed_bytes(notes, encoder) if notes is not None else 0
+    need = needed_disk(local, _there(adapter), dtype=dtype, more=more)
+    require_room(need, folder, archive, say)
 
     def write(unfinished: Path) -> None:
         properties: dict[str, str | int] = {
@@ -207,7 +211,9 @@ def build_without_code(
     """
     _require_base(base)
     merged = not isinstance(adapters, Mapping)
-    need = needed_disk(base, dtype=dtype, merged=merged)
+    beside = [] if merged else list(adapters.values())
+    more = sum(needed_disk(None, _there(adapter)).folder for adapter in beside)
+    need = needed_disk(base, dtype=dtype, merged=merged, more=more)
     require_room(need, folder, archive, say)
     properties: dict[str, str | int] = {
         "engine": "Python",
@@ -240,6 +246,50 @@ def build_without_code(
             _merge(base, adapters, unfinished, dtype)
         _let_answers_end(unfinished)
         _write_properties(unfinished, properties | dict(options or {}))
+
+    replace_folder(folder, write)
+    return pack(folder, archive)
+
+
+def with_adapter(served: Path, adapter: Path, folder: Path, archive: Path) -> Path:
+    """Pack an artifact of the course's entry point anew, with another adapter.
+
+    Base, settings, notes and entry point stay as they are, byte for byte: what a new
+    version changes is its adapter alone. The same input gives the same bytes.
+
+    Args:
+        served: an artifact's folder, unpacked; it stays as it is.
+        adapter: what peft saved. If it does not name the template that it was tuned in,
+            that is the one that the artifact names.
+        folder: where the new artifact is laid out; replaced if it exists.
+        archive: the `model.tar.gz` to write.
+
+    Returns:
+        `archive`.
+
+    Raises:
+        ArtifactError: if the artifact has no adapter to be replaced, or a file is
+            missing in one of them.
+    """
+    old = served / ADAPTER_FOLDER
+    for name in (
+        "serving.properties",
+        "model.py",
+        f"{ADAPTER_FOLDER}/{ADAPTER_FILES[0]}",
+    ):
+        _require(served, name, "the folder of an artifact that `build` made")
+
+    def write(unfinished: Path) -> None:
+        shutil.copytree(
+            served,
+            unfinished,
+            dirs_exist_ok=True,
+            ignore=lambda path, _: [ADAPTER_FOLDER] * (Path(path) == served),
+        )
+        new = unfinished / ADAPTER_FOLDER
+        _copy_adapter(adapter, new)
+        if not (new / TEMPLATE_FILE).is_file():
+            copy_files(old, new, (TEMPLATE_FILE,))
 
     replace_folder(folder, write)
     return pack(folder, archive)

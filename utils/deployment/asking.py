@@ -13,6 +13,7 @@ from utils.deployment.prices import PriceList
 TAG = "course-run"
 PREFIX = "course-"  # of every name that the guard gives
 UNKNOWN = "price not known here"
+NOT_PLAYED = "NotImplemented"  # the offline AWS's code for a call that it lacks
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "EXECUTION_POLICY",
     "FIRST_POLL",
+    "JOBS_POLICY",
+    "JOBS_ROLE_POLICY",
     "LOG_GROUPS",
     "POLICY",
+    "PRODUCTION_POLICY",
     "Aws",
     "AwsError",
     "DeploymentError",
@@ -43,6 +46,10 @@ __all__ = [
     "iam_policy",
     "idle_stop_role_policy",
     "idle_stop_role_trust",
+    "jobs_policy",
+    "jobs_role_policy",
+    "production_policy",
+    "production_role_policy",
     "violations",
     "wait_until_in_service",
 ]
@@ -57,6 +64,10 @@ LOG_LINES = 12
 READ_TIMEOUT = 70
 POLICY = ROOT / "data" / "aws" / "iam_policy.json"
 EXECUTION_POLICY = ROOT / "data" / "aws" / "execution_role_policy.json"
+PRODUCTION_POLICY = ROOT / "data" / "aws" / "production_policy.json"
+PRODUCTION_ROLE_POLICY = ROOT / "data" / "aws" / "production_role_policy.json"
+JOBS_POLICY = ROOT / "data" / "aws" / "jobs_policy.json"
+JOBS_ROLE_POLICY = ROOT / "data" / "aws" / "jobs_role_policy.json"
 STOP_POLICY = ROOT / "data" / "aws" / "idle_stop_role_policy.json"
 STOP_TRUST = ROOT / "data" / "aws" / "idle_stop_role_trust.json"
 
@@ -278,6 +289,42 @@ def execution_role_policy(aws: Aws) -> str:
     (aws/deep-learning-containers #759, sagemaker-python-sdk #2002).
     """
     return _filled_in(EXECUTION_POLICY, aws)
+
+
+def production_policy(aws: Aws) -> str:
+    """Return what experiment 06_production needs beyond `iam_policy`, filled in.
+
+    Its statements on scaling are those of AWS's page "Auto scaling prerequisites"
+    (SageMaker AI's developer guide), narrowed to SageMaker and the course's names.
+    """
+    return _filled_in(PRODUCTION_POLICY, aws)
+
+
+def production_role_policy(aws: Aws) -> str:
+    """Return what the role needs there beyond `execution_role_policy`, filled in.
+
+    SageMaker writes asynchronous replies under it, and watches the alarms of an update
+    ("Auto-Rollback Configuration and Monitoring", developer guide).
+    """
+    return _filled_in(PRODUCTION_ROLE_POLICY, aws)
+
+
+def jobs_policy(aws: Aws) -> str:
+    """Return what jobs and pipelines need beyond `iam_policy`, filled in.
+
+    What a pipeline of the course has started is known by the tag that SageMaker puts on
+    it, as such a job has a name of SageMaker's.
+    """
+    return _filled_in(JOBS_POLICY, aws)
+
+
+def jobs_role_policy(aws: Aws) -> str:
+    """Return what the role needs for them beyond `execution_role_policy`, filled in.
+
+    Jobs write outputs, checkpoints and logs under it, and pipelines start jobs ("How to
+    use SageMaker AI execution roles", developer guide, on CreateTrainingJob).
+    """
+    return _filled_in(JOBS_ROLE_POLICY, aws)
 
 
 def idle_stop_role_policy(aws: Aws) -> str:

@@ -2,10 +2,11 @@
 
 `BillingGuard` watches a session. What the session creates on SageMaker is noted and
 tagged with this run, and what it uploads to S3 is marked with it; the log group that an
-endpoint writes to is noted by name, and so are alarms and what scales an endpoint. All
-of it is deleted at the end, when a cell fails, or when the kernel ends in order. What
-does not carry this run's tag or mark is never deleted; at its start and at its end the
-guard lists what else bills in the account.
+endpoint writes to is noted by name, and so are alarms, what scales an endpoint, where
+an asynchronous one puts its replies, and where jobs write. At the end, when a cell
+fails, or when the kernel ends in order, jobs are stopped and all of it is deleted.
+What does not carry this run's tag or mark, or lies outside of its own folders, is never
+deleted; at its start and at its end the guard lists what else bills in the account.
 
 A kernel that is killed, or a machine that is lost, deletes nothing: then
 `python -m utils.deployment bill` lists what is there, and how to delete it.
@@ -18,32 +19,30 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from utils.deployment import attached
+from utils.deployment import attached, running, tables, tagged, written
 from utils.deployment.account import Account, look
 from utils.deployment.asking import PREFIX, TAG, UNKNOWN
 from utils.deployment.aws import (
-    FIRST_POLL,
     LOG_GROUPS,
     Aws,
     DeploymentError,
     forget_sdk_clients,
 )
-from utils.deployment.ledger import Bill, Entry, Machines, dollars
-from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
+from utils.deployment.job_notes import JobNotes
+from utils.deployment.ledger import UPLOAD, Bill, Entry, Machines, bill_of, rate
+from utils.deployment.prices import STORAGE, PriceList
 
-DELETE_TIMEOUT = 900  # an endpoint in transition refuses to be deleted for a while
 LOG_GROUP = "log group"
-UPLOAD = "S3 object"
 SCHEDULE = "schedule"  # the stop that `idle_stop` has set
-
-# kind → (operation, key of the name in its request), in the order of deletion
-KINDS = {
-    "endpoint": ("Endpoint", "EndpointName"),
-    "endpoint configuration": ("EndpointConfig", "EndpointConfigName"),
-    "model": ("Model", "ModelName"),
+# What tells why something failed, and is kept when a cell has.
+LOGS = (LOG_GROUP, written.STREAMS)
+# What costs are said of what is on an endpoint, or comes from it.
+ENDPOINTS_OWN = {
+    tagged.COMPONENT: "with its endpoint",
+    written.REPLIES: "by the amount",
 }
 
 
@@ -64,7 +63,10 @@ class BillingGuard:
         say: Callable[[str], None] = print,
         prices: PriceList | None = None,
     ):
+        # What runs on this machine by the name under which a failed cell tells of it.
+        self._local: dict[str, Callable[[], None]] = {}
         if BillingGuard.active is not None:
+            self._local = BillingGuard.active._local
             BillingGuard.active.close()
         self.aws = aws
         self.run = secrets.token_hex(4)
@@ -72,18 +74,39 @@ class BillingGuard:
         self.prices = prices or PriceList(aws)
         self._say = say
         self._configurations: dict[str, Machines] = {}
+        self._places: dict[str, list[str]] = {}  # of replies, by configuration
+        self._elsewhere: list[Entry] = []  # replies outside of this run's folders
+        self._jobs = JobNotes(
+            aws, self.run, self.name(""), self.entries, self.prices, say
+        )
         self._handlers: list[tuple[str, Callable]] = []
-        for kind, (operation, key) in KINDS.items():
+        for kind, (operation, key) in tagged.KINDS.items():
             self._on(
                 f"provide-client-params.sagemaker.Create{operation}",
                 lambda guard, kind=kind, key=key: guard._noter(kind, key),
             )
         ask, answer = "provide-client-params", "after-call"
+        for kind, (operation, _) in tagged.JOBS.items():
+            self._on(
+                f"{ask}.sagemaker.Create{operation}",
+                lambda guard, kind=kind: guard._jobs.noter(kind),
+            )
+            self._on(
+                f"{answer}.sagemaker.Create{operation}",
+                lambda guard, kind=kind: guard._jobs.confirmer(kind),
+            )
+        self._on(
+            f"{ask}.sagemaker.StartPipelineExecution",
+            lambda guard: guard._jobs.note_execution,
+        )
         for (service, operation), kind in attached.OPERATIONS.items():
             self._on(
                 f"{ask}.{service}.{operation}",
                 lambda guard, kind=kind: guard._attached_noter(kind),
             )
+        self._on(
+            f"{answer}.sagemaker.CreateModelPackage", lambda guard: guard._note_package
+        )
         self._on(f"{ask}.sagemaker.UpdateEndpoint", lambda guard: guard._note_update)
         self._on(f"{answer}.sagemaker.CreateEndpoint", lambda guard: guard._confirm)
         self._on(
@@ -114,6 +137,19 @@ class BillingGuard:
     def name(self, what: str) -> str:
         """Return a name that no other learner in the account uses."""
         return f"{PREFIX}{self.run}-{what}"
+
+    def also_end(self, what: str, end: Callable[[], None]) -> Callable[[], None]:
+        """Have something on this machine ended as well when a cell fails.
+
+        Args:
+            what: is told then, such as "the server http://127.0.0.1:8000".
+            end: ends it; it is called once at most.
+
+        Returns:
+            What is to be called when it has ended otherwise.
+        """
+        self._local[what] = end
+        return lambda: self._local.pop(what, None)
 
     # --- recording -------------------------------------------------------------------
 
@@ -152,13 +188,14 @@ class BillingGuard:
             # Noted before it exists: an interrupt in between must not lose it.
             entry = Entry(kind, params[key], time.time())
             if kind == "endpoint configuration":
-                self._configurations[params[key]] = _machines(params)
+                self._read_configuration(params[key], params)
             elif kind == "endpoint":
                 machines = self._machines_of(params.get("EndpointConfigName", ""))
                 entry.machines = [(entry.created, machines)]
             self.entries.append(entry)
             if kind == "endpoint":
                 self.entries.append(Entry(LOG_GROUP, params[key], entry.created))
+                self._note_places(params[key], params.get("EndpointConfigName", ""))
             return {**params, "Tags": [*params.get("Tags", []), self._tag]}
 
         return note
@@ -166,11 +203,13 @@ class BillingGuard:
     def _attached_noter(self, kind: str) -> Callable:
         def note(params: dict, **_: Any) -> dict:
             entry = attached.noted(kind, params)
+            if entry is None:
+                return params
             known = (other for other in self.entries if not other.deleted)
             if all((one.kind, one.name) != (kind, entry.name) for one in known):
                 self.entries.append(entry)
-            if kind != attached.ALARM:
-                return params  # the endpoint says whose it is
+            if kind not in attached.TAGGED:
+                return params
             return {**params, "Tags": [*params.get("Tags", []), self._tag]}
 
         return note
@@ -180,8 +219,36 @@ class BillingGuard:
         if endpoint.startswith(self.name("")):
             return True
         entry = self._endpoint(endpoint)
-        client = self.aws.session.client("sagemaker")
-        return entry is not None and self._is_ours(client, entry)
+        return entry is not None and self._is_ours(entry)
+
+    def _owns_target(self, resource: str) -> bool:
+        """Say likewise whether what scales is this run's.
+
+        Args:
+            resource: as Application Auto Scaling names it, such as
+                "endpoint/NAME/variant/AllTraffic" or "inference-component/NAME".
+        """
+        kind, _, name = resource.partition("/")
+        if kind == "endpoint":
+            return self._owns(name.partition("/")[0])
+        if name.startswith(self.name("")):
+            return True
+        entry = self._last(tagged.COMPONENT, name)
+        return entry is not None and self._is_ours(entry)
+
+    def _note_places(self, endpoint: str, configuration: str) -> None:
+        """Note where an endpoint writes asynchronous replies; see `written`."""
+        if configuration not in self._places:
+            self._machines_of(configuration)  # reads the whole configuration
+        for place in self._places.get(configuration, []):
+            own = place.startswith(f"s3://{self.aws.bucket}/{self.name('')}")
+            noted = self.entries if own else self._elsewhere
+            entry = Entry(
+                written.REPLIES, place, time.time(), place={"EndpointName": endpoint}
+            )
+            known = (other for other in noted if not other.deleted)
+            if all((e.name, e.place) != (entry.name, entry.place) for e in known):
+                noted.append(entry)
 
     def _machines_of(self, configuration: str) -> Machines | None:
         from botocore.exceptions import ClientError
@@ -194,15 +261,30 @@ class BillingGuard:
                 )
             except ClientError:
                 return None
-            self._configurations[configuration] = _machines(found)
+            self._read_configuration(configuration, found)
         return self._configurations[configuration]
 
+    def _read_configuration(self, name: str, configuration: dict) -> None:
+        """Keep what will be asked of a configuration: its machines and its places."""
+        self._configurations[name] = _machines(configuration)
+        self._places[name] = written.places(configuration)
+
     def _endpoint(self, name: str) -> Entry | None:
-        """Return the last entry of an endpoint; in an ARN its name is in lower case."""
+        return self._last("endpoint", name)
+
+    def _last(self, kind: str, name: str) -> Entry | None:
+        """Return the last entry of a name, which stands in an ARN in lower case."""
         for entry in reversed(self.entries):
-            if entry.kind == "endpoint" and entry.name.lower() == name.lower():
+            if entry.kind == kind and entry.name.lower() == name.lower():
                 return entry
         return None
+
+    def _has_made(self, endpoint: str) -> bool:
+        """Say whether AWS has confirmed that this run made an endpoint of that name."""
+        return any(
+            entry.kind == "endpoint" and entry.name == endpoint and entry.confirmed
+            for entry in self.entries
+        )
 
     def _confirm(self, http_response: Any, parsed: dict, **_: Any) -> None:
         """Say what an endpoint costs, as soon as there is one."""
@@ -212,7 +294,7 @@ class BillingGuard:
         if entry is not None:
             entry.confirmed = True
             billed = "This bills" if self.aws.real else "On AWS this bills"
-            self._say(f"{billed} from now on: {self._rate(entry)}.")
+            self._say(f"{billed} from now on: {rate(entry, self.prices)}.")
 
     def _note_update(self, params: dict, **_: Any) -> None:
         """Note an update: while it lasts, old machines and new ones are billed."""
@@ -223,6 +305,7 @@ class BillingGuard:
         new = self._machines_of(params["EndpointConfigName"])
         both = old + new if old is not None and new is not None else None
         entry.machines.append((time.time(), both))
+        self._note_places(entry.name, params["EndpointConfigName"])
 
     def _see_end_of_update(self, parsed: dict, **_: Any) -> None:
         entry = self._endpoint(parsed.get("EndpointName", ""))
@@ -260,6 +343,11 @@ class BillingGuard:
                 if entry.name == name and entry.deleted is None:
                     entry.uploads.append(parsed["UploadId"])
 
+    def _note_package(self, parsed: dict, **_: Any) -> None:
+        """Note a model package, which has its name from AWS's answer alone."""
+        if "ModelPackageArn" in parsed:
+            self.entries.append(attached.noted(attached.PACKAGE, parsed))
+
     @property
     def _mark(self) -> str:
         return f"{TAG}={self.run}."
@@ -282,37 +370,88 @@ class BillingGuard:
         try:
             self._delete_all()
         finally:
-            self._say_account(self.account())
+            self._say_what_is_left()
+
+    def _say_what_is_left(self) -> None:
+        for entry in self._elsewhere:
+            if self._has_made(endpoint := entry.place["EndpointName"]):
+                self._say(
+                    f"The endpoint {endpoint} wrote its {written.REPLIES} below "
+                    f"{entry.name}. That is no folder of this run (s3://"
+                    f"{self.aws.bucket}/{self.name('')}…), so nothing there was "
+                    "deleted."
+                )
+        for line in self._jobs.elsewhere_lines():
+            self._say(line)
+        self._say_account(self.account())
 
     def _delete_all(self, keep_logs: bool = False) -> None:
-        """Delete what this run created: what is attached, then `KINDS`, then uploads.
+        """Stop what runs, then delete what this run created: see `_in_order`.
+
+        Of a kind the last made goes first: an adapter's component before its base's.
 
         A stop that was scheduled goes once all else is gone: an endpoint that could
         not be deleted keeps it.
 
         Args:
-            keep_logs: leave the endpoints' log groups, to find out what went wrong.
+            keep_logs: leave the logs of endpoints and jobs, to find out what went
+                wrong.
 
         Raises:
-            DeploymentError: if something could not be deleted, with its name.
+            DeploymentError: if something could not be stopped or deleted, with its
+                name.
         """
-        failures = []
-        logs = [] if keep_logs else [LOG_GROUP]
-        for kind in (*attached.KINDS, *KINDS, *logs, UPLOAD, SCHEDULE):
-            for entry in self.entries:
-                if kind == SCHEDULE and self._still_to_stop(entry.name):
+        failures: dict[int, str] = {}
+        try:
+            self._jobs.find()
+        except Exception as error:
+            failures[0] = f"what its jobs have started was not found: {error}"
+        self._jobs.stop_all()  # what is refused here is tried and named below
+        tried: set[int] = set()
+        # An ending pipeline may start and make something until its end.
+        while untried := self._in_order(keep_logs, tried):
+            for entry in untried:
+                tried.add(id(entry))
+                if self._waits_for_another(entry):
                     continue
-                if entry.kind == kind and entry.deleted is None:
-                    try:
-                        self._delete(entry)
-                    except Exception as error:
-                        failures.append(f"{entry.kind} {entry.name}: {error}")
+                try:
+                    self._delete(entry)
+                except Exception as error:
+                    failures[id(entry)] = f"{entry.kind} {entry.name}: {error}"
         if failures:
             raise DeploymentError(
                 "Not deleted, and perhaps still billed: "
-                + "; ".join(failures)
+                + "; ".join(failures.values())
                 + ". Delete them in the AWS console."
             )
+
+    def _in_order(self, keep_logs: bool, tried: set[int]) -> list[Entry]:
+        """Return what is there and was not tried, in the order of its deletion.
+
+        What runs has been asked to stop before, so endpoints need not wait for its end;
+        the registry does, in which a pipeline may enter something to its end.
+        """
+        registry = (attached.PACKAGE, attached.GROUP)
+        around = [kind for kind in attached.KINDS if kind not in registry]
+        logs = () if keep_logs else LOGS
+        objects = (UPLOAD, written.REPLIES, written.OUTPUTS)
+        kinds = (*around, *tagged.KINDS, *running.KINDS, *registry, *logs, *objects)
+        return [
+            entry
+            for kind in (*kinds, SCHEDULE)
+            for entry in reversed(self.entries)
+            if entry.kind == kind and entry.deleted is None and id(entry) not in tried
+        ]
+
+    def _waits_for_another(self, entry: Entry) -> bool:
+        """Say whether an entry stays because of one that could not be deleted."""
+        if entry.kind == SCHEDULE:
+            return self._still_to_stop(entry.name)
+        if entry.kind == written.REPLIES:  # it may still write
+            return self._still_to_stop(entry.place.get("EndpointName", ""))
+        if entry.kind in (written.OUTPUTS, written.STREAMS):
+            return self._jobs.may_still_write(entry)
+        return False
 
     def _still_to_stop(self, endpoint: str) -> bool:
         """Return whether an endpoint of this run is still to be deleted."""
@@ -322,37 +461,32 @@ class BillingGuard:
         )
 
     def _delete(self, entry: Entry) -> None:
-        from botocore.exceptions import ClientError
-
         if entry.kind == UPLOAD:
             self._delete_upload(entry)
             return
         if entry.kind == LOG_GROUP:
             self._delete_log(entry)
             return
+        if entry.kind == written.REPLIES:
+            if self._has_made(entry.place["EndpointName"]):
+                written.delete(self.aws.session.client("s3"), entry.name)
+            entry.deleted = time.time()
+            return
+        if entry.kind in running.KINDS:
+            self._jobs.end(entry)
+            return
+        if entry.kind in (written.OUTPUTS, written.STREAMS):
+            self._jobs.delete_written(entry)
+            return
         if entry.kind in attached.KINDS:
-            attached.delete(self.aws.session, entry, self._tag, self._owns)
+            attached.delete(self.aws.session, entry, self._tag, self._owns_target)
             entry.deleted = time.time()
             return
         if entry.kind == SCHEDULE:
             self._delete_schedule(entry)
             return
         client = self.aws.session.client("sagemaker")
-        operation, key = KINDS[entry.kind]
-        deadline = time.monotonic() + DELETE_TIMEOUT
-        while self._is_ours(client, entry):
-            entry.confirmed = True
-            try:
-                getattr(client, f"delete_{_suffix(operation)}")(**{key: entry.name})
-            except ClientError as error:
-                # One in transition is refused for a while; a missing right for ever.
-                if not _refused_as_invalid(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(FIRST_POLL)
-                continue
-            if entry.kind != "endpoint":
-                break
-            time.sleep(FIRST_POLL)  # until it is really gone, it is billed
+        tagged.delete(client, entry, self.run)
         entry.deleted = time.time()
 
     def _delete_upload(self, entry: Entry) -> None:
@@ -363,6 +497,12 @@ class BillingGuard:
         of the key, so that objects whose keys go on from this one are left out.
         """
         client = self.aws.session.client("s3")
+        # A stack's bucket has gone with the stack.
+        with contextlib.suppress(client.exceptions.NoSuchBucket):
+            self._delete_versions(client, entry)
+        entry.deleted = time.time()
+
+    def _delete_versions(self, client: Any, entry: Entry) -> None:
         bucket, _, key = entry.name.removeprefix("s3://").partition("/")
         for upload in entry.uploads:
             # One that was completed, or ended by the library, is there no more.
@@ -384,12 +524,10 @@ class BillingGuard:
             ours += markers  # which hide nobody else's version
         for version in ours:
             client.delete_object(Bucket=bucket, Key=key, **_version(version))
-        entry.deleted = time.time()
 
     def _delete_log(self, entry: Entry) -> None:
         """Delete an endpoint's log, if the endpoint was this run's."""
-        endpoint = self._endpoint(entry.name)
-        if endpoint is not None and endpoint.confirmed:
+        if self._has_made(entry.name):
             logs = self.aws.session.client("logs")
             # An endpoint that never started a container has none.
             with contextlib.suppress(logs.exceptions.ResourceNotFoundException):
@@ -405,20 +543,10 @@ class BillingGuard:
                 client.delete_schedule(Name=entry.name)
         entry.deleted = time.time()
 
-    def _is_ours(self, client: Any, entry: Entry) -> bool:
+    def _is_ours(self, entry: Entry) -> bool:
         """Say whether the resource exists and carries the tag of this run."""
-        from botocore.exceptions import ClientError
-
-        operation, key = KINDS[entry.kind]
-        describe = getattr(client, f"describe_{_suffix(operation)}")
-        try:
-            arn = describe(**{key: entry.name})[f"{operation}Arn"]
-            tags = client.list_tags(ResourceArn=arn)["Tags"]
-        except ClientError as error:
-            if _refused_as_invalid(error):
-                return False  # there is no such thing (any more)
-            raise
-        return self._tag in tags
+        client = self.aws.session.client("sagemaker")
+        return self.run in tagged.runs_of(client, entry.kind, entry.name)
 
     def remaining(self) -> list[str]:
         """List what there is with this run's tag or under its name, asked anew.
@@ -437,6 +565,7 @@ class BillingGuard:
                 f"What remains cannot be told. Not looked at: {'; '.join(reasons)}."
             )
         left = [name for name, run in self.tagged() if run == self.run]
+        left += self._jobs.still_running()
         mine = self.name("")
         left += [
             f"{item.kind} {item.name}" for item in account.found if mine in item.name
@@ -454,11 +583,12 @@ class BillingGuard:
         """
         client = self.aws.session.client("sagemaker")
         found = []
-        for kind, (operation, key) in KINDS.items():
-            names = {item[key] for item in _list(client, operation)}
+        for kind in tagged.KINDS | tagged.JOBS:
+            if kind == running.TRANSFORM:
+                continue  # AWS keeps their records; those that run `account` lists
             own = [e.name for e in self.entries if e.kind == kind and not e.deleted]
-            for name in sorted(names.union(own)):
-                runs = _runs(client, operation, key, name)
+            for name in sorted(tagged.listed(client, kind).union(own)):
+                runs = tagged.runs_of(client, kind, name)
                 found += [(f"{kind} {name}", run) for run in runs]
         return found
 
@@ -482,23 +612,36 @@ class BillingGuard:
         atexit.unregister(self.close)
 
     def _after_cell(self, result: Any) -> None:
-        """Delete everything if the cell that IPython has just run failed."""
-        if result.success or all(
-            entry.deleted for entry in self.entries if entry.kind != LOG_GROUP
-        ):
+        """End and delete everything if the cell that IPython has just run failed."""
+        if result.success:
+            return
+        self._end_local()
+        if all(entry.deleted for entry in self.entries if entry.kind not in LOGS):
             return
         self._delete_all(keep_logs=True)
         self._say(
             "The cell failed: what this run created has been deleted, but for the "
-            "endpoint's log. Go on again from the cell that makes the guard."
+            "logs of its endpoints and jobs. Go on again from the cell that makes the "
+            "guard."
         )
+
+    def _end_local(self) -> None:
+        """End what runs on this machine; what cannot be ended is told."""
+        while self._local:
+            what, end = self._local.popitem()
+            try:
+                end()
+            except Exception as error:
+                self._say(f"The cell failed, and {what} could not be ended: {error}")
+            else:
+                self._say(f"The cell failed: {what} has been ended.")
 
     def __enter__(self) -> BillingGuard:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-        self._say_account(self.account())
+        self._say_what_is_left()
         if any(entry.bills_by_the_hour for entry in self.entries):
             self._say(str(self.bill()))
 
@@ -506,53 +649,9 @@ class BillingGuard:
 
     def bill(self) -> Bill:
         """Return what bills, for how long, at which price, and what that comes to."""
-        lines: list[tuple[str, float, float | None]] = []
-        used: dict[str, Price] = {}
-        for entry in self.entries:
-            for machines, hours in entry.hours_of if entry.machines else []:
-                if machines is None:
-                    lines.append((f"endpoint `{entry.name}`", hours, None))
-                for instance_type, count in machines or ():
-                    price = self.prices.of(instance_type)
-                    usd = None if price is None else count * price.usd
-                    if price is not None:
-                        used[price.item] = price
-                    lines.append((f"{count} × {instance_type}", hours, usd))
-        uploads = [entry for entry in self.entries if entry.kind == UPLOAD]
-        if uploads:
-            hours = max(entry.seconds for entry in uploads) / 3600
-            price = self.prices.of(STORAGE)
-            gigabytes = sum(self._measured(entry) for entry in uploads)
-            usd = None if price is None else gigabytes * price.usd / HOURS_PER_MONTH
-            if price is not None:
-                used[price.item] = price
-            lines.append((f"{gigabytes:.3f} GB on S3", hours, usd))
-        return Bill(tuple(lines), tuple(used.values()), self.aws.real)
-
-    def _measured(self, entry: Entry) -> float:
-        """Return an upload's gigabytes; 0 if it was deleted before it was measured."""
-        from botocore.exceptions import ClientError
-
-        if not entry.gigabytes and entry.deleted is None:
-            bucket, _, key = entry.name.removeprefix("s3://").partition("/")
-            with contextlib.suppress(ClientError):
-                found = self.aws.session.client("s3").head_object(
-                    Bucket=bucket, Key=key
-                )
-                entry.gigabytes = found["ContentLength"] / 1e9
-        return entry.gigabytes
-
-    def _rate(self, entry: Entry) -> str:
-        """Say what an endpoint costs an hour."""
-        machines = entry.machines[-1][1] if entry.machines else None
-        if machines is None:
-            return "by the hour, at a price that is not known"
-        parts = []
-        for instance_type, count in machines:
-            price = self.prices.of(instance_type)
-            rate = "price not known" if price is None else dollars(count * price.usd)
-            parts.append(f"{count} × {instance_type}, {rate} an hour")
-        return " and ".join(parts) or "by the request, not by the hour"
+        self._jobs.measure()
+        s3 = self.aws.session.client("s3")
+        return bill_of(self.entries, self.prices, s3, self.aws.real)
 
     def _repr_markdown_(self) -> str:
         """Return a table without what differs from run to run; uploads in one line."""
@@ -560,12 +659,22 @@ class BillingGuard:
             return "Nothing created yet."
         lines = ["| created | name | costs on AWS | state |", "|:--|:--|:--|:--|"]
         uploads = [entry for entry in self.entries if entry.kind == UPLOAD]
-        costs = {LOG_GROUP: "by the amount", attached.ALARM: UNKNOWN}
+        costs = {
+            LOG_GROUP: "by the amount",
+            written.STREAMS: "by the amount",
+            written.OUTPUTS: "by the amount",
+            tagged.TUNING: "by its training jobs",
+            tagged.PIPELINE: "by what its steps run on",
+            running.EXECUTIONS: "by what their steps run on",
+            attached.STACK: "by the request, and for its alarms",
+            attached.ALARM: UNKNOWN,
+            attached.TABLE: tables.COSTS,
+        }
         for entry in self.entries:
             if entry.kind != UPLOAD:
-                cost = costs.get(entry.kind, "nothing")
+                cost = (costs | ENDPOINTS_OWN).get(entry.kind, "nothing")
                 if entry.bills_by_the_hour:
-                    cost = f"**{self._rate(entry)}**"
+                    cost = f"**{rate(entry, self.prices)}**"
                 name = self._portable(entry.name)
                 lines.append(
                     f"| {entry.kind} | `{name}` | {cost} | {_state([entry])} |"
@@ -608,40 +717,6 @@ def _version(version: dict) -> dict[str, str]:
     if version["VersionId"] == "null" and version["IsLatest"]:
         return {}
     return {"VersionId": version["VersionId"]}
-
-
-def _suffix(operation: str) -> str:
-    """Spell an operation as boto3 does at the end of its methods."""
-    return {"EndpointConfig": "endpoint_config"}.get(operation, operation.lower())
-
-
-def _list(client: Any, operation: str) -> Iterator[dict]:
-    """Yield what has a name such as the guard gives."""
-    pages = client.get_paginator(f"list_{_suffix(operation)}s")
-    for page in pages.paginate(NameContains=PREFIX):
-        for item in page[f"{operation}s"]:
-            if item[f"{operation}Name"].startswith(PREFIX):
-                yield item
-
-
-def _runs(client: Any, operation: str, key: str, name: str) -> list[str]:
-    """Return the runs that something is tagged with; none if it is gone."""
-    from botocore.exceptions import ClientError
-
-    try:
-        describe = getattr(client, f"describe_{_suffix(operation)}")
-        arn = describe(**{key: name})[f"{operation}Arn"]
-        tags = client.list_tags(ResourceArn=arn)["Tags"]
-    except ClientError as error:
-        if _refused_as_invalid(error):
-            return []
-        raise
-    return [tag["Value"] for tag in tags if tag["Key"] == TAG]
-
-
-def _refused_as_invalid(error: Any) -> bool:
-    """Say whether SageMaker finds what was named missing, or in transition."""
-    return error.response["Error"]["Code"].startswith("Validation")
 
 
 def _notebook() -> Any:

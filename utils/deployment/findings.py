@@ -15,7 +15,7 @@ from utils.course import CourseError
 from utils.djl_python import layout
 from utils.djl_python.archives import archive_faults, unpack
 from utils.djl_python.layout import VLLM_HANDLER, Finding, LoadError, ServedModel
-from utils.djl_python.temporary import temporary_folder
+from utils.temporary import temporary_folder
 
 __all__ = [
     "VLLM_HANDLER",

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from utils.deployment.prices import Price
+from utils.deployment.prices import HOURS_PER_MONTH, STORAGE, Price, PriceList
 
+UPLOAD = "S3 object"
+HOSTING = "hosting"
+WARM_POOL = "warm pool"
+# What bills by the hour or the second → what its machines are used for.
+USED_AS = {
+    "endpoint": HOSTING,
+    "training job": "training",
+    "processing job": "processing",
+    "transform job": "transform",
+}
 Machines = tuple[tuple[str, int], ...]  # instance types and how many of each
+
+
+@dataclass(frozen=True)
+class Use:
+    """What was used of machines.
+
+    Attributes:
+        what: one of `utils.deployment.prices.COMPONENTS`, or "warm pool".
+        machines: None where they are not known.
+        hours: that are billed for each of them.
+    """
+
+    what: str
+    machines: Machines | None
+    hours: float
 
 
 @dataclass
@@ -24,6 +52,8 @@ class Entry:
         gigabytes: what it holds on S3.
         uploads: ids of its uploads in parts, ended or not.
         place: what names it to AWS, where its name alone does not.
+        used: what a job has used, as AWS has described it last; None until it has, and
+            then the clock counts.
     """
 
     kind: str
@@ -35,11 +65,12 @@ class Entry:
     gigabytes: float = 0.0
     uploads: list[str] = field(default_factory=list)
     place: dict[str, str] = field(default_factory=dict)
+    used: list[Use] | None = None
 
     @property
     def bills_by_the_hour(self) -> bool:
-        """Whether it costs money just by being there."""
-        return self.kind == "endpoint"
+        """Whether it costs money just by being there, or by running."""
+        return self.kind in USED_AS
 
     @property
     def seconds(self) -> float:
@@ -47,8 +78,18 @@ class Entry:
         return (self.deleted or time.time()) - self.created
 
     @property
+    def uses(self) -> list[Use]:
+        """What it has used of its machines, in the order of time."""
+        if self.used is not None:
+            return self.used
+        what = USED_AS.get(self.kind, HOSTING)
+        return [Use(what, machines, hours) for machines, hours in self.hours_of]
+
+    @property
     def hours_of(self) -> list[tuple[Machines | None, float]]:
         """Its machines and for how many hours they ran, in the order of time."""
+        if not self.machines:
+            return []
         ends = [since for since, _ in self.machines[1:]]
         ends.append(self.deleted or time.time())
         return [
@@ -94,16 +135,76 @@ class Bill:
             rate = "not known" if usd is None else dollars(usd)
             cost = "not known" if usd is None else dollars(hours * usd)
             rows.append(f"| {what} | {hours:.4f} | {rate} | {cost} |")
-        return "\n".join([*rows, "", str(self), "", *map(_source, self.prices)])
+        sources = [f"- {price}" for price in self.prices]
+        return "\n".join([*rows, "", str(self), "", *sources])
+
+
+def bill_of(entries: Iterable[Entry], prices: PriceList, s3: Any, billed: bool) -> Bill:
+    """Return what bills, for how long, at which price, and what that comes to.
+
+    Args:
+        entries: of the run.
+        prices: those that are known.
+        s3: a client, to ask how large an upload is.
+        billed: whether this was the AWS that bills.
+    """
+    entries = list(entries)
+    lines: list[tuple[str, float, float | None]] = []
+    used: dict[str, Price] = {}
+    for entry in entries:
+        for use in entry.uses:
+            what = "" if use.what == HOSTING else f", {use.what}"
+            if use.machines is None:
+                lines.append((f"{entry.kind} `{entry.name}`{what}", use.hours, None))
+            for instance_type, count in use.machines or ():
+                price = prices.of(instance_type, component_of(use.what))
+                usd = None if price is None else count * price.usd
+                if price is not None:
+                    used[price.item] = price
+                lines.append((f"{count} × {instance_type}{what}", use.hours, usd))
+    uploads = [entry for entry in entries if entry.kind == UPLOAD]
+    if uploads:
+        hours = max(entry.seconds for entry in uploads) / 3600
+        price = prices.of(STORAGE)
+        gigabytes = sum(_measured(entry, s3) for entry in uploads)
+        usd = None if price is None else gigabytes * price.usd / HOURS_PER_MONTH
+        if price is not None:
+            used[price.item] = price
+        lines.append((f"{gigabytes:.3f} GB on S3", hours, usd))
+    return Bill(tuple(lines), tuple(used.values()), billed)
+
+
+def _measured(entry: Entry, s3: Any) -> float:
+    """Return an upload's gigabytes; 0 if it was deleted before it was measured."""
+    from botocore.exceptions import ClientError
+
+    if not entry.gigabytes and entry.deleted is None:
+        bucket, _, key = entry.name.removeprefix("s3://").partition("/")
+        with contextlib.suppress(ClientError):
+            found = s3.head_object(Bucket=bucket, Key=key)
+            entry.gigabytes = found["ContentLength"] / 1e9
+    return entry.gigabytes
+
+
+def component_of(what: str) -> str:
+    """Return what machines are priced as; a warm pool's as those of training."""
+    return "training" if what == WARM_POOL else what
+
+
+def rate(entry: Entry, prices: PriceList) -> str:
+    """Say what an endpoint or a job costs an hour."""
+    machines = entry.machines[-1][1] if entry.machines else None
+    if machines is None:
+        return "by the hour, at a price that is not known"
+    what = USED_AS.get(entry.kind, HOSTING)
+    parts = []
+    for instance_type, count in machines:
+        price = prices.of(instance_type, component_of(what))
+        amount = "price not known" if price is None else dollars(count * price.usd)
+        parts.append(f"{count} × {instance_type}, {amount} an hour")
+    return " and ".join(parts) or "by the request, not by the hour"
 
 
 def dollars(usd: float) -> str:
     """Write an amount as it is read: "$1.4084", "under $0.001"."""
     return f"${usd:.4f}" if usd >= 0.001 or usd == 0 else "under $0.001"
-
-
-def _source(price: Price) -> str:
-    return (
-        f"- {price.item}: ${price.usd:g} per {price.per} in {price.region}, read "
-        f"{price.read_on} in {price.source}"
-    )

@@ -1,15 +1,18 @@
 """What a run of the course has left in the account, found by its name.
 
-Most of it costs little or nothing by the hour, and none of it goes by itself: models
-and configurations, objects with all their versions, uploads that broke off, logs,
-alarms, and what scales an endpoint.
+Most of it costs little or nothing by the hour, and none of it goes by itself: models,
+configurations and groups of the model registry, objects with all their versions,
+uploads that broke off, logs, alarms, tables, and what scales an endpoint.
 """
 
 from __future__ import annotations
 
-from utils.deployment.asking import PREFIX, UNKNOWN, Asker, Found
+from utils.deployment import tables
+from utils.deployment.asking import PREFIX, TAG, UNKNOWN, Asker, Found
 from utils.deployment.aws import LOG_GROUPS, Aws
 from utils.deployment.prices import STORAGE, PriceList
+from utils.deployment.stacks import FUNCTION_LOGS
+from utils.deployment.written import LOGS_OF
 
 
 class LeftBehind(Asker):
@@ -22,10 +25,24 @@ class LeftBehind(Asker):
                 "endpoint configuration", "EndpointConfig", "endpoint-config"
             ),
             "models": lambda: self._free("model", "Model", "model"),
+            "ended training jobs": lambda: self._ended(
+                "training job", "TrainingJob", "training-job"
+            ),
+            "ended tuning jobs": lambda: self._ended(
+                "tuning job", "HyperParameterTuningJob", "hyper-parameter-tuning-job"
+            ),
+            "ended processing jobs": lambda: self._ended(
+                "processing job", "ProcessingJob", "processing-job"
+            ),
+            "pipelines": self._pipelines,
+            "stacks": self._stacks,
+            "model package groups": self._package_groups,
             "scaling targets": self._targets,
             "alarms": self._alarms,
             "schedules": self._schedules,
             "log groups": self._log_groups,
+            "logs of jobs": self._job_logs,
+            "tables": self._tables,
             f"objects in s3://{aws.bucket}": self._objects,
             f"incomplete uploads to s3://{aws.bucket}": self._uploads,
         }
@@ -40,6 +57,97 @@ class LeftBehind(Asker):
                 flags = {f"{command}-name": name}
                 end = self._command("sagemaker", f"delete-{command}", flags)
                 run = self._run(item[f"{word}Arn"])
+                found.append(Found(kind, name, "", "nothing", False, end, run))
+        return found
+
+    def _ended(self, kind: str, word: str, command: str) -> list[Found]:
+        """List jobs that have ended; their records cost nothing, by name."""
+        found = []
+        method = f"list_{command.replace('-', '_')}s"
+        key = f"{word}Summaries"
+        for item in self._list("sagemaker", method, key, NameContains=PREFIX):
+            name, status = item[f"{word}Name"], item[f"{word}Status"]
+            if name.startswith(PREFIX) and status not in ("InProgress", "Stopping"):
+                flags = {f"{command}-name": name}
+                end = self._command("sagemaker", f"delete-{command}", flags)
+                run = self._run(item[f"{word}Arn"])
+                found.append(Found(kind, name, status, "nothing", False, end, run))
+        return found
+
+    def _pipelines(self) -> list[Found]:
+        """List the course's pipelines, which cost nothing unless they run."""
+        found = []
+        for item in self._list(
+            "sagemaker",
+            "list_pipelines",
+            "PipelineSummaries",
+            PipelineNamePrefix=PREFIX.rstrip("-"),  # its pattern lets no dash be last
+        ):
+            name = item["PipelineName"]
+            if name.startswith(PREFIX):
+                flags = {"pipeline-name": name}
+                end = self._command("sagemaker", "delete-pipeline", flags)
+                run = self._run(item["PipelineArn"])
+                found.append(Found("pipeline", name, "", "nothing", False, end, run))
+        return found
+
+    def _job_logs(self) -> list[Found]:
+        """List the log streams of the course's jobs, in groups that are all jobs'."""
+        from botocore.exceptions import ClientError
+
+        found = []
+        for group in LOGS_OF.values():
+            try:
+                streams = list(
+                    self._list(
+                        "logs",
+                        "describe_log_streams",
+                        "logStreams",
+                        logGroupName=group,
+                        logStreamNamePrefix=PREFIX,
+                    )
+                )
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "ResourceNotFoundException":
+                    raise
+                continue  # no job of that kind has ever written
+            for stream in streams:
+                name = stream["logStreamName"]
+                flags = {"log-group-name": group, "log-stream-name": name}
+                end = self._command("logs", "delete-log-stream", flags)
+                whole = f"{group}/{name}"
+                costs = "by the amount"
+                found.append(Found("log stream", whole, "", costs, False, end))
+        return found
+
+    def _stacks(self) -> list[Found]:
+        """List the course's stacks; `delete-stack` alone fails at a bucket's files."""
+        found = []
+        for item in self._list("cloudformation", "describe_stacks", "Stacks"):
+            name, status = item["StackName"], item["StackStatus"]
+            if name.startswith(PREFIX):
+                end = f"COURSE_AWS=real python -m utils.deployment remove {name}"
+                tags = {tag["Key"]: tag["Value"] for tag in item.get("Tags", [])}
+                costs = "by the request, and for its alarms"
+                run = tags.get(TAG)
+                found.append(Found("stack", name, status, costs, False, end, run))
+        return found
+
+    def _package_groups(self) -> list[Found]:
+        """List groups of the model registry; AWS deletes one once it is empty."""
+        found = []
+        for item in self._list(
+            "sagemaker",
+            "list_model_package_groups",
+            "ModelPackageGroupSummaryList",
+            NameContains=PREFIX,
+        ):
+            name = item["ModelPackageGroupName"]
+            if name.startswith(PREFIX):
+                flags = {"model-package-group-name": name}
+                end = self._command("sagemaker", "delete-model-package-group", flags)
+                run = self._run(item["ModelPackageGroupArn"])
+                kind = "model package group"
                 found.append(Found(kind, name, "", "nothing", False, end, run))
         return found
 
@@ -95,14 +203,23 @@ class LeftBehind(Asker):
 
     def _log_groups(self) -> list[Found]:
         found = []
-        prefix = LOG_GROUPS + PREFIX
-        for item in self._list(
-            "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix
-        ):
-            name = item["logGroupName"]
-            flags = {"log-group-name": name}
-            end = self._command("logs", "delete-log-group", flags)
-            found.append(Found("log group", name, "", "by the amount", False, end))
+        for prefix in (LOG_GROUPS + PREFIX, FUNCTION_LOGS + PREFIX):
+            for item in self._list(
+                "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix
+            ):
+                name = item["logGroupName"]
+                flags = {"log-group-name": name}
+                end = self._command("logs", "delete-log-group", flags)
+                found.append(Found("log group", name, "", "by the amount", False, end))
+        return found
+
+    def _tables(self) -> list[Found]:
+        """List the tables of apps; ListTables filters by no name."""
+        found = []
+        for name in self._list("dynamodb", "list_tables", "TableNames"):
+            if name.startswith(PREFIX):
+                end = self._command("dynamodb", "delete-table", {"table-name": name})
+                found.append(Found("table", name, "", tables.COSTS, False, end))
         return found
 
     def _objects(self) -> list[Found]:

@@ -15,8 +15,10 @@ from utils.deployment.deployment_search import (
     ENCODER_FILES,
     MADE_OF,
     NOTES_FILE,
+    OVERLAP,
     OWNERS,
     READS_FILE,
+    SPECIAL_PIECES,
     VECTORS,
     VECTORS_FILE,
     Note,
@@ -33,6 +35,7 @@ SEARCH = Path(__file__).with_name("deployment_search.py")
 SEARCH_FILE = "notes_search.py"
 NOTES_FOLDER = "notes"
 ENCODER_FOLDER = "encoder"
+NUMBER, PLACE = 4, 8  # bytes of a vector's number, and of the note that a passage is of
 # What a tokenizer may bring beside tokenizer.json, and how much the encoder reads.
 MORE_ENCODER_FILES = (
     "tokenizer_config.json",
@@ -64,9 +67,7 @@ def add_notes(
     target.mkdir()
     try:
         found = _read(notes)
-        lines = [json.dumps(_row(note), ensure_ascii=False) for note in found]
-        data = "".join(f"{line}\n" for line in lines)
-        (target / NOTES_FILE).write_bytes(data.encode("utf-8"))
+        (target / NOTES_FILE).write_bytes(_lines(found))
         shutil.copyfile(SEARCH, folder / SEARCH_FILE)
         options = {"option.notes": NOTES_FOLDER}
         if encoder is not None:
@@ -79,6 +80,38 @@ def add_notes(
     return options
 
 
+def packed_bytes(
+    notes: Sequence[Mapping[str, Any]] | Path, encoder: Path | None
+) -> int:
+    """Compute what `add_notes` will write, before any of it is written.
+
+    Of long notes' vectors it is the most that they can take: a word piece has one
+    character or more.
+
+    Args:
+        notes: as for `add_notes`.
+        encoder: likewise.
+
+    Raises:
+        ArtifactError: naming the row, file or encoder that cannot be used.
+    """
+    try:
+        found = _read(notes)
+        size = len(_lines(found)) + SEARCH.stat().st_size
+        if encoder is None:
+            return size
+        width, reads = check_encoder(encoder)
+    except NotesError as problem:
+        raise ArtifactError(str(problem)) from problem
+    size += sum(path.stat().st_size for path in _encoder_files(encoder))
+    at_once = reads - SPECIAL_PIECES
+    step = at_once // 2 - int(at_once // 2 * OVERLAP)  # as `Encoder.passages` cuts
+    passages = sum(
+        1 if len(note.key) <= at_once else 1 + len(note.key) // step for note in found
+    )
+    return size + passages * (width * NUMBER + PLACE)
+
+
 def _read(notes: Sequence[Mapping[str, Any]] | Path) -> list[Note]:
     if isinstance(notes, str | Path):
         return read_notes(Path(notes))
@@ -88,16 +121,28 @@ def _read(notes: Sequence[Mapping[str, Any]] | Path) -> list[Note]:
     return found
 
 
+def _lines(notes: Sequence[Note]) -> bytes:
+    """Return the content of the file of notes."""
+    lines = [json.dumps(_row(note), ensure_ascii=False) for note in notes]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8")
+
+
 def _row(note: Note) -> dict[str, Any]:
     row = {"id": note.id, "text": note.text}
     return row | ({"questions": list(note.questions)} if note.questions else {})
 
 
+def _encoder_files(folder: Path) -> list[Path]:
+    """Return those of an encoder's files that are packed, where it has them."""
+    files = (folder / name for name in (*ENCODER_FILES, *MORE_ENCODER_FILES))
+    return [file for file in files if file.is_file()]
+
+
 def _copy_encoder(source: Path, target: Path) -> None:
-    for name in (*ENCODER_FILES, *MORE_ENCODER_FILES):
-        if (source / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target / name)
+    for file in _encoder_files(source):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _write_vectors(notes: Sequence[Note], encoder: Path, target: Path) -> None:

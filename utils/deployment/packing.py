@@ -93,6 +93,7 @@ def needed_disk(
     *,
     dtype: str | None = None,
     merged: bool = False,
+    more: int = 0,
     copies: int = COPIES_OF_LOADING,
 ) -> Need:
     """Compute what an artifact will take on the disk, before any of it is written.
@@ -103,11 +104,12 @@ def needed_disk(
         adapter: the folder of an adapter, if there is one.
         dtype: as for `artifact.build`.
         merged: all weights are saved anew in `dtype`, as `build_without_code` does.
+        more: bytes of what else is packed, such as `notes.packed_bytes` counts.
         copies: unpacked ones at the same time.
     """
-    size = base if isinstance(base, int) else 0
+    size = more + (base if isinstance(base, int) else 0)
     if isinstance(base, Path):
-        size = sum(path.stat().st_size for path in base.iterdir() if _is_small(path))
+        size += sum(path.stat().st_size for path in base.iterdir() if _is_small(path))
         size += _packed_weights(base, dtype, merged)
     if adapter is not None:
         size += sum(path.stat().st_size for path in adapter.iterdir() if path.is_file())

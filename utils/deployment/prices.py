@@ -22,7 +22,10 @@ SNAPSHOT = ROOT / "data" / "aws" / "prices.csv"
 PRICE_LIST_REGION = "us-east-1"  # the price list answers in few regions, for all
 STORAGE = "S3 Standard"
 HOURS_PER_MONTH = 730
-UNITS = ("hour", "GB-month", "million tokens")
+UNITS = ("hour", "GB-month", "GB-second", "million tokens", "million requests")
+# What an instance is used for → the price list's word. In the snapshot the word goes
+# behind the instance type, but for hosting: "ml.g5.2xlarge, training".
+COMPONENTS = {"hosting": "Hosting", "training": "Training", "processing": "Processing"}
 COLUMNS = ("item", "region", "usd", "per", "read_on", "source")
 
 
@@ -35,8 +38,8 @@ class Price:
     """What one thing costs.
 
     Attributes:
-        item: an instance type such as "ml.g5.xlarge", "S3 Standard", or a model of a
-            managed API.
+        item: an endpoint's instance type such as "ml.g5.xlarge", a job's such as
+            "ml.g5.2xlarge, training", "S3 Standard", or a model of a managed API.
         usd: US dollars per `per`.
         per: one of `UNITS`.
         region: where it holds.
@@ -50,6 +53,13 @@ class Price:
     region: str
     read_on: str
     source: str
+
+    def __str__(self) -> str:
+        """Return one line: what it costs, where, and when and where that was read."""
+        return (
+            f"{self.item}: ${self.usd:g} per {self.per} in {self.region}, read "
+            f"{self.read_on} in {self.source}"
+        )
 
 
 def read_snapshot(path: Path = SNAPSHOT) -> list[Price]:
@@ -94,19 +104,34 @@ class PriceList:
         }
         self._asked: set[str] = set()
 
-    def of(self, item: str) -> Price | None:
-        """Return the price of an instance type, storage or API; None if not known."""
-        hosting = item.startswith("ml.")
-        if self._session is not None and hosting and item not in self._asked:
-            self._asked.add(item)
-            found = ask_price_list(self._session, item, self.region)
+    def of(self, item: str, use: str = "hosting") -> Price | None:
+        """Return the price of an instance type, storage or API; None if not known.
+
+        Args:
+            item: such as "ml.g5.xlarge" or "S3 Standard".
+            use: of an instance; AWS prices it for each of `COMPONENTS`.
+        """
+        instance = item.startswith("ml.")
+        key = f"{item}, {use}" if instance and use != "hosting" else item
+        asks = self._session is not None and instance and use in COMPONENTS
+        if asks and key not in self._asked:
+            self._asked.add(key)
+            found = ask_price_list(self._session, item, self.region, use)
             if found is not None:
-                self._known[item] = found
-        return self._known.get(item)
+                self._known[key] = found
+        return self._known.get(key)
 
 
-def ask_price_list(session: Any, instance_type: str, region: str) -> Price | None:
-    """Ask AWS's price list for an endpoint instance's price an hour.
+def ask_price_list(
+    session: Any, instance_type: str, region: str, use: str = "hosting"
+) -> Price | None:
+    """Ask AWS's price list for an instance's price an hour.
+
+    Args:
+        session: of boto3.
+        instance_type: such as "ml.g5.xlarge".
+        region: where it runs.
+        use: what for, one of `COMPONENTS`.
 
     Returns:
         The price; None if the list may not be read (it needs `pricing:GetProducts`), or
@@ -116,7 +141,7 @@ def ask_price_list(session: Any, instance_type: str, region: str) -> Price | Non
 
     wanted = {
         "instanceName": instance_type,
-        "component": "Hosting",
+        "component": COMPONENTS[use],
         "regionCode": region,
     }
     client = session.client("pricing", region_name=PRICE_LIST_REGION)
@@ -144,7 +169,8 @@ def ask_price_list(session: Any, instance_type: str, region: str) -> Price | Non
         return None
     usd, published = found.pop()
     source = "AWS price list (pricing:GetProducts)"
-    return Price(instance_type, usd, "hour", region, published, source)
+    item = instance_type if use == "hosting" else f"{instance_type}, {use}"
+    return Price(item, usd, "hour", region, published, source)
 
 
 def price_table(prices: PriceList, items: list[str]) -> str:
