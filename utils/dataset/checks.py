@@ -445,6 +445,8 @@ def _languages(frame: pandas.DataFrame) -> list[Finding]:
 def template_of(model: str) -> tuple[Template | None, int | None, str]:
     """Return template and limit of a model, or a sentence why there are none.
 
+    First used in lesson 09, section 1.
+
     Args:
         model: a name, hub id or folder, as COURSE_MODEL takes it.
     """

@@ -177,7 +177,8 @@ def read_feedback(file: str | Path) -> list[dict[str, str]]:
     """
     rows = []
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: it also cuts at U+2028, which may stand within a text.
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeError) as error:
         raise FeedbackError(
             f"{portable_name(Path(file))} cannot be read ({error}): correct or delete "

@@ -62,6 +62,8 @@ def lora_config(settings: ModelSettings) -> LoraConfig:
 def add_lora(base: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """Wrap the layers that the settings name, and freeze everything else.
 
+    First used in lesson 09, section 4.
+
     Raises:
         ModelError: if one of the layers is not in this model; peft alone says so only
             where none of them is.
@@ -96,7 +98,7 @@ def training_arguments(
     measured after every epoch, and in the end the best epoch is kept; arithmetic is in
     the precision that is the faster on this machine (`Machine.bf16`).
 
-    First used in experiment 05_statistics, section 8.
+    First used in lesson 09, section 4.
 
     Args:
         settings: learning rate, epochs and batch size come from here.
@@ -176,6 +178,8 @@ def completion_trainer(
     completion_logits_only: bool = True,
 ) -> Trainer:
     """Return a Trainer that learns completions and prints no dictionaries of losses.
+
+    First used in lesson 09, section 4.
 
     Args:
         model: as `add_lora` returns it, or any other with trainable parameters.

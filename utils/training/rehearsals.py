@@ -28,14 +28,16 @@ Rows = list[dict[str, list[int]]]
 
 
 def bare_rows(
-    records: Sequence[Mapping[str, Any]], template: Template, max_length: int
+    records: Sequence[Mapping[str, Any]], template: Template, max_length: int | None
 ) -> Rows:
     """Return rows to train with, framed and labelled, without notes.
+
+    First used in experiment 08_several_workers, section 1.
 
     Args:
         records: with `instruction` and `response`.
         template: to frame them in.
-        max_length: most tokens of a row.
+        max_length: most tokens of a row; None for no limit.
     """
     texts = [template.add_text({**record, "context": ""}) for record in records]
     columns = {
