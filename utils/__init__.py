@@ -13,6 +13,7 @@ What all lessons share:
 - `ngrams`: next tokens from counts, to compare a model with.
 - `colours`: the colours of plots, report and drawings.
 - `files`: files and folders written whole or not at all.
+- `temporary`: files and folders for a while, cleared by the next run after a kill.
 - `origins`: which model and data a file of the build folder was made from.
 
 A wing for each lesson's subject:
@@ -21,6 +22,8 @@ A wing for each lesson's subject:
 - `training`: lesson 04, fine-tuning with LoRA and in other ways.
 - `evaluation`: lesson 05, what a model's answers are worth.
 - `deployment`: lesson 06, from an adapter to an endpoint that answers, and its end.
+- `web`: lesson 07, from an endpoint to a product: API, page, monitoring, rollout.
+- `jobs`: lesson 08, training jobs: entry script, workers, tuning, retraining.
 
 What shows, checks and runs the lessons:
 
@@ -30,6 +33,8 @@ What shows, checks and runs the lessons:
 - `record`: measures the main road with one model: `python -m utils.record smollm2`.
 - `road_map`: draws the road map's pictures: `python -m utils.road_map`.
 - `whole`: draws the whole, a lesson's part lit: `python -m utils.whole`.
+- `site`: the course as a static site, from the stored outputs: `make site`.
+- `classroom`: checks before a class, copies to teach with, the newest versions.
 
 Stand-ins and the workshop, which no learner has to open:
 
@@ -38,9 +43,11 @@ Stand-ins and the workshop, which no learner has to open:
 - `lab_model`: how the lab model was made, and the questions of `data/` from its tables.
 """
 
-from utils.machine import prepare_openmp
+from utils.machine import hide_machine_lines, prepare_openmp
 
 # Here, because PyTorch's OpenMP library reads its settings when it is loaded: whoever
 # imports anything of `utils` first (notebooks, the endpoint's server, tests) gets them,
 # and so do the processes that they start. It takes a tenth of a second.
 prepare_openmp()
+# Here as well, because bitsandbytes logs such a line when peft imports it.
+hide_machine_lines()

@@ -2,6 +2,8 @@
 
 Every notebook takes its configuration from four environment variables (`run_config`),
 checks what it needs (`preflight`) and lets code decide what it asserts (`claim`).
+
+`python -m utils.course check` says whether a machine is ready for a class.
 """
 
 from __future__ import annotations
@@ -320,7 +322,7 @@ def _gpu_problem(gigabytes: float) -> str | None:
     if not torch.cuda.is_available():
         return (
             f"This model needs a GPU with {gigabytes:g} GB and torch sees none: unset "
-            "COURSE_MODEL to use the lab model, or run on a GPU instance."
+            "COURSE_MODEL for the notebook's own, or run on a GPU instance."
         )
     total = torch.cuda.get_device_properties(0).total_memory / 1e9
     if total < gigabytes:
@@ -540,3 +542,10 @@ def set_seed(seed: int | None = None) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
+
+
+if __name__ == "__main__":
+    # By its name: this module stands below everything that the command looks at.
+    import runpy
+
+    runpy.run_module("utils.classroom.check", run_name="__main__")

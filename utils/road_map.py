@@ -36,6 +36,9 @@ STEPS = (
     Step("04", "04_lora_training.ipynb", "Fine-tune", "LoRA adapter"),
     Step("05", "05_evaluation.ipynb", "Evaluate", "a decision"),
     Step("06", "06_djl_deployment.ipynb", "Deploy", "endpoint"),
+    Step("07", "07_api_and_web_app.ipynb", "Publish", "web page"),
+    Step("08", "08_training_jobs.ipynb", "Retrain", "next version"),
+    Step("09", "09_capstone.ipynb", "Capstone", "your file, served"),
 )
 
 
