@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -57,6 +58,14 @@ LONGEST_FILES = (
     "test_learning.py",
     "test_record.py",
     "test_train_lora.py",
+    "test_job_entry.py",
+    "test_web_whole.py",
+    "test_web_interrupted.py",
+    "test_web_page.py",
+    "test_web_load.py",
+    "test_web_rollout.py",
+    "test_web_versions.py",
+    "test_web_stack.py",
 )
 
 
@@ -115,6 +124,17 @@ def make_notebook(tmp_path: Path) -> MakeNotebook:
 
 
 @pytest.fixture(scope="module")
+def less_to_collect() -> Iterator[None]:
+    """Let nobody look for garbage in what is there already.
+
+    Each training collects it, and looks at all modules to do so.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base, an adapter and their artifact; not to be changed."""
     from support.tiny_artifact import build_tiny  # PyTorch, which few files need
@@ -137,12 +157,15 @@ def aws() -> Iterator[Aws]:
 
     from utils.course import run_config
     from utils.deployment.aws import connect_aws
+    from utils.deployment.billing import BillingGuard
     from utils.offline_aws.control_plane import OfflineAws
 
     before = dict(os.environ)
     # Other test files may have left helpers of multiprocessing in this process.
     others = set(psutil.Process().children(True))
     yield connect_aws(run_config({}))
+    if BillingGuard.active is not None:  # or the next file's guard would look for it
+        BillingGuard.active.close()
     OfflineAws.running().close()
     assert dict(os.environ) == before
     left = set(psutil.Process().children(True)) - others
@@ -155,10 +178,52 @@ def guard(aws: Aws) -> Iterator[BillingGuard]:
     from utils.deployment.billing import BillingGuard
     from utils.offline_aws.control_plane import OfflineAws
 
-    with BillingGuard(aws, say=lambda _: None) as guard:
+    guard = BillingGuard(aws, say=lambda _: None)
+    try:
         yield guard
+    finally:
+        guard.close()  # and not what a `with` says at its end, which nobody hears
     assert guard.remaining() == []
     assert guard.run not in " ".join(OfflineAws.running().endpoints)
+
+
+@pytest.fixture
+def service(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Jobs that run until they are stopped, in place of the offline AWS's."""
+    from support.job_service import JobService
+    from utils.deployment import asking, running
+
+    monkeypatch.setattr(running, "FIRST_POLL", 0.01)
+    ask = asking.Asker._pages
+
+    def only_jobs(self: Any, name: str, method: str, **given: Any) -> Any:
+        """Ask about jobs and objects only; test_account asks about all."""
+        about = any(word in method for word in ("job", "pipeline", "stream", "object"))
+        return ask(self, name, method, **given) if about else iter([])
+
+    monkeypatch.setattr(asking.Asker, "_pages", only_jobs)
+    service = JobService(aws.session)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """Return what the guard `watch` says."""
+    return []
+
+
+@pytest.fixture
+def watch(aws: Aws, service: Any, said: list[str]) -> Iterator[BillingGuard]:
+    """Watch the jobs that a test creates, and end them, whatever was refused before."""
+    from utils.deployment.billing import BillingGuard
+
+    guard = BillingGuard(aws, said.append)
+    yield guard
+    service.refused.clear()
+    guard.close()
+    assert guard.remaining() == []
+    assert service.running() == []
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import boto3
 import pytest
+from botocore.exceptions import ClientError
+from botocore.stub import Stubber
 
 from utils.deployment import attached
 from utils.deployment.billing import BillingGuard
@@ -129,3 +133,106 @@ def test_an_entry_knows_all_that_names_it() -> None:
     entry = attached.noted(attached.POLICY, params)
     assert entry.place == {**target("faq"), "PolicyName": "p"}
     assert entry.name == "endpoint/faq/variant/AllTraffic p"
+
+
+# --- the model registry ---------------------------------------------------------------
+
+
+def add_package(client, group: str) -> str:
+    specification = {
+        "Containers": [{"Image": "image", "ModelDataUrl": "s3://bucket/model.tar.gz"}],
+        "SupportedContentTypes": ["application/json"],
+        "SupportedResponseMIMETypes": ["application/json"],
+    }
+    return client.create_model_package(
+        ModelPackageGroupName=group, InferenceSpecification=specification
+    )["ModelPackageArn"]
+
+
+def packages(client, group: str) -> set[str]:
+    found = client.list_model_packages(ModelPackageGroupName=group)
+    return {one["ModelPackageArn"] for one in found["ModelPackageSummaryList"]}
+
+
+def groups(client) -> set[str]:
+    found = client.list_model_package_groups()["ModelPackageGroupSummaryList"]
+    return {one["ModelPackageGroupName"] for one in found}
+
+
+def test_a_group_of_versions_goes_with_all_that_is_in_it(aws, guard) -> None:
+    client = aws.session.client("sagemaker")
+    name = guard.name("versions")
+    client.create_model_package_group(ModelPackageGroupName=name)
+    add_package(client, name)
+    # By a session that no guard watches: in the run's own group all the same.
+    add_package(boto3.Session(region_name=aws.region).client("sagemaker"), name)
+    assert f"model package group {name}" in guard.remaining()
+    guard.teardown()
+    assert guard.remaining() == []
+    assert name not in groups(client)
+
+
+def test_of_a_neighbours_group_only_the_runs_own_versions_go(aws, guard) -> None:
+    neighbour = boto3.Session(region_name=aws.region).client("sagemaker")
+    name = "a-neighbours-versions"
+    neighbour.create_model_package_group(ModelPackageGroupName=name)
+    theirs = add_package(neighbour, name)
+    client = aws.session.client("sagemaker")
+    ours = add_package(client, name)
+    assert packages(client, name) == {theirs, ours}
+    guard.teardown()
+    assert packages(neighbour, name) == {theirs}
+    neighbour.delete_model_package(ModelPackageName=theirs)
+    neighbour.delete_model_package_group(ModelPackageGroupName=name)
+
+
+def test_what_was_deleted_by_hand_is_no_failure(aws, guard) -> None:
+    client = aws.session.client("sagemaker")
+    name = guard.name("versions")
+    client.create_model_package_group(ModelPackageGroupName=name)
+    client.delete_model_package(ModelPackageName=add_package(client, name))
+    client.delete_model_package_group(ModelPackageGroupName=name)
+    guard.teardown()
+    assert guard.remaining() == []
+
+
+ARN = "arn:aws:sagemaker:us-east-1:123456789012:model-package"
+
+
+def test_all_versions_are_listed_before_one_is_deleted() -> None:
+    client = boto3.Session("a", "b", region_name="us-east-1").client("sagemaker")
+    tag, made = {"Key": "course-run", "Value": "run"}, {"CreationTime": 0}
+    group = {"ModelPackageGroupName": "g", "ModelPackageGroupArn": f"{ARN}-group/g"}
+    group |= {"CreatedBy": {}, "ModelPackageGroupStatus": "Completed"}
+    with Stubber(client) as stub:
+        stub.add_response("describe_model_package_group", group | made)
+        stub.add_response("list_tags", {"Tags": [tag]})
+        for number, more in ((1, {"NextToken": "more"}), (2, {})):
+            version = {"ModelPackageArn": f"{ARN}/g/{number}"}
+            version |= {"ModelPackageStatus": "Completed"}
+            listed = {"ModelPackageSummaryList": [version | made]}
+            stub.add_response("list_model_packages", listed | more)
+        for number in (1, 2):
+            wanted = {"ModelPackageName": f"{ARN}/g/{number}"}
+            stub.add_response("delete_model_package", {}, wanted)
+        stub.add_response("delete_model_package_group", {})
+        attached._delete_group(client, "g", tag)
+        stub.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    ("message", "missing"),
+    [
+        (f"ModelPackage {ARN}/g/1 does not exist.", True),
+        (f"Could not find model package '{ARN}/g/1'.", True),
+        ("1 validation error detected: Member must satisfy a pattern", False),
+        ("ARN should be scoped to correct region: us-west-2", False),
+    ],
+)
+def test_only_what_is_not_there_is_taken_for_gone(message, missing) -> None:
+    client = boto3.Session("a", "b", region_name="us-east-1").client("sagemaker")
+    with Stubber(client) as stub:
+        stub.add_client_error("delete_model_package", "ValidationException", message)
+        refused = contextlib.nullcontext() if missing else pytest.raises(ClientError)
+        with refused:
+            attached._delete_package(client, f"{ARN}/g/1")

@@ -31,6 +31,10 @@ from utils.deployment.aws import (
     execution_role_policy,
     iam_policy,
     idle_stop_role_policy,
+    jobs_policy,
+    jobs_role_policy,
+    production_policy,
+    production_role_policy,
     wait_until_in_service,
 )
 from utils.deployment.idle_stop import stop_role
@@ -89,7 +93,16 @@ def test_bucket_is_named_never_guessed(aws, monkeypatch) -> None:
 
 
 POLICIES = pytest.mark.parametrize(
-    "write", [iam_policy, execution_role_policy, idle_stop_role_policy]
+    "write",
+    [
+        iam_policy,
+        execution_role_policy,
+        idle_stop_role_policy,
+        jobs_policy,
+        jobs_role_policy,
+        production_policy,
+        production_role_policy,
+    ],
 )
 # What AWS lets nobody narrow down to a resource, and which reads nothing.
 WRITES_ANYWHERE = {"cloudwatch:PutMetricData"}
@@ -128,6 +141,7 @@ def test_each_action_is_a_call_that_aws_has(aws, write) -> None:
     no_calls = {
         "iam:PassRole",
         "sagemaker:InvokeEndpoint",  # of another service model, the runtime's
+        "sagemaker:InvokeEndpointAsync",
         "sagemaker:InvokeEndpointWithResponseStream",
         "s3:ListBucket",
         "s3:ListBucketVersions",

@@ -13,7 +13,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
 from support.endpoints import AMI, IMAGE
-from utils.deployment import billing, ledger
+from utils.deployment import billing, ledger, tagged
 from utils.deployment.aws import DeploymentError
 from utils.deployment.billing import TAG, BillingGuard
 from utils.deployment.prices import Price, read_snapshot
@@ -155,6 +155,33 @@ def test_a_failing_cell_deletes_everything(aws) -> None:
         assert models(aws) == set()
         guard._after_cell(Result)
     assert sum(line.startswith("The cell failed") for line in said) == 1
+
+
+def test_a_failing_cell_ends_what_runs_on_this_machine(aws) -> None:
+    """Also what was begun under an earlier guard, and though nothing was created."""
+
+    class Failed:
+        success = False
+
+    said, ended = [], []
+
+    def refuse() -> None:
+        raise OSError("it is stuck")
+
+    first = BillingGuard(aws, said.append)
+    first.also_end("the server a", lambda: ended.append("a"))
+    forget = first.also_end("the server b", lambda: ended.append("b"))
+    with BillingGuard(aws, said.append) as guard:
+        guard.also_end("the server c", refuse)
+        forget()
+        guard._after_cell(Failed)
+        guard._after_cell(Failed)
+        assert ended == ["a"]
+        told = [line for line in said if line.startswith("The cell failed")]
+        assert told == [
+            "The cell failed, and the server c could not be ended: it is stuck",
+            "The cell failed: the server a has been ended.",
+        ]
 
 
 def test_a_later_guard_watches_what_the_sdk_creates(aws) -> None:
@@ -468,7 +495,7 @@ def test_teardown_waits_for_an_endpoint_that_is_being_created(aws, monkeypatch) 
         text = b'{"__type": "ValidationException", "message": "in-progress endpoint"}'
         return AWSResponse(request.url, 400, {}, Busy(text))
 
-    monkeypatch.setattr(billing, "FIRST_POLL", 0.01)
+    monkeypatch.setattr(tagged, "FIRST_POLL", 0.01)
     event = "before-send.sagemaker.DeleteEndpoint"
     with BillingGuard(aws, silent) as guard:
         create_endpoint(aws.session, aws, guard.name("faq"))

@@ -33,7 +33,7 @@ from utils.dataset.open_book import context
 from utils.deployment import artifact, deployment_search
 from utils.deployment.deployment_search import Notes, NotesError, read_notes
 from utils.deployment.findings import Artifact, ArtifactError
-from utils.deployment.notes import SEARCH, add_notes
+from utils.deployment.notes import SEARCH, add_notes, packed_bytes
 from utils.deployment.notes_checks import check_note_search, check_notes
 from utils.djl_python.server import Server
 from utils.encoder import load_encoder
@@ -518,6 +518,8 @@ BAD_ROWS = [
 def test_rows_that_are_no_notes_are_refused(rows, message, tmp_path) -> None:
     with pytest.raises(ArtifactError, match=message):
         add_notes(rows, None, tmp_path)
+    with pytest.raises(ArtifactError, match=message):
+        packed_bytes(rows, None)
 
 
 def test_what_cannot_be_built_is_refused(tmp_path) -> None:
@@ -529,6 +531,33 @@ def test_what_cannot_be_built_is_refused(tmp_path) -> None:
     other.mkdir()
     with pytest.raises(ArtifactError, match=r"nosuch: is missing: option\.encoder"):
         add_notes(NOTES, tmp_path / "nosuch", other)
+
+
+LONG_NOTES = [
+    {"id": str(number), "text": text}
+    for number, text in enumerate(
+        ("a b c " * 3_000, "incomprehensibilities " * 800, "é" * 254, "words " * 43)
+    )
+]
+
+
+@pytest.mark.parametrize("with_encoder", [False, True])
+@pytest.mark.parametrize("rows", [NOTES, LONG_NOTES])
+def test_what_notes_and_encoder_take_is_computed_beforehand(
+    tmp_path, rows, with_encoder
+) -> None:
+    encoder = fetch("minilm") if with_encoder else None
+    reckoned = packed_bytes(rows, encoder)
+    add_notes(rows, encoder, tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    written = sum(path.stat().st_size for path in files)
+    if not with_encoder:
+        assert reckoned == written
+        return
+    header = 500  # of the vectors' file
+    vectors = (tmp_path / "notes" / "vectors.safetensors").stat().st_size
+    assert written - header <= reckoned <= written + 6 * vectors
+    assert reckoned - packed_bytes(rows, None) > 20_000_000  # the encoder's weights
 
 
 # --- what the validator finds ---------------------------------------------------------

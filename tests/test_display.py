@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ from utils.display import (
     plot_lengths,
     plot_lines,
     plot_loss_panels,
+    plot_parts,
     plot_paths,
     plot_proportions,
     plot_stacked,
@@ -255,6 +257,30 @@ def test_lines_are_described(shown) -> None:
     plot_lines({"slow": {1: 4.0, 10: 0.4}}, "load", "cost", levels={"API": 0.6})
     assert is_png(shown[0])
     assert shown[0].alt == "cost against load, as lines, for: slow, compared with API"
+
+
+def test_parts_are_drawn_in_the_columns_of_their_steps(drawn) -> None:
+    nodes = [
+        SimpleNamespace(id=name, name=name.title(), detail="for tests")
+        for name in ("browser", "api", "plan", "store", "left")
+    ]
+    ties = [("browser", "api", "HTTPS"), ("plan", "store", ""), ("api", "store", "")]
+    edges = [SimpleNamespace(source=a, target=b, label=c) for a, b, c in ties]
+    plot_parts(nodes, edges, skipped="left")
+    axes = drawn[0].axes[0]
+    places = {
+        text.get_text().strip(): text.get_position()[0]
+        for text in axes.texts
+        if text.get_text().strip() in ("Browser", "Api", "Plan", "Store")
+    }
+    assert places["Browser"] < places["Plan"] == places["Api"] < places["Store"]
+    assert all(text.get_text().strip() != "Left" for text in axes.texts)
+
+
+def test_parts_are_described(shown) -> None:
+    node = SimpleNamespace(id="api", name="The API", detail="")
+    plot_parts([node], [])
+    assert shown[0].alt.startswith("Boxes: The API.")
 
 
 @pytest.mark.parametrize("keys", [(0, 1, 3), ("base", "tuned", "shuffled")])

@@ -10,11 +10,16 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from types import SimpleNamespace
 
+import boto3
 import numpy
 import pytest
 import torch
+from botocore.config import Config
+from botocore.exceptions import ClientError
 from torch.nn.utils.rnn import pad_sequence
 
 from support.tiny_models import tiny_gpt_neox
@@ -44,6 +49,7 @@ from utils.exercises.lesson_05 import (
     check_votes,
 )
 from utils.exercises.lesson_06 import check_forgotten_endpoint
+from utils.exercises.lesson_07 import attempts_of, check_abuse, check_patience
 from utils.models import MODELS
 from utils.tasks import RELATIONS
 from utils.training.recipe import lora_config
@@ -727,3 +733,72 @@ def test_wrong_costs_of_a_weekend_get_their_hint(
     hours: float, hint: str, price: float
 ) -> None:
     assert rejected(check_forgotten_endpoint(hours * price, price), hint)
+
+
+# --- lesson 07 ---
+
+
+@pytest.mark.parametrize(
+    ("retries", "expected"),
+    [
+        (None, 5),
+        ({"max_attempts": 1}, 2),
+        ({"max_attempts": 0}, 1),
+        ({"total_max_attempts": 1}, 1),
+        ({"mode": "standard"}, 3),
+        ({"mode": "standard", "max_attempts": 4}, 5),
+        ({"mode": "adaptive", "total_max_attempts": 2}, 2),
+    ],
+)
+def test_attempts_are_those_that_botocore_makes(
+    retries: dict | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by a server that fails each time."""
+    asked = []
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _: None)
+    config = Config(retries=retries)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        client = boto3.client(
+            "sagemaker-runtime",
+            config=config,
+            region_name="us-east-1",
+            aws_access_key_id="a",
+            aws_secret_access_key="b",
+            endpoint_url=f"http://127.0.0.1:{server.server_port}",
+        )
+        with pytest.raises(ClientError):
+            client.invoke_endpoint(EndpointName="any", Body=b"{}")
+        server.shutdown()
+    assert len(asked) == attempts_of(config) == expected
+
+
+def test_patience_ends_before_the_gateway() -> None:
+    def judged(read: float, connect: float = 2) -> Verdict:
+        retries = {"total_max_attempts": 1}
+        config = Config(read_timeout=read, connect_timeout=connect, retries=retries)
+        return check_patience(config, 29)
+
+    assert judged(5) and judged(26.9)
+    assert rejected(judged(27), "reaches nobody")
+    assert rejected(judged(20, connect=9), "reaches nobody")
+    assert rejected(judged(4.9), "at least 5 seconds")
+
+
+def test_an_abuse_is_priced_by_requests_and_machines() -> None:
+    given = {"rate": 2, "per_request": 1e-5, "machines": 3, "price": 1.5}
+    right = 2 * 3600 * 1e-5 + 3 * 1.5
+    assert check_abuse(right, **given) and check_abuse(numpy.float64(right), **given)
+    assert rejected(check_abuse(right * 1.02, **given), "is not it")
+    assert rejected(check_abuse(4.5, **given), "costs something, too")

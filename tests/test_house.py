@@ -33,6 +33,7 @@ CARDS = (
     "data/lab_model/README.md",
     "data/aws/README.md",
     "notebooks/figures/README.md",
+    "notebooks/guide.md",
     "tests/benchmarks/README.md",
 )
 
@@ -113,6 +114,11 @@ BREACHES = {
             "utils.training is not allowed to import utils.deployment",
         ),
         ("attic.py", "NEW = True", "utils.attic"),
+        (
+            "temporary.py",
+            "from utils import djl_python",
+            "utils.temporary is not allowed to import utils.djl_python",
+        ),
     ],
     "No circles": [
         ("training/recipe.py", "from utils.training import tracking", "utils.training"),
@@ -141,6 +147,18 @@ BREACHES = {
             "utils.deployment.deployment_search -> utils.encoder",
         ),
     ],
+    "What Lambda runs imports nothing else of ours": [
+        (
+            "web/service/app.py",
+            "from utils import helpers",
+            "utils.web.service.app -> utils.helpers",
+        ),
+        (
+            "web/service/records.py",
+            "from utils.web import gateway",
+            "utils.web.service.records -> utils.web.gateway",
+        ),
+    ],
     "The script to take home imports nothing of ours": [
         (
             "training/train_lora.py",
@@ -153,11 +171,38 @@ BREACHES = {
             "utils.training.train_lora -> utils.training.recipe",
         ),
     ],
+    "A training job's script imports nothing of ours": [
+        (
+            "jobs/entry.py",
+            "from utils import helpers",
+            "utils.jobs.entry -> utils.helpers",
+        ),
+        (
+            "jobs/entry.py",
+            "from utils.training import train_lora",
+            "utils.jobs.entry -> utils.training.train_lora",
+        ),
+        (
+            "jobs/entry_data.py",
+            "from utils.jobs import source",
+            "utils.jobs.entry_data -> utils.jobs.source",
+        ),
+        (
+            "jobs/entry_checkpoints.py",
+            "from utils.files import write_json",
+            "utils.jobs.entry_checkpoints -> utils.files",
+        ),
+    ],
     "The DJL stand-in imports nothing else of ours": [
         (
             "djl_python/server.py",
             "from utils.helpers import IGNORED",
             "utils.djl_python.server -> utils.helpers",
+        ),
+        (
+            "djl_python/server.py",
+            "from utils.temporary import temporary_folder",
+            "utils.djl_python.server -> utils.temporary",
         ),
     ],
     "Nothing imports what shows, checks and runs the lessons": [
@@ -195,6 +240,11 @@ BREACHES = {
             "training/adapters.py",
             "from utils.djl_python import layout",
             "utils.training.adapters -> utils.djl_python.layout",
+        ),
+        (
+            "files.py",
+            "from utils.djl_python import archives",
+            "utils.files -> utils.djl_python.archives",
         ),
     ],
 }
@@ -358,13 +408,13 @@ def test_what_does_not_exist_is_noticed() -> None:
     text = "`utils/faqs.py`, [this](data/none.md), `utils/files.py` and `attic.csv`"
     assert missing_paths(text, ROOT) == ["data/none.md", "utils/faqs.py", "attic.csv"]
     text = (
-        "`python -m utils.artifact check`, `python -m utils.course`, `utils.files`, "
+        "`python -m utils.artifact check`, `python -m utils.colours`, `utils.files`, "
         "`utils.files.write`, `utils.files.write_text(…)`, `test_nothing`, "
         "`test_house`, `tests/benchmarks/bench_course.py --fresh --slowly`"
     )
     assert missing_names(text) == [
         "python -m utils.artifact",
-        "python -m utils.course",
+        "python -m utils.colours",
         "utils.artifact",
         "utils.files.write",
         "test_nothing",

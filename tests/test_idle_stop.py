@@ -12,6 +12,7 @@ import botocore.session
 import pytest
 from botocore.validate import validate_parameters
 
+from utils.deployment import tagged
 from utils.deployment.account import look
 from utils.deployment.aws import (
     Aws,
@@ -270,7 +271,7 @@ def test_an_endpoint_that_cannot_be_deleted_keeps_its_stop(
             raise RuntimeError("no right")
 
         with monkeypatch.context() as patched:
-            patched.setattr(guard, "_is_ours", refuse)
+            patched.setattr(tagged, "runs_of", refuse)
             with pytest.raises(DeploymentError, match="no right"):
                 guard.teardown()
         assert names(aws) == [NAME]

@@ -16,7 +16,7 @@ import pytest
 from support import killed_run
 from support.tiny_artifact import save_base
 from utils.course import ROOT
-from utils.djl_python.temporary import temporary_folder
+from utils.temporary import temporary_folder
 
 TIME_TO_END = 60  # seconds; a busy machine may take its time
 WHOLE = {"artifact", "model.tar.gz", "entry_point.py"}  # in the folder build/

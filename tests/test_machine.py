@@ -1,11 +1,17 @@
-"""What this machine offers: how threads wait, and which precision is faster."""
+"""What this machine offers: how threads wait, and which precision is faster.
+
+And that what libraries say on some machines only is kept from the notebooks.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -19,6 +25,7 @@ from utils.course import ROOT, ConfigError, run_config
 from utils.machine import (
     LAB_SHAPES,
     LONG_SPIN,
+    MACHINE_LINES,
     MARGIN,
     MOST_OPERATIONS,
     ROUNDS,
@@ -139,6 +146,110 @@ def test_a_notebook_imports_the_course_before_torch(path) -> None:
     libraries = "torch|transformers|datasets|peft|trl|sklearn|bitsandbytes|mlflow"
     first = re.search(rf"^\s*(?:import|from) (utils|{libraries})\b", code, re.M)
     assert first[1] == "utils"
+
+
+# --- what libraries say of it ---
+
+# Makes libraries say all that MACHINE_LINES lists but for the font cache, which takes
+# many fonts, and MACHINE_WARNINGS, whatever the machine is.
+TALK = """
+import ctypes, importlib, os, platform
+from types import SimpleNamespace
+import bitsandbytes.functional
+from bitsandbytes.backends.cpu import ops
+bitsandbytes.functional.has_avx512bf16 = lambda: True
+importlib.reload(ops)
+from accelerate import PartialState
+from accelerate.utils.other import check_os_kernel
+PartialState(cpu=True)
+old = SimpleNamespace(system="Linux", release="4.18.0-553.el8")
+uname, platform.uname = platform.uname, lambda: old
+check_os_kernel()
+platform.uname = uname
+import torch
+load, ctypes.CDLL = ctypes.CDLL, lambda name: SimpleNamespace(nvmlInit=lambda: 9)
+torch.cuda._raw_device_count_nvml()
+ctypes.CDLL = load
+import matplotlib
+matplotlib.get_configdir()
+os.environ["PATH"] = ""
+from mlflow.utils.git_utils import get_git_commit
+get_git_commit(".")
+"""
+SAID = (
+    "gemm_4bit_forward",
+    "Detected kernel version 4.18.0",
+    "Can't initialize NVML",
+    "mkdir -p failed",
+    "temporary cache directory",
+    "Failed to import Git",
+)
+
+
+def said(code: str, folder: Path) -> str:
+    """What Python writes to stderr where no folder can be made for Matplotlib."""
+    (folder / "file").touch()
+    names = ("PYTHONWARNINGS", "GIT_PYTHON_REFRESH", "GIT_PYTHON_GIT_EXECUTABLE")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    kept |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"MPLCONFIGDIR": str(folder / "file" / "within")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+def test_what_libraries_say_on_some_machines_only_is_not_shown(tmp_path) -> None:
+    assert said("import utils" + TALK, tmp_path) == ""
+
+
+@pytest.mark.slow
+def test_without_the_course_they_say_it(tmp_path) -> None:
+    loud = said(TALK, tmp_path)
+    assert [words for words in SAID if words not in loud] == []
+
+
+def test_all_else_that_these_loggers_say_is_shown(tmp_path) -> None:
+    lines = [f"({name!r}, {words!r})" for name, words in MACHINE_LINES]
+    code = f"""
+import logging, sys, warnings
+import utils
+for name, words in [{", ".join(lines)}]:
+    logger = logging.getLogger(name)
+    logger.warning("[RANK 0] " + words + ": %s.", "here")
+    logger.warning("another of %s", name)
+    logger.getChild("within").warning("below %s", name)
+warnings.warn("Can't initialize NVML")
+warnings.warn("Can't get nvml device count")
+"""
+    shown = said(code, tmp_path)
+    for name, words in MACHINE_LINES:
+        assert words not in shown
+        assert f"another of {name}\n" in shown
+        assert f"below {name}\n" in shown
+    assert "UserWarning: Can't get nvml device count" in shown
+    assert "Can't initialize" not in shown
+
+
+@pytest.mark.parametrize("name, words", MACHINE_LINES)
+def test_the_installed_library_logs_such_a_line(name: str, words: str) -> None:
+    """An entry that another version no longer needs should go."""
+    package, *rest = name.split(".")
+    folder = Path(importlib.util.find_spec(package).origin).parent
+    path = folder.joinpath(*rest, "__init__.py")
+    source = (path if path.exists() else path.parent.with_suffix(".py")).read_text()
+    assert words in source
+    assert re.search(r"^_?log(ger)? = .*get_?[lL]ogger\(__name__\)$", source, re.M)
+
+
+def test_the_logger_of_bitsandbytes_keeps_its_level() -> None:
+    models._quieten_libraries()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 # --- what it says of itself ---

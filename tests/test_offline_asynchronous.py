@@ -69,9 +69,13 @@ class Endpoint:
         return text
 
     def log(self) -> str:
-        events = self.aws.session.client("logs").filter_log_events(
-            logGroupName=LOG_GROUPS + self.name
-        )["events"]
+        """Return all lines; there is no group before the first one, as on AWS."""
+        client = self.aws.session.client("logs")
+        try:
+            found = client.filter_log_events(logGroupName=LOG_GROUPS + self.name)
+        except client.exceptions.ResourceNotFoundException:
+            return ""
+        events = found["events"]
         return "\n".join(event["message"] for event in events)
 
 
@@ -102,7 +106,9 @@ def create(aws, guard, what: str = "async", **output) -> Endpoint:
         },
     )
     client.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    deadline = time.monotonic() + LONG
     while client.describe_endpoint(EndpointName=name)["EndpointStatus"] == "Creating":
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     return Endpoint(aws, name, guard.run)
 

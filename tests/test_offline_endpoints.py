@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 
@@ -29,7 +30,7 @@ from utils.djl_python.process import Container
 from utils.helpers import INFERENCE_PROMPT
 from utils.models import ModelSettings, generate, load_model, load_tokenizer
 from utils.offline_aws.control_plane import OfflineAws
-from utils.offline_aws.endpoints import HEALTH_CHECK_INTERVAL
+from utils.offline_aws.endpoints import HEALTH_CHECK_INTERVAL, _threads
 from utils.offline_aws.invocations import encode_event
 
 # --- starting and answering -----------------------------------------------------------
@@ -175,6 +176,12 @@ def test_variants_share_the_traffic(aws, guard) -> None:
     assert served.count("new") == 60 - served.count("old")
     pids = {ask(aws, name, "pid", TargetVariant=v) for v in ("old", "new", "old")}
     assert len(pids) == 2
+    # Not so many threads that they would wait for one another. (What the container is
+    # told, since the environment of the tests may say the same.)
+    half = str(max(1, (os.cpu_count() or 1) // 2))
+    for variant in OfflineAws.running().endpoints[name].variants:
+        assert variant.container.environment["OMP_NUM_THREADS"] == half
+    assert _threads(1) == {}  # one has all of them
     with pytest.raises(ClientError, match="production variant"):
         ask(aws, name, 1, TargetVariant="nosuch")
 

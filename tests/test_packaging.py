@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -29,7 +31,8 @@ SOURCES = sorted(
     if ".ipynb_checkpoints" not in path.parts
 )
 # Modules that only the serving container has; utils/djl_python stands in for them.
-CONTAINER_ONLY = {"djl_python"}
+# What lies in a container or in a job's source folder, beside what imports it.
+CONTAINER_ONLY = {"djl_python", "train_lora", "entry_checkpoints"}
 FIRST_PARTY = {"utils", "support"}
 
 
@@ -113,6 +116,12 @@ def test_nothing_is_declared_for_nobody() -> None:
     # packages of their own.
     indirect = {"accelerate", "bitsandbytes", "s3fs", "ruff", "sagemaker"}
     indirect |= {"flask", "flask-cors"}
+    # parliament imports a part of setuptools that later versions lack.
+    indirect |= {"setuptools"}
+    # A program of its own, which utils/web/runtime_api.py starts.
+    indirect |= {"awslambdaric"}
+    # Sphinx loads them by the names that utils/site/conf.py gives.
+    indirect |= {"myst-nb", "sphinx-book-theme"}
     for pin in pins():
         name = normalised(pin.name)
         assert name in packages | indirect or name in commands, f"who uses {name}?"
@@ -182,7 +191,7 @@ cat > "$folder/bin/python" <<'END'
 #!/bin/sh
 echo "$@" >> calls
 case "$*" in
-  *"pip install"*) [ ! -e pip-fails ] || exit 1 ;;
+  *"pip install"*) echo "$PIP_USER" > pip-user; [ ! -e pip-fails ] || exit 1 ;;
   *"utils.models fetch"*)
     echo "PIP_ARGS=$PIP_ARGS" >> calls
     [ ! -e fetch-fails ] || exit 1 ;;
@@ -234,7 +243,10 @@ def test_make_installs_once(checkout: Path) -> None:
     assert make(checkout, "run") == (0, ["-m utils.run"])
 
 
-@pytest.mark.parametrize("target", ["run", "test", "test-all", "lab", "kernel"])
+TARGETS = ["run", "test", "test-all", "lab", "kernel", "site", "newest"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_target_fetches_the_models_once(checkout: Path, target: str) -> None:
     assert "-m utils.models fetch all" in make(checkout, target)[1]
     assert "-m utils.models fetch all" not in make(checkout, target)[1]
@@ -301,10 +313,14 @@ def test_make_targets(checkout: Path) -> None:
     assert make(checkout, "test")[1] == [f"-m pytest {side_by_side}"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
     assert make(checkout, "install")[1] == []
-    lab = "-m jupyterlab --notebook-dir=notebooks"
+    first = sorted((ROOT / "notebooks").glob("*.ipynb"))[0].name
+    lab = "-m jupyterlab --notebook-dir=notebooks "
+    lab += f"--LabApp.default_url=/lab/tree/{first}"
     assert [call.strip() for call in make(checkout, "lab")[1]] == [lab]
     as_root = make(checkout, "lab", "LAB_ARGS=--allow-root")[1]
     assert as_root == [f"{lab} --allow-root"]
+    assert make(checkout, "site")[1] == ["-m utils.site"]
+    assert make(checkout, "newest")[1] == ["-m utils.classroom newest"]
     assert make(checkout, "kernel")[1][0].startswith("-m ipykernel install --user")
     (checkout / "build").mkdir()
     (checkout / "utils" / "__pycache__").mkdir()
@@ -313,6 +329,40 @@ def test_make_targets(checkout: Path) -> None:
     assert not (checkout / "build").exists()
     assert not (checkout / "utils" / "__pycache__").exists()
     assert (checkout / ".venv" / "course_models").exists()
+
+
+def test_make_installs_into_its_environment_whatever_pip_is_set_to(
+    checkout: Path, monkeypatch
+) -> None:
+    """PIP_USER and `user = true` in a pip.conf, before which a variable goes."""
+    monkeypatch.setenv("PIP_USER", "1")
+    assert make(checkout, "install")[0] == 0
+    assert (checkout / "pip-user").read_text().strip() == "0"
+
+
+def test_the_kernel_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    """Also where a place, such as Studio, has other versions in its PYTHONPATH."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-m venv --clear" in makefile and "system-site-packages" not in makefile
+    recipe = re.search(r"^kernel: .*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
+    command = shlex.split(recipe.replace("\\\n", ""))[1:]
+    place = command.index("--user")
+    command[place : place + 1] = ["--prefix", str(tmp_path)]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    folder = tmp_path / "share" / "jupyter" / "kernels" / "course"
+    kernel = json.loads((folder / "kernel.json").read_text())
+    assert kernel["argv"][0] == sys.executable
+    (tmp_path / "of_the_place.py").touch()
+    code = "import importlib.util as u; print(u.find_spec('of_the_place'))"
+    for more, seen in (({}, True), (kernel["env"], False)):
+        done = subprocess.run(
+            [kernel["argv"][0], "-c", code],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(tmp_path), **more},
+            capture_output=True,
+            text=True,
+        )
+        assert ("None" not in done.stdout) == seen, done
 
 
 def test_make_says_which_python_it_needs(checkout: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import csv
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +17,8 @@ from botocore.stub import Stubber
 from utils.course import ROOT
 from utils.deployment import prices
 from utils.deployment.prices import (
+    COLUMNS,
+    SNAPSHOT,
     Price,
     PriceError,
     PriceList,
@@ -65,6 +70,53 @@ def test_notebook_shows_the_snapshot_as_it_is() -> None:
     shown = cell.outputs[0]["data"]["text/markdown"]
     items = [line.split(" | ")[0].strip("| ") for line in shown.splitlines()[2:]]
     assert shown == price_table(PriceList(account()), items)
+
+
+def test_the_experiment_says_of_each_price_when_and_where_it_was_read() -> None:
+    """Each that its code names is shown in full, and its prose types none."""
+    path = ROOT / "notebooks" / "experiments" / "06_production.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    strings = {
+        node.value
+        for cell in code
+        if "prices.of" in cell.source
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Constant)
+    }
+    used = [price for price in read_snapshot() if price.item in strings]
+    assert len(used) >= 6
+    shown = [o.get("text", "") for cell in code for o in cell.outputs]
+    lines = "".join(shown).splitlines()
+    assert [str(price) for price in used if str(price) not in lines] == []
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"(US)?\$ ?\d|\d ?(USD|dollars)", cell.source), cell.id
+
+
+def test_a_price_is_told_with_its_day_and_source() -> None:
+    price = snapshot_price("ml.g5.xlarge")
+    for part in (price.item, f"${price.usd:g}", price.read_on, price.source):
+        assert part in str(price)
+
+
+@pytest.mark.parametrize("column", ["read_on", "source"])
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_no_row_may_lack_its_day_or_source(tmp_path, column, empty) -> None:
+    """Each row of the shipped table in turn is robbed of it, and that is noticed."""
+    with SNAPSHOT.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", row["read_on"]) for row in rows)
+    for number in range(len(rows)):
+        planted = [dict(row) for row in rows]
+        planted[number][column] = empty
+        path = tmp_path / "prices.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(planted)
+        with pytest.raises(PriceError, match=f"line {number + 2}: {column} is missing"):
+            read_snapshot(path)
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from utils.djl_python import temporary
-from utils.djl_python.temporary import (
+from utils import temporary
+from utils.files import replace_folder, write_file
+from utils.temporary import (
     PREFIX,
     clear_dead,
     temporary_file,
     temporary_folder,
 )
-from utils.files import replace_folder, write_file
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from utils.djl_python.temporary import temporary_file, temporary_folder
+from utils.temporary import temporary_file, temporary_folder
 place = Path(sys.argv[1])
 with temporary_folder(place) as folder, temporary_file(place, ".it.") as file:
     (folder / "model").mkdir()

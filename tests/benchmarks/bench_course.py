@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/benchmarks/bench_course.py           # make run, make test
     .venv/bin/python tests/benchmarks/bench_course.py --fresh   # in a new clone
+    .venv/bin/python tests/benchmarks/bench_course.py 08 09     # these notebooks
 
 Prints one line a command: seconds on the clock and the peak of the memory that all
 its processes hold together (proportional set size, sampled every second; resident set
@@ -53,8 +54,16 @@ def measure(command: list[str], folder: Path) -> tuple[float, float, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fresh", action="store_true", help="install a new clone")
+    parser.add_argument(
+        "notebooks", nargs="*", metavar="NN", help="one by one, in place of make"
+    )
     options = parser.parse_args()
     commands = [["make", "run"], ["make", "test"]]
+    if options.fresh and options.notebooks:
+        parser.error("--fresh measures the two commands: leave the notebooks out")
+    if options.notebooks:
+        run = [str(ROOT / ".venv" / "bin" / "python"), "-m", "utils.run"]
+        commands = [[*run, one] for one in options.notebooks]
     with tempfile.TemporaryDirectory() as scratch:
         folder = ROOT
         if options.fresh:
@@ -66,7 +75,7 @@ def main() -> int:
             seconds, peak, code = measure(command, folder)
             failed |= code
             outcome = "" if code == 0 else f"  failed with exit code {code}"
-            name = " ".join(command)
+            name = " ".join(command[-2:])
             print(f"{name:22} {seconds:6.0f} s {peak:8,.0f} MiB{outcome}", flush=True)
     return int(failed != 0)
 

@@ -96,13 +96,15 @@ def record_calls() -> tuple[list[dict[str, Any]], list[str]]:
     send = botocore.client.BaseClient._make_request
 
     def keep(self: Any, operation: str, params: dict) -> Any:
-        names = {key: value for key, value in params.items() if isinstance(value, str)}
+        names = named(params)
         service = self.meta.service_model.service_name
         calls.append({"service": service, "operation": operation, "params": names})
         return make(self, operation, params)
 
     def look(self: Any, operation: Any, request: dict, context: dict) -> Any:
-        if f'"{TAG}"'.encode() in (request["body"] or b""):
+        # A file would be read to its end, and sent empty.
+        body = request["body"] if isinstance(request["body"], bytes) else b""
+        if f'"{TAG}"'.encode() in body:
             tagged.append(operation.name)
         return send(self, operation, request, context)
 
@@ -111,11 +113,21 @@ def record_calls() -> tuple[list[dict[str, Any]], list[str]]:
     return calls, tagged
 
 
-class Notebook:
-    """The notebook's code cells, run in this process."""
+def named(params: dict[str, Any]) -> dict[str, Any]:
+    """Return a request's texts and lists of texts, in which the names stand."""
+    return {
+        key: value
+        for key, value in params.items()
+        if isinstance(value, str)
+        or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    }
 
-    def __init__(self) -> None:
-        cells = nbformat.read(NOTEBOOK, as_version=4).cells
+
+class Notebook:
+    """A notebook's code cells, run in this process."""
+
+    def __init__(self, path: Path = NOTEBOOK) -> None:
+        cells = nbformat.read(path, as_version=4).cells
         self.cells = {
             cell.id: cell.source for cell in cells if cell.cell_type == "code"
         }

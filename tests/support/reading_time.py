@@ -7,6 +7,10 @@ output, 4 minutes an exercise. A folded `<details>` block (a solution) takes no 
 nor do blank lines, the addresses of links, the alt text of pictures and the numbers
 that this command writes. The time of computing is not in it.
 
+The questions in the cell `self-check` are counted apart, as nobody has to answer them:
+that cell states its own minutes, which utils/exercises/self_check.py counts, folded
+feedback included.
+
 The command writes the numbers into the notebook: into the row `| **time** | … |` of its
 title, and as a line `*N minutes*` under each heading `## N · Title`.
 """
@@ -21,6 +25,7 @@ from pathlib import Path
 
 import nbformat
 
+from utils.exercises import self_check
 from utils.files import write_text
 
 WORDS_A_MINUTE = 150
@@ -136,6 +141,8 @@ def _parts(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, float]]:
     """Yield what there is to read or try: its section's heading and its minutes."""
     heading = ""
     for cell in notebook.cells:
+        if cell.get("id") == self_check.CELL:
+            continue
         if cell.cell_type == "markdown":
             for heading, text in list(_by_heading(cell.source, heading)):  # noqa: B020
                 yield heading, _prose_minutes(text)

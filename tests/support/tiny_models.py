@@ -147,6 +147,7 @@ def tiny_llama(
     vocabulary: int = 400,
     tied: bool = True,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    width: int = 32,
 ) -> LlamaForCausalLM:
     """An untrained Llama of SmolLM2's kind; the caller seeds torch.
 
@@ -154,6 +155,7 @@ def tiny_llama(
         vocabulary: how many tokens.
         tied: one matrix for embeddings and head.
         tokenizer: gives vocabulary and special tokens, in place of `vocabulary`.
+        width: of the hidden states; half of it is that of keys and values.
     """
     ids = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
     if tokenizer is not None:
@@ -162,11 +164,11 @@ def tiny_llama(
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=32,
+            hidden_size=width,
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
-            intermediate_size=64,
+            intermediate_size=2 * width,
             max_position_embeddings=512,
             tie_word_embeddings=tied,
             initializer_range=0.2,
