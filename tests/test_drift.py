@@ -240,10 +240,6 @@ def named_tests(code: str) -> tuple[list[str], list[str]]:
     return every, slow
 
 
-# Minutes of measuring, which only `make test-all` does.
-ONLY_SLOW = {"test_self_check_in_jupyterlab.py"}
-
-
 def test_every_test_file_is_run_by_make_test() -> None:
     """pytest takes what is named test_….py below `testpaths`, and marks keep out."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -256,18 +252,16 @@ def test_every_test_file_is_run_by_make_test() -> None:
     assert recipe[1].split("pytest", 1)[1].split() == [
         *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     ], "a path or a choice would leave files out"
-    only_slow = set()
     for path in (ROOT / "tests").rglob("*.py"):
         every, slow = named_tests(path.read_text("utf-8"))
         name = path.relative_to(ROOT).as_posix()
         if path.name.startswith("test_"):
             assert path.parent == ROOT / "tests", f"{name}: put it into tests/"
             assert every, f"{name} has no test"
-            only_slow |= {path.name} if set(every) <= set(slow) else set()
+            assert set(every) - set(slow), f"{name}: make test runs nothing of it"
             assert len(set(every)) == len(every), f"{name}: two tests have one name"
         else:
             assert not every, f"{name} has tests, and pytest does not look there"
-    assert only_slow == ONLY_SLOW, "make test runs nothing of these"
 
 
 def test_files_and_tests_that_nobody_runs_are_noticed() -> None:

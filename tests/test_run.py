@@ -89,14 +89,30 @@ def test_run_shows_progress_and_table_and_leaves_copies(
     assert table[4].split()[0] == "total"
     folder = tmp_path / "build" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "01_first.csv",
         "01_first.html",
         "01_first.ipynb",
+        "02_second.csv",
         "02_second.html",
         "02_second.ipynb",
     ]
     executed = nbformat.read(folder / "01_first.ipynb", as_version=4)
     assert executed.cells[0].outputs[0].data["text/plain"] == "42"
     assert source.read_bytes() == before
+
+
+def test_the_seconds_of_each_cell_are_kept(
+    tmp_path: Path, make_notebook: MakeNotebook
+) -> None:
+    make_notebook("01_first.ipynb", "import time", "time.sleep(0.6)", "40 + 2")
+    assert run_course(tmp_path).returncode == 0
+    table = (tmp_path / "build" / "run" / "01_first.csv").read_text("utf-8")
+    head, *lines = [line.split(",") for line in table.splitlines()]
+    assert head == ["cell", "seconds"]
+    assert [name for name, _ in lines] == ["cell-0", "cell-1", "cell-2"]
+    first, slept, last = [float(seconds) for _, seconds in lines]
+    assert slept >= 0.6
+    assert max(first, last) < slept
 
 
 @pytest.fixture
@@ -381,6 +397,7 @@ def test_stopping_leaves_no_process_and_nothing_half_written(
     assert cleaned.exists()
     folder = tmp_path / "build" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "01_first.csv",
         "01_first.html",
         "01_first.ipynb",
     ]
@@ -405,7 +422,7 @@ def test_stopping_at_any_moment_leaves_no_process(
     assert process.wait(timeout=60) != 0
     assert left_over(mark) == []
     for path in tmp_path.glob("build/run/*"):
-        assert path.suffix in (".ipynb", ".html")
+        assert path.suffix in (".ipynb", ".html", ".csv")
         assert not path.name.startswith(".")
 
 

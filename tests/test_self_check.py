@@ -1,4 +1,4 @@
-"""The questions at the end of each lesson, as they stand in the notebooks."""
+"""The questions at the end of each notebook, as they stand there."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from utils.exercises import self_check
 from utils.exercises.self_check import (
     CELL,
     LETTERS,
+    SelfCheck,
     SelfCheckError,
     cell_source,
-    lessons,
     minutes_of,
     read_questions,
+    self_checks,
     with_self_check,
 )
+from utils.run import find_notebooks
 
-LESSONS = lessons()
-each_lesson = pytest.mark.parametrize(
-    ("path", "file"), LESSONS, ids=[path.stem for path, _ in LESSONS]
+SELF_CHECKS = self_checks()
+each_notebook = pytest.mark.parametrize(
+    "one", SELF_CHECKS, ids=[one.name for one in SELF_CHECKS]
 )
 
 
@@ -46,51 +48,53 @@ def without_html(source: str) -> str:
     return re.sub(r"<[^>]+>", "", source)
 
 
-def test_each_lesson_has_questions() -> None:
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    lessons = [path for path in notebooks if not path.name.startswith("09_")]
-    assert [path for path, _ in LESSONS] == lessons  # the capstone checks its learner
+def test_each_notebook_has_questions() -> None:
+    assert [one.path for one in SELF_CHECKS] == find_notebooks(ROOT / "notebooks")
 
 
-@each_lesson
-def test_the_cell_is_what_the_command_writes(path: Path, file: Path) -> None:
-    notebook, questions = read(path), read_questions(file)
-    remedy = f"run `python -m utils.exercises.self_check {path.name[:2]}`"
+@each_notebook
+def test_the_cell_is_what_the_command_writes(one: SelfCheck) -> None:
+    notebook, questions = read(one.path), read_questions(one.file)
+    remedy = f"run `python -m utils.exercises.self_check {one.name}`"
     assert [cell.id for cell in notebook.cells][-2] == CELL, remedy
-    assert notebook.cells[-2].source == cell_source(questions, notebook), remedy
+    assert notebook.cells[-2].source == cell_source(questions, notebook, one.up), remedy
     before = nbformat.writes(notebook)
-    assert nbformat.writes(with_self_check(notebook, questions)) == before
+    assert nbformat.writes(with_self_check(notebook, questions, one.up)) == before
     # Its links lead to sections, the glossary and the page of errors.
-    dead = dead_links(path, ROOT)
+    dead = dead_links(one.path, ROOT)
     assert not [fault for fault in dead if fault.startswith(CELL)]
 
 
-@each_lesson
-def test_each_answer_says_what_it_is_worth(path: Path, file: Path) -> None:
+@each_notebook
+def test_each_answer_says_what_it_is_worth(one: SelfCheck) -> None:
     """And nothing in the cell could be taken out by JupyterLab's sanitiser."""
-    questions, source = read_questions(file), read(path).cells[-2].source
+    questions, source = read_questions(one.file), read(one.path).cells[-2].source
     opened = folded(source)
     assert len(opened) == source.count("<details>") == source.count("</details>")
     letters = [
-        LETTERS[number] for one in questions for number, _ in enumerate(one.answers)
+        LETTERS[number] for each in questions for number, _ in enumerate(each.answers)
     ]
-    assert [summary[:2] for summary, _ in opened] == [f"{one}." for one in letters]
+    assert [summary[:2] for summary, _ in opened] == [
+        f"{letter}." for letter in letters
+    ]
     told = [feedback for _, feedback in opened]
     assert len(set(told)) == len(told)
-    right = [answer.right for one in questions for answer in one.answers]
+    right = [answer.right for each in questions for answer in each.answers]
     assert [text.startswith("**Right.**") for text in told] == right
-    assert [text.startswith("**No.**") for text in told] == [not one for one in right]
+    assert [text.startswith("**No.**") for text in told] == [
+        not is_right for is_right in right
+    ]
     tags = set(re.findall(r"<(/?[\w-]+)([^>]*)>", source))
     known = {"details", "summary", "code", "em"}
     assert {tag.lstrip("/") for tag, _ in tags} <= known
     assert not any(attributes for _, attributes in tags)
 
 
-@each_lesson
-def test_it_reads_in_order_where_html_is_stripped(path: Path, file: Path) -> None:
-    text = without_html(read(path).cells[-2].source)
+@each_notebook
+def test_it_reads_in_order_where_html_is_stripped(one: SelfCheck) -> None:
+    text = without_html(read(one.path).cells[-2].source)
     place = 0
-    for number, question in enumerate(read_questions(file), start=1):
+    for number, question in enumerate(read_questions(one.file), start=1):
         pieces = [f"**{number}.** {question.text}"]
         for letter, answer in zip(LETTERS, question.answers, strict=False):
             plain = re.sub(r"[`*]", "", answer.text)
@@ -104,16 +108,16 @@ def test_it_reads_in_order_where_html_is_stripped(path: Path, file: Path) -> Non
 def test_right_answers_are_not_told_by_place_or_length() -> None:
     places: Counter[int] = Counter()
     longest = shortest = count = 0
-    for _, file in LESSONS:
+    for check in SELF_CHECKS:
         here = []
-        for question in read_questions(file):
+        for question in read_questions(check.file):
             lengths = [len(answer.text) for answer in question.answers]
             (right,) = [n for n, one in enumerate(question.answers) if one.right]
             here.append(right)
             longest += lengths[right] == max(lengths)
             shortest += lengths[right] == min(lengths)
             count += 1
-        assert len(set(here)) > 2, f"{file.name}: {here}"
+        assert len(set(here)) > 2, f"{check.name}: {here}"
         places.update(here)
     assert max(places.values()) < count / 2
     assert longest < count / 2 and shortest < count / 2
@@ -124,7 +128,7 @@ def test_right_answers_are_not_told_by_place_or_length() -> None:
 
 def written(folder: Path, change: dict, number: int = 0) -> Path:
     """The questions of lesson 01, one of them changed."""
-    found = yaml.safe_load(LESSONS[0][1].read_text(encoding="utf-8"))
+    found = yaml.safe_load(SELF_CHECKS[0].file.read_text(encoding="utf-8"))
     found[number] |= change
     file = folder / "lesson_01.yaml"
     file.write_text(yaml.safe_dump(found), encoding="utf-8")
@@ -177,7 +181,7 @@ def test_the_same_feedback_twice_is_refused(tmp_path: Path) -> None:
 def test_a_section_that_is_not_there_is_refused(tmp_path: Path) -> None:
     questions = read_questions(written(tmp_path, {"section": 99}))
     with pytest.raises(SelfCheckError, match="Question 1 names section 99"):
-        cell_source(questions, read(LESSONS[0][0]))
+        cell_source(questions, read(SELF_CHECKS[0].path))
 
 
 def test_code_and_signs_of_html_in_an_answer() -> None:
@@ -196,8 +200,8 @@ def test_the_command_writes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where the cell is missing or was edited; nothing else changes."""
-    path = tmp_path / LESSONS[0][0].name
-    shutil.copy(LESSONS[0][0], path)
+    path = tmp_path / SELF_CHECKS[0].path.name
+    shutil.copy(SELF_CHECKS[0].path, path)
     monkeypatch.setattr(self_check, "NOTEBOOKS", tmp_path)
     original = path.read_bytes()
     notebook = read(path)
@@ -214,4 +218,4 @@ def test_the_command_writes_once(
     assert path.stat().st_mtime_ns == stamp
     assert "5 questions, 6 minutes" in capsys.readouterr().out
     assert self_check.main(["99"]) == 1
-    assert "There is no lesson '99'" in capsys.readouterr().err
+    assert "There is no notebook '99'" in capsys.readouterr().err

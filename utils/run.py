@@ -1,7 +1,7 @@
 """Execute the notebooks in order and show what came out: `python -m utils.run`.
 
-    python -m utils.run                  all lessons, then all experiments; results in
-                                         COURSE_BUILD/run
+    python -m utils.run                  all lessons, then all experiments; results, and
+                                         the seconds of each cell, in COURSE_BUILD/run
     python -m utils.run 03 04            only these lessons
     python -m utils.run experiments      only the experiments
     python -m utils.run experiments/04   those of lesson 04; a whole name is one of them
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -427,7 +428,7 @@ async def run(
                 write_text(_result(folder, path, "ipynb"), as_text(clean(notebook)))
 
         head = f"[{position}/{len(paths)}] {name_of(path)}.ipynb"
-        notebook, seconds = await _execute_with_progress(
+        notebook, seconds, cells = await _execute_with_progress(
             path, environ, head, keep_failed
         )
         text = as_text(clean(notebook))
@@ -437,10 +438,21 @@ async def run(
             write_text(_result(folder, path, "ipynb"), text)
             page = as_page(notebook, path.stem, path.parent)
             write_text(_result(folder, path, "html"), page)
+            write_text(_result(folder, path, "csv"), _cell_table(notebook, cells))
         results.append(Result(name_of(path), seconds, key_figure_of(notebook)))
         # Lets a signal through that came while the files were written.
         await asyncio.sleep(0)
     return results
+
+
+def _cell_table(notebook: nbformat.NotebookNode, seconds: Sequence[float]) -> str:
+    """Return what each code cell took, as CSV."""
+    lines = [
+        f"{cell.id},{taken:.2f}"
+        for cell, taken in zip(notebook.cells, seconds, strict=True)
+        if cell.cell_type == "code"
+    ]
+    return "\n".join(["cell,seconds", *lines, ""])
 
 
 def _is_set(variable: str) -> bool:
@@ -465,7 +477,7 @@ def _result(folder: Path, path: Path, kind: str) -> Path:
 def _prepare(folder: Path, paths: Sequence[Path]) -> None:
     """Remove what earlier runs left of these notebooks, and copy their figures."""
     for path in paths:
-        for kind in ("ipynb", "html"):
+        for kind in ("ipynb", "html", "csv"):
             _result(folder, path, kind).unlink(missing_ok=True)
     figures = _home(paths) / "figures"
     if figures.is_dir():
@@ -477,15 +489,17 @@ async def _execute_with_progress(
     environ: Mapping[str, str],
     head: str,
     on_failure: Callable[[nbformat.NotebookNode], None],
-) -> tuple[nbformat.NotebookNode, float]:
+) -> tuple[nbformat.NotebookNode, float, list[float]]:
     """Execute one notebook, with its progress on a line that begins with `head`.
 
     Returns:
-        The notebook, and the seconds that it took.
+        The notebook, the seconds that it took, and those of each cell.
     """
     live = sys.stdout.isatty()
+    times: list[float] = []
 
     def show_cell(number: int, count: int) -> None:
+        times.append(time.perf_counter())
         if live:
             print(f"\r{head}  cell {number}/{count} ", end="", flush=True)
 
@@ -496,10 +510,12 @@ async def _execute_with_progress(
     except BaseException:
         print("\r" + head + "  ✗" + " " * 12 if live else "  ✗", flush=True)
         raise
-    seconds = time.perf_counter() - start
+    end = time.perf_counter()
+    seconds = end - start
     done = f"  {seconds:.1f} s"
     print(f"\r{head}{done}{' ' * 12}" if live else done, flush=True)
-    return notebook, seconds
+    each = [after - before for before, after in pairwise([*times, end])]
+    return notebook, seconds, each
 
 
 async def _stoppable(

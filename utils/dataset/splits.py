@@ -139,7 +139,7 @@ def _too_few(count: int) -> DataError:
     questions = "question is" if count == 1 else "questions are"
     return DataError(
         f"{count} {questions} too few to split into training, validation and test: "
-        f"{FEWEST_ROWS} are the least, some hundred are useful. Add rows to the file."
+        f"{FEWEST_ROWS} are the least, a few hundred are useful. Add rows to the file."
     )
 
 

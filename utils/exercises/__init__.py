@@ -1,7 +1,7 @@
 """Checks for the exercises: a hint for each known mistake, praise for a right answer.
 
 - `frame`: what all checks share, and how to add one.
-- `self_check`: five questions at the end of each lesson, written into its notebook.
+- `self_check`: five questions at the end of each notebook, written into its notebook.
 - `lesson_01`: language models.
 - `lesson_02`: prompting.
 - `lesson_03`: data set and template.

@@ -1,13 +1,15 @@
-"""The questions at the end of each lesson: `python -m utils.exercises.self_check`.
+"""The questions at the end of each notebook: `python -m utils.exercises.self_check`.
 
-    python -m utils.exercises.self_check          write them into all lessons
-    python -m utils.exercises.self_check 04 08    into these
+    python -m utils.exercises.self_check          write them into all notebooks
+    python -m utils.exercises.self_check 04 08    into these lessons
+    python -m utils.exercises.self_check experiments/05_statistics
 
-They stand in `data/self_checks/lesson_NN.yaml`, and the command writes them into the
-cell `self-check` of the notebook, above its last one. Each answer is a `<details>`
-block, which opens by keyboard and needs no script, no id and no service: JupyterLab
-takes ids and names out of what it does not trust. Where HTML is left out altogether,
-the text reads in order: question, answers with their letters, what is said of each.
+They stand in `data/self_checks`, in `lesson_NN.yaml` or `experiment_NN_name.yaml`, and
+the command writes them into the cell `self-check` of the notebook, above its last one.
+Each answer is a `<details>` block, which opens by keyboard and needs no script, no id
+and no service: JupyterLab takes ids and names out of what it does not trust. Where HTML
+is left out altogether, the text reads in order: question, answers with their letters,
+what is said of each.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from utils.files import write_text
 CELL = "self-check"  # the id of the cell
 FOLDER = ROOT / "data" / "self_checks"
 NOTEBOOKS = ROOT / "notebooks"
-COUNT = 5  # questions of a lesson
+EXPERIMENTS = "experiments"  # a folder in that of the lessons
+COUNT = 5  # questions of a notebook
 LETTERS = "ABCD"
 # What a slip in the file may raise, such as an answer that YAML takes for a number.
 FAULTS = (OSError, AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError)
@@ -37,11 +40,12 @@ WORDS_A_MINUTE = 150
 MINUTES_A_QUESTION = 0.5  # to think
 VERDICTS = {True: "**Right.**", False: "**No.**"}
 SECTION = re.compile(r"^## (\d+) · (.+)$", re.MULTILINE)
+# Between the braces: the way up to the folder of the lessons.
 INTRODUCTION = (
     "Decide on an answer, then open it: each says whether it is right, and why. By "
     "keyboard, Tab leads from answer to answer and Space opens one. The "
-    "[glossary](glossary.md) explains the terms, and [getting unstuck]"
-    "(getting_unstuck.md) helps when something fails."
+    "[glossary]({}glossary.md) explains the terms, and [getting unstuck]"
+    "({}getting_unstuck.md) helps when something fails."
 )
 
 
@@ -158,29 +162,32 @@ def minutes_of(questions: Sequence[Question]) -> int:
     return round(words / WORDS_A_MINUTE + MINUTES_A_QUESTION * len(questions))
 
 
-def cell_source(questions: Sequence[Question], notebook: nbformat.NotebookNode) -> str:
+def cell_source(
+    questions: Sequence[Question], notebook: nbformat.NotebookNode, up: str = ""
+) -> str:
     """Return the Markdown of the cell.
 
     Args:
-        questions: of the lesson.
-        notebook: the lesson, in which the sections are looked up.
+        questions: of the notebook.
+        notebook: the notebook, in which the sections are looked up.
+        up: the way to the folder of the lessons: "../" from an experiment.
 
     Raises:
-        SelfCheckError: if a question names a section that the lesson does not have.
+        SelfCheckError: if a question names a section that the notebook does not have.
     """
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     sections = {int(n): name for n, name in SECTION.findall("\n\n".join(prose))}
     parts = [
         "## Self-check",
         f"*{minutes_of(questions)} minutes, which the time at the top leaves out*",
-        INTRODUCTION,
+        INTRODUCTION.format(up, up),
     ]
     for number, question in enumerate(questions, start=1):
         name = sections.get(question.section)
         if name is None:
             raise SelfCheckError(
-                f"Question {number} names section {question.section}, which the lesson "
-                "does not have: correct the number."
+                f"Question {number} names section {question.section}, which the "
+                "notebook does not have: correct the number."
             )
         place = f"#{question.section}-·-{name.replace(' ', '-')}"
         where = f"([section {question.section}]({place}))"
@@ -208,16 +215,17 @@ def _as_html(text: str) -> str:
 
 
 def with_self_check(
-    notebook: nbformat.NotebookNode, questions: Sequence[Question]
+    notebook: nbformat.NotebookNode, questions: Sequence[Question], up: str = ""
 ) -> nbformat.NotebookNode:
     """Write the questions into a notebook, in place, and return it.
 
     Args:
-        notebook: the lesson. Its cell `self-check` is replaced; without one, a new
-            cell comes above the last.
-        questions: of the lesson.
+        notebook: its cell `self-check` is replaced; without one, a new cell comes above
+            the last.
+        questions: of the notebook.
+        up: the way to the folder of the lessons: "../" from an experiment.
     """
-    source = cell_source(questions, notebook)
+    source = cell_source(questions, notebook, up)
     for cell in notebook.cells:
         if cell.id == CELL:
             cell.source = source
@@ -227,40 +235,65 @@ def with_self_check(
     return notebook
 
 
-def lessons(numbers: Sequence[str] = ()) -> list[tuple[Path, Path]]:
-    """Return the notebook and the questions of lessons.
+@dataclass(frozen=True)
+class SelfCheck:
+    """Where the questions of a notebook stand, and where they are shown.
+
+    Attributes:
+        file: of the questions.
+        path: of the notebook.
+        name: what the command calls it, such as "04" or "experiments/05_statistics".
+    """
+
+    file: Path
+    path: Path
+    name: str
+
+    @property
+    def up(self) -> str:
+        """The way from the notebook to the folder of the lessons."""
+        return "../" if self.path.parent.name == EXPERIMENTS else ""
+
+
+def self_checks(names: Sequence[str] = ()) -> list[SelfCheck]:
+    """Return the self-checks of notebooks, lessons first.
 
     Args:
-        numbers: such as "04"; none stands for all that have questions.
+        names: such as "04" or "experiments/05_statistics"; none stands for all.
 
     Raises:
-        SelfCheckError: if there is no such lesson, or no questions for it.
+        SelfCheckError: if there is no such notebook, or no questions for it.
     """
-    numbers = numbers or [file.stem[-2:] for file in sorted(FOLDER.glob("*.yaml"))]
-    found = []
-    for number in numbers:
-        notebooks = sorted(NOTEBOOKS.glob(f"{number}_*.ipynb"))
-        file = FOLDER / f"lesson_{number}.yaml"
-        if len(notebooks) != 1 or not file.is_file():
+    known = {}
+    for file in sorted(FOLDER.glob("lesson_*.yaml")):
+        name = file.stem.removeprefix("lesson_")
+        for path in NOTEBOOKS.glob(f"{name}_*.ipynb"):
+            known[name] = SelfCheck(file, path, name)
+    for file in sorted(FOLDER.glob("experiment_*.yaml")):
+        name = f"{EXPERIMENTS}/{file.stem.removeprefix('experiment_')}"
+        path = NOTEBOOKS / f"{name}.ipynb"
+        if path.is_file():
+            known[name] = SelfCheck(file, path, name)
+    for name in names:
+        if name not in known:
             raise SelfCheckError(
-                f"There is no lesson {number!r} with questions: give two digits, such "
-                "as 04."
+                f"There is no notebook {name!r} with questions: give some of "
+                f"{', '.join(known)}."
             )
-        found.append((notebooks[0], file))
-    return found
+    return [one for name, one in known.items() if not names or name in names]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the questions into the lessons; return the exit code."""
+    """Write the questions into the notebooks; return the exit code."""
     try:
-        for path, file in lessons(argv):
-            questions = read_questions(file)
-            text = path.read_text(encoding="utf-8")
+        for one in self_checks(argv):
+            questions = read_questions(one.file)
+            text = one.path.read_text(encoding="utf-8")
             notebook = nbformat.reads(text, as_version=nbformat.NO_CONVERT)
-            written = nbformat.writes(with_self_check(notebook, questions))
+            written = nbformat.writes(with_self_check(notebook, questions, one.up))
             if written.rstrip() + "\n" != text:
-                write_text(path, written.rstrip() + "\n")
-            print(f"{path.name}: {COUNT} questions, {minutes_of(questions)} minutes")
+                write_text(one.path, written.rstrip() + "\n")
+            print(f"{one.name}: {COUNT} questions, {minutes_of(questions)} minutes")
     except CourseError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,0 +1,95 @@
+"""Where people keep a course: odd folders, terminals, homes and settings of pip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from utils.course import ROOT
+
+# Spaces, letters beyond ASCII in two scripts, and what a shell or a URL would read.
+ODD = "Kurs für alle (2) – 日本 100%#"
+PARTS = ("notebooks", "utils", "data")
+FILES = ("pyproject.toml", "requirements.txt", "README.md", "Makefile")
+EXPERIMENT = "experiments/05_statistics"
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Path:
+    """The course in a folder with an odd name."""
+    folder = tmp_path / ODD
+    folder.mkdir()
+    without_caches = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in PARTS:
+        shutil.copytree(ROOT / name, folder / name, ignore=without_caches)
+    for name in FILES:
+        shutil.copy2(ROOT / name, folder)
+    return folder
+
+
+def unfriendly(folder: Path) -> dict[str, str]:
+    """An environment in which nothing is as on the author's machine."""
+    config = folder / "pip.conf"
+    config.write_text("[install]\nuser = true\n", encoding="utf-8")
+    environ = dict(os.environ)
+    for name in ("COURSE_BUILD", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE"):
+        environ.pop(name, None)
+    return environ | {
+        "PYTHONPATH": str(folder),
+        "PYTHONIOENCODING": "ascii",
+        # Nobody may make a folder here, not even root.
+        "HOME": "/sys/kernel/home-of-nobody",
+        "PIP_USER": "1",
+        "PIP_CONFIG_FILE": str(config),
+    }
+
+
+def in_it(folder: Path, *command: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=unfriendly(folder),
+        capture_output=True,
+        timeout=900,
+    )
+
+
+def test_a_notebook_runs_in_an_odd_folder_of_an_account_without_a_home(
+    moved: Path,
+) -> None:
+    done = in_it(moved, "utils.run", EXPERIMENT)
+    said = (done.stdout + done.stderr).decode("utf-8", "backslashreplace")
+    assert done.returncode == 0, said
+    assert "Traceback" not in said
+    written = moved / "build" / "run" / f"{EXPERIMENT}.ipynb"
+    executed = nbformat.read(written, as_version=4)
+    (place,) = [cell for cell in executed.cells if cell.id == "config"] or [None]
+    assert place is None or str(moved) not in str(place.outputs)
+    assert written.with_suffix(".html").stat().st_size > 100_000
+
+
+def test_a_file_with_an_odd_name_is_checked_for_an_ascii_terminal(moved: Path) -> None:
+    file = moved / "Fragen & Antworten (für alle) 日本.csv"
+    file.write_text(
+        "question,answer\n"
+        "Wie groß ist das Paket?,Fünf Kilogramm.\n"
+        "どこですか,東京です\n",
+        encoding="utf-8",
+    )
+    done = in_it(moved, "utils.dataset", "check", file.name)
+    said = (done.stdout + done.stderr).decode("ascii")
+    assert done.returncode in (0, 1), said
+    assert "Traceback" not in said
+    assert "2 rows" in said or "2 questions" in said or "2 pairs" in said, said
+
+
+@pytest.mark.parametrize("command", ["utils.classroom", "utils.deployment", "utils"])
+def test_help_can_be_read_in_an_ascii_terminal(moved: Path, command: str) -> None:
+    done = in_it(moved, command, "--help")
+    assert b"Traceback" not in done.stdout + done.stderr
