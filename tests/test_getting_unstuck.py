@@ -108,7 +108,10 @@ def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "transformers is 4.57.0" in text
 
 
-def test_pip_user_and_its_remedy(tmp_path: Path) -> None:
+def test_pip_user_and_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_USER", raising=False)  # `make test` sets it to 0
     settings = tmp_path / "pip.conf"
     settings.write_text("[install]\nuser = true\n")
     pip = ("-m", "pip", "install", "--no-index", "no-such-package")

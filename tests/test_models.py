@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -553,3 +555,49 @@ def test_an_empty_prompt_is_an_error(tiny) -> None:
 def test_a_prompt_beyond_the_context_is_an_error_that_shows_it(tiny) -> None:
     with pytest.raises(ModelError, match="context of 256.*'word word"):
         generate(*tiny, ["word " * 300], 5)
+
+
+# --- progress -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let somebody look at a notebook, who sees bars from the first moment."""
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(models, "SECONDS_WITHOUT_BAR", 0)
+    for name in models.UNWATCHED:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_slow_batches_show_how_far_they_are(watched, capsys) -> None:
+    for batch in models.batches_by_length([3, 1, 2, 5, 4], 2):
+        time.sleep(0.6)
+        assert batch
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for done in ("0/5", "2/5", "4/5"):
+        assert done in shown.out
+    assert "row" in shown.out
+    # At its end it goes: blanks over the bar, and the cursor at the left.
+    assert shown.out.rstrip(" ").endswith("\r")
+    assert shown.out.rpartition("\r")[0].rstrip(" ").endswith("\r")
+
+
+@pytest.mark.parametrize("name", models.UNWATCHED)
+def test_nobody_watches_a_run(watched, name, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(name, "1")
+    assert len(list(models.batches_by_length([1] * 5, 2))) == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_quick_shows_no_bar(watched, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(models, "SECONDS_WITHOUT_BAR", 3)
+    assert len(list(models.batches_by_length([1] * 5, 2))) == 3
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_a_loop_that_is_broken_off_leaves_no_bar(watched, capsys) -> None:
+    batches = models.batches_by_length([1] * 5, 2)
+    next(batches)
+    batches.close()
+    assert capsys.readouterr().out.endswith("\r")

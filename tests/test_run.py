@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -280,6 +281,25 @@ def test_page_with_formulas_does_not_wait_for_their_script(tmp_path: Path) -> No
     assert len(scripts) == 1
     assert "async" in scripts[0]
     assert "$B = 0$" in page
+
+
+def test_only_what_a_kernel_started_ends_with_it(
+    tmp_path: Path, make_notebook: MakeNotebook
+) -> None:
+    """A caller of `execute` may have processes of its own."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    path = make_notebook(
+        "01_first.ipynb", f"import subprocess\nsubprocess.Popen({sleep}).pid"
+    )
+    own = subprocess.Popen(sleep)
+    try:
+        executed = asyncio.run(run.execute(path, environment(tmp_path)))
+        started = int(executed.cells[0].outputs[0].data["text/plain"])
+        assert not psutil.pid_exists(started)
+        assert own.poll() is None
+    finally:
+        own.kill()
+        own.wait()
 
 
 def test_failing_cell_stops_the_run_and_is_named(

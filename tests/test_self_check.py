@@ -45,7 +45,7 @@ def folded(source: str) -> list[tuple[str, str]]:
 
 def without_html(source: str) -> str:
     """The text where HTML is stripped."""
-    return re.sub(r"<[^>]+>", "", source)
+    return re.sub(r"</?[a-z][^>]*>", "", source)
 
 
 def test_each_notebook_has_questions() -> None:

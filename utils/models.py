@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from tqdm import tqdm
 
 from utils.course import (
     ROOT,
@@ -57,6 +58,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 LFS_POINTER = b"version https://git-lfs"
 # Fewer first tokens that prompts share are read with each of them.
 LEAST_SHARED = 8
+SECONDS_WITHOUT_BAR = 3
+# Variables that say that nobody watches: utils.run sets the one, pytest the other.
+UNWATCHED = ("TQDM_DISABLE", "PYTEST_VERSION")
 
 
 class ModelError(CourseError, ValueError):
@@ -519,15 +523,41 @@ def _fetch_if_missing(source: str) -> None:
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Yield the positions of rows, batch by batch, those of the shortest rows first.
 
-    Rows of like length share a batch, so that little is padded.
+    Rows of like length share a batch, so that little is padded. What takes more than
+    a few seconds shows a bar meanwhile; see `progress_bar`.
 
     Args:
         lengths: of the rows.
         size: of a batch; the last one may be smaller.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    with progress_bar(len(order), "row") as bar:
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+            bar.update(min(size, len(order) - start))
+
+
+def progress_bar(total: int, unit: str) -> tqdm:
+    """Return a bar that shows itself after some seconds, and goes when it is closed.
+
+    Only somebody who watches sees it: in a notebook or at a terminal. A notebook that
+    `utils.run` or pytest executes keeps no trace of it.
+
+    Args:
+        total: what there is to do, in units.
+        unit: its name, in the singular.
+    """
+    in_notebook = "ipykernel" in sys.modules
+    watched = in_notebook or sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        unit=f" {unit}s",
+        delay=SECONDS_WITHOUT_BAR,
+        leave=False,
+        mininterval=0.5,
+        file=sys.stdout if in_notebook else sys.stderr,
+        disable=not watched or any(name in os.environ for name in UNWATCHED),
+    )
 
 
 class Answers(list[str]):

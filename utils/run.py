@@ -26,7 +26,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -262,8 +262,12 @@ def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-async def _stop_kernel(manager: AsyncKernelManager) -> None:
+async def _stop_kernel(
+    manager: AsyncKernelManager, others: Collection[psutil.Process]
+) -> None:
     """Stop a kernel, which may not even have started, and whatever it has started.
+
+    Descendants of this process that are among `others` are left alone.
 
     `shutdown_kernel` interrupts the running cell, so that its `with` and `finally`
     blocks, and the kernel's exit handlers, can clean up. An interrupt of our own before
@@ -277,7 +281,7 @@ async def _stop_kernel(manager: AsyncKernelManager) -> None:
         with contextlib.suppress(RuntimeError, OSError):
             await manager.cleanup_resources()
         # A process whose parent has ended is no longer among the descendants.
-        _kill([*started, *_descendants()])
+        _kill([one for one in (*started, *_descendants()) if one not in others])
 
 
 def _log_tail(log: IO[bytes]) -> str:
@@ -308,6 +312,7 @@ async def execute(
     from nbclient import NotebookClient
 
     notebook = _read_without_outputs(path)
+    others = set(_descendants())
     manager = _kernel_manager()
     client = NotebookClient(
         notebook, km=manager, timeout=None, record_timing=False, coalesce_streams=True
@@ -332,7 +337,7 @@ async def execute(
         finally:
             if client.kc is not None:
                 client.kc.stop_channels()
-            await _stop_kernel(manager)
+            await _stop_kernel(manager, others)
     return notebook
 
 
@@ -412,6 +417,7 @@ async def run(
         **os.environ,
         "COURSE_AWS": config.aws,
         "COURSE_BUILD": str(config.build),
+        "TQDM_DISABLE": "1",  # a bar would be kept as an output
     }
     # What is not set is for each lesson to choose.
     for name, value in (("COURSE_MODEL", config.model), ("COURSE_DATA", config.data)):
