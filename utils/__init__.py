@@ -43,7 +43,7 @@ Stand-ins and the workshop, which no learner has to open:
 - `lab_model`: how the lab model was made, and the questions of `data/` from its tables.
 """
 
-from utils.machine import hide_machine_lines, prepare_openmp
+from utils.machine import hide_machine_lines, prepare_openmp, prepare_output
 
 # Here, because PyTorch's OpenMP library reads its settings when it is loaded: whoever
 # imports anything of `utils` first (notebooks, the endpoint's server, tests) gets them,
@@ -51,3 +51,5 @@ from utils.machine import hide_machine_lines, prepare_openmp
 prepare_openmp()
 # Here as well, because bitsandbytes logs such a line when peft imports it.
 hide_machine_lines()
+# And here, because any command may print what a terminal has no code for.
+prepare_output()

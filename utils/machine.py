@@ -8,6 +8,7 @@ the environment before PyTorch loads its OpenMP library, which reads it once.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -133,6 +134,16 @@ def openmp_setting(environ: Mapping[str, str] = os.environ) -> str:
 
 
 # --- what libraries say of a machine ---
+
+
+def prepare_output() -> None:
+    """Let no text stop a program whose terminal or log has no code for it.
+
+    A terminal may be ASCII alone, or of another country; a path may hold bytes that are
+    no letters. Such a character is shown as its number, as Python does on stderr.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def hide_machine_lines() -> None:

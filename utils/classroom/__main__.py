@@ -126,6 +126,4 @@ def _newest(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    # A path may hold letters that this terminal has no code for.
-    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

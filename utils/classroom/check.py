@@ -67,6 +67,4 @@ def _all_lines(options: argparse.Namespace) -> Iterator[Line]:
 
 
 if __name__ == "__main__":
-    # A path may hold letters that this terminal has no code for.
-    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -50,6 +50,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A path may hold letters that this terminal has no code for.
-    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())
