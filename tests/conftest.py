@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+import psutil
 import pytest
 
 import utils  # noqa: F401 - sets how threads wait, before a test loads PyTorch
@@ -49,6 +50,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Bytes by which this process may grow until garbage is looked for.
+GROWTH = 300 * 1024**2
+_memory_at_last_collection = 0
 
 # Of two files at a time the longest come first, so that none is alone at the end.
 LONGEST_FILES = (
@@ -123,15 +128,20 @@ def make_notebook(tmp_path: Path) -> MakeNotebook:
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def less_to_collect() -> Iterator[None]:
     """Let nobody look for garbage in what is there already.
 
-    Each training collects it, and looks at all modules to do so.
+    Each training collects it, and looks at all modules and tests to do so: that took
+    more than half of the time of some files.
     """
     gc.freeze()
     yield
     gc.unfreeze()
+    global _memory_at_last_collection
+    if psutil.Process().memory_info().rss > _memory_at_last_collection + GROWTH:
+        gc.collect()
+        _memory_at_last_collection = psutil.Process().memory_info().rss
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,7 @@ def test_a_lesson_runs_by_the_menu_and_its_exercise_answers(
     lesson: str, check: str, lab: str, page: Page
 ) -> None:
     opened = OpenNotebook(page, lab, f"{lesson}.ipynb")
-    opened.menu("Run", "Run All Cells")
-    opened.wait_until_run(LONGEST_RUN)
+    opened.run_all(LONGEST_RUN)
 
     cells = opened.saved().cells
     run = [cell for cell in cells if cell.cell_type == "code"]

@@ -40,7 +40,6 @@ from utils.jobs.preference_measured import (
 from utils.templates import chat_template, instruction_template
 from utils.web.service.records import Records
 
-pytestmark = pytest.mark.usefixtures("less_to_collect")
 QUESTION = "How long are logs kept?"
 RIGHT, WRONG, OTHER = "Logs are kept for 30 days.", "For 3 days.", "For ever."
 REFERENCE = [{"instruction": QUESTION, "response": RIGHT}]

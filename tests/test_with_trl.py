@@ -34,8 +34,6 @@ from utils.jobs.trl_compared import (
     run_trl,
 )
 
-pytestmark = pytest.mark.usefixtures("less_to_collect")
-
 # What TRL 1.16 does if nothing is said. A line that fails here is a default that has
 # changed: lesson 08's table changes with it, and its sentences have to follow.
 TRL_DEFAULTS = {

@@ -90,9 +90,10 @@ class OpenNotebook:
         self.lab = lab
         self.name = name
         page.set_default_timeout(60_000)
-        page.goto(f"{lab}/lab/tree/{name}")
+        page.goto(f"{lab}/lab/tree/{name}?reset")
         self.panel = page.locator(".jp-WindowedPanel-outer")
         self.panel.wait_for()
+        self._wait_for_state("idle", START)  # the kernel has started
 
     def menu(self, menu: str, entry: str) -> None:
         """Choose an entry of the menu bar, such as "Run", "Run All Cells"."""
@@ -116,19 +117,25 @@ class OpenNotebook:
         found.first.scroll_into_view_if_needed()
         return found.first
 
-    def wait_until_run(self, seconds: float) -> None:
-        """Wait until the kernel has worked and is idle."""
+    def run_all(self, seconds: float) -> None:
+        """Run all cells by the menu, and wait until the kernel has done them."""
+        self.menu("Run", "Run All Cells")
+        self._wait_for_state("busy", START)
+        self._wait_for_state("idle", seconds)
+
+    def _wait_for_state(self, wanted: str, seconds: float) -> None:
+        """Wait for a kernel's state; between two cells it is idle for a moment."""
         end = time.monotonic() + seconds
-        idle = 0
-        while idle < 3:
-            assert time.monotonic() < end, f"{self.name} still runs after {seconds} s"
-            self.page.wait_for_timeout(500)
+        times = 0
+        while times < (3 if wanted == "idle" else 1):
+            assert time.monotonic() < end, f"{self.name}: not {wanted} in {seconds} s"
+            self.page.wait_for_timeout(300)
             states = [
                 session["kernel"]["execution_state"]
                 for session in asked(f"{self.lab}/api/sessions")
                 if session["path"] == self.name
             ]
-            idle = idle + 1 if states == ["idle"] else 0
+            times = times + 1 if states == [wanted] else 0
 
     def saved(self) -> nbformat.NotebookNode:
         """Save it by the menu, and return what the file then holds."""
