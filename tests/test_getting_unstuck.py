@@ -98,6 +98,32 @@ def test_a_kernel_of_another_python() -> None:
     assert shows("The kernel belongs to another Python", text)
 
 
+IMPORT_INTERRUPTED = """
+import sys
+
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "torch._inductor.custom_graph_pass":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+
+sys.meta_path.insert(0, Interrupt())
+try:
+    from transformers import PreTrainedModel
+except KeyboardInterrupt:
+    print("interrupted")
+from transformers import PreTrainedModel
+"""
+
+
+def test_an_import_that_was_interrupted() -> None:
+    text = said_by("-c", IMPORT_INTERRUPTED)
+    assert text.startswith("interrupted")
+    assert shows("An import was interrupted", text)
+
+
 def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "transformers-4.57.0.dist-info"
     other.mkdir()
