@@ -30,7 +30,7 @@ export PIP_USER := 0
 .DEFAULT_GOAL := run
 
 install: $(FETCHED)
-	@echo "Installed in $(VENV)."
+	@echo "Installed in $(VENV). To learn: make lab"
 
 run: $(FETCHED)
 	@$(BIN)/python -m utils.run
@@ -68,7 +68,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 		mkdir -p $(VENV) && touch $(UNFINISHED) && \
 		$(PYTHON) -m venv --clear $(VENV); fi
 	@touch $(UNFINISHED)
-	@echo "Installing requirements.txt (a few minutes the first time)"
+	@echo "Installing requirements.txt: up to 7 GB, minutes the first time, without a sign"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(PIP_ARGS) -r requirements.txt
 	@rm -f $(UNFINISHED) && touch $(INSTALLED)

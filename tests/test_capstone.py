@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ from utils.exercises.capstone import (
     suggested_prompts,
 )
 from utils.exercises.capstone_page import NOT_REACHED, page, write_page
-from utils.exercises.lesson_09 import check_sentence
+from utils.exercises.lesson_09 import check_leaks, check_sentence
 
 FOLDER = ROOT / "data" / "capstone"
 HANDBOOK = FOLDER / "handbook.csv"
@@ -234,7 +235,14 @@ MISTAKES: dict[str, list[tuple[Callable[[dict], dict], str]]] = {
                 **with_finding("phone numbers")(given),
                 "decisions": {"phone numbers": "fine"},
             },
-            "in a sentence",
+            "is no reason why 'phone numbers' may stay",
+        ),
+        (
+            lambda given: {
+                **with_finding("phone numbers")(given),
+                "decisions": {"phone": "it is the hotline, meant for everybody"},
+            },
+            "`decisions` has 'phone', and the report names 'phone numbers'",
         ),
         (
             lambda given: {
@@ -410,14 +418,21 @@ def test_a_sentence_says_which_way_the_gain_goes() -> None:
 
 def test_the_report_shows_what_was_measured(good, tmp_path: Path) -> None:
     road = walked(good)
-    file = write_page(road, tmp_path, "A <sentence> of mine.")
-    text = file.read_text("utf-8")
     gain = road.measured["gain"]
+    points, low, high = (round(100 * x) for x in (gain.value, gain.low, gain.high))
+    sentence = f"On {gain.n} <questions> it gains {points:+} points ({low:+} to {high})"
+    file = write_page(road, tmp_path, sentence)
+    text = file.read_text("utf-8")
     assert f"it gains {100 * gain.value:+.0f} points" in text
     assert f"({100 * gain.low:+.0f} to {100 * gain.high:+.0f})" in text
     assert "Checks passed: 10 of 10" in text
-    assert "A &lt;sentence&gt; of mine." in text
+    assert f"On {gain.n} &lt;questions&gt; it gains" in text
     assert text.count("✓") == 10
+    # What the check of the sentence refuses is not printed.
+    refused = write_page(road, tmp_path, "Our model is always right.").read_text(
+        "utf-8"
+    )
+    assert "always right" not in refused
     assert "2.50 → 0.50" in text
     assert NOT_REACHED not in text
     assert not re.search(r"(src|href)=|<script", text), "it must need no network"
@@ -440,6 +455,61 @@ def test_a_check_that_fails_now_takes_back_what_it_had_measured(good) -> None:
     assert not road.decision(**good["decision"] | {"gain": 0.5})
     assert not {"gain", "serve", "tuned"} & road.measured.keys()
     assert "There is no decision yet." in page(road)
+
+
+def test_what_was_said_of_another_model_is_taken_back(good) -> None:
+    road = walked(good)
+    assert road.decision(**good["decision"]) and road.passed == 10
+    assert road.decision(**good["decision"] | {"serve": "baseline"})
+    assert road.passed == 7
+    text = page(road)
+    assert "and yet the baseline is served" in text
+    for step in ("artifact", "endpoint", "page"):
+        assert step not in road.verdicts
+        assert f"{STEPS[step]}: {NOT_REACHED}" in text
+    assert not {"archive", "answers"} & road.measured.keys()
+
+
+def test_answers_and_the_printed_note_are_reported_as_they_were_judged(good) -> None:
+    road = walked(good)
+    assert road.endpoint(**good["endpoint"] | {"right": [True, False, True]})
+    decision = dict(good["decision"])
+    printed = [n % 2 == 0 for n in range(len(decision["tests"]))]
+    decision["right"] = decision["right"] | {"note printed": printed}
+    assert road.decision(**decision)
+    text = page(road)
+    answers = good["endpoint"]["served"]
+    for sign, answer in zip("✓✗✓", answers, strict=True):
+        assert f"{sign} {escape(answer)}" in text
+    assert "no model: the note found, printed" in text
+
+
+def test_rows_of_one_group_are_counted_each() -> None:
+    """Also in a file whose first rows have a group each."""
+
+    def counts_groups(train, held_out):
+        return len(set(groups_of(train)) & set(groups_of(held_out)))
+
+    def counts_rows(train, held_out):
+        known = set(groups_of(train))
+        return sum(group in known for group in groups_of(held_out))
+
+    train = [{"instruction": f"{n}?", "response": f"answer {n}"} for n in range(9)]
+    held_out = [{"instruction": "new?", "response": "another"}]
+    assert not check_leaks(counts_groups, train, held_out)
+    assert check_leaks(counts_rows, train, held_out)
+
+
+@pytest.mark.parametrize("words", ["20% more", "20 percent better", "20 % fewer"])
+def test_a_share_of_a_share_is_no_gain_in_points(words: str) -> None:
+    gain = Difference(0.2, 0.05, 0.35, 28)
+    assert (
+        "percentage points"
+        in check_sentence(
+            f"On 28 questions {words} right answers (5 to 35).", gain
+        ).message
+    )
+    assert check_sentence("On 28 questions 20 points more, 5% to 35%.", gain)
 
 
 def test_what_was_not_reached_is_said(good) -> None:

@@ -24,7 +24,9 @@ async def impatient(path: Path, environ: dict[str, str]) -> list[str]:
     """Execute a notebook; interrupt each cell that takes longer than a moment once.
 
     But for those that import: Python leaves a large package that was interrupted half
-    imported, and only a new kernel helps (see notebooks/getting_unstuck.md).
+    imported, and only a new kernel helps (see notebooks/getting_unstuck.md). And not
+    below a `BillingGuard`, which deletes what bills when a cell is interrupted:
+    test_teardown.py, test_web_interrupted.py and test_jobs_interrupted.py try that.
 
     Returns:
         The ids of the cells that were interrupted.
@@ -34,11 +36,12 @@ async def impatient(path: Path, environ: dict[str, str]) -> list[str]:
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, km=run._kernel_manager(), timeout=None)
-    interrupted = []
+    interrupted, guarded = [], False
     async with client.async_setup_kernel(cwd=str(path.parent), env=environ):
         for index, cell in enumerate(notebook.cells):
             work = asyncio.ensure_future(client.async_execute_cell(cell, index))
-            patience = None if "import " in cell.source else PATIENCE
+            guarded |= "BillingGuard(" in cell.source
+            patience = None if guarded or "import " in cell.source else PATIENCE
             done, _ = await asyncio.wait([work], timeout=patience)
             if not done:
                 await client.km.interrupt_kernel()

@@ -24,7 +24,7 @@ from support.endpoints import is_gone
 from utils.course import ROOT
 from utils.deployment.billing import BillingGuard
 from utils.web.gateway import UsagePlan
-from utils.web.serving import Lines, WebError, serve_web
+from utils.web.serving import PAGE, Lines, WebError, page_about, serve_web
 
 KEY = "a-key-of-the-tests-0123456789"
 SETTINGS = {"WEB_ENDPOINT": "course-none", "WEB_TABLE": "course-none"}
@@ -313,3 +313,18 @@ def test_half_a_surrogate_pair_does_not_end_the_log(tmp_path) -> None:
     Lines(handle).write("\ud83d\n")
     os.close(handle)
     assert (tmp_path / "log").read_text() == "?\n"
+
+
+def test_a_page_about_something_else_has_its_title_and_example(tmp_path: Path) -> None:
+    folder = page_about("Ask <b>us</b> & them", 'How "wide"?', tmp_path / "page")
+    assert page_about("Trams", "Dogs?", tmp_path / "page") == folder
+    text = (folder / "index.html").read_text("utf-8")
+    assert "<title>Trams</title>" in text and "<h1>Trams</h1>" in text
+    assert 'placeholder="Dogs?"' in text and "SageMaker" not in text
+    folder = page_about("Ask <b>us</b> & them", 'How "wide"?', tmp_path / "other")
+    text = (folder / "index.html").read_text("utf-8")
+    assert "<h1>Ask &lt;b&gt;us&lt;/b&gt; &amp; them</h1>" in text
+    assert 'placeholder="How &quot;wide&quot;?"' in text
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in PAGE.iterdir()
+    )

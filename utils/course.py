@@ -185,7 +185,8 @@ def _data(value: str) -> Path | str:
     if path is None and is_hub_data(value):
         return value
     raise ConfigError(
-        f"COURSE_DATA is {value!r}, but there is no such file: give the path of a file "
+        f"COURSE_DATA is {value!r}, but there is no such file, neither in "
+        f"{Path.cwd()} nor in {ROOT}: give the path of a file "
         "of questions and answers (CSV, JSON Lines, Parquet or Excel) or the id of a "
         "data set on the Hugging Face hub, or unset the variable."
     )

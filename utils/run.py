@@ -437,6 +437,7 @@ async def run(
         notebook, seconds, cells = await _execute_with_progress(
             path, environ, head, keep_failed
         )
+        write_text(_result(folder, path, "csv"), _cell_table(notebook, cells))
         text = as_text(clean(notebook))
         if in_place:
             write_text(path, text)
@@ -444,7 +445,6 @@ async def run(
             write_text(_result(folder, path, "ipynb"), text)
             page = as_page(notebook, path.stem, path.parent)
             write_text(_result(folder, path, "html"), page)
-            write_text(_result(folder, path, "csv"), _cell_table(notebook, cells))
         results.append(Result(name_of(path), seconds, key_figure_of(notebook)))
         # Lets a signal through that came while the files were written.
         await asyncio.sleep(0)

@@ -30,7 +30,7 @@ FEWEST_ASKED = 3  # questions to an endpoint
 FEWEST_GROUPS = 5  # for an interval to rely on; ours
 MOST_FALSE = 0.1  # of other rows' answers, so many may a judge let pass
 QUESTION = "{question}"
-TUNED, BASELINE = "tuned", "baseline"
+TUNED, BASELINE, PRINTED = "tuned", "baseline", "note printed"
 CLOSE = 1e-6
 OK, NO_KEY = 200, 403  # statuses of replies
 
@@ -47,6 +47,7 @@ STEPS = {
     "nothing_left": "Nothing is left",
 }
 """Check → what has been reached when it passes, in the order of the road."""
+OF_WHAT_IS_SERVED = ("artifact", "endpoint", "page")
 
 
 def _step(judge: Callable[..., str]) -> Callable[..., Verdict]:
@@ -67,6 +68,8 @@ def _step(judge: Callable[..., str]) -> Callable[..., Verdict]:
             verdict = Verdict(True, f"{number} of {len(STEPS)} · {told}")
         self._wrote[judge.__name__] = set(self.measured) - before
         self.verdicts[judge.__name__] = verdict
+        if judge.__name__ == "decision":
+            self._forget_another_model()
         return verdict
 
     return check
@@ -90,6 +93,17 @@ class Capstone:
         self.measured: dict[str, Any] = {}
         self._group_of: dict[tuple[str, str], int] = {}
         self._wrote: dict[str, set[str]] = {}  # check → names in `measured`
+        self._serves: str | None = None  # what the last decision chose
+
+    def _forget_another_model(self) -> None:
+        """Take back what later checks said of a model that is no longer served."""
+        if self.measured.get("serve") == self._serves:
+            return
+        self._serves = self.measured.get("serve")
+        for step in OF_WHAT_IS_SERVED:
+            self.verdicts.pop(step, None)
+            for name in self._wrote.pop(step, ()):
+                self.measured.pop(name, None)
 
     @property
     def passed(self) -> int:
@@ -126,19 +140,29 @@ class Capstone:
                 f"the report is on {report.rows} rows and the file has {len(faqs)}: "
                 "call `check(faqs)` again after each change of the file."
             )
+        kinds = list(dict.fromkeys(finding.kind for finding in report.findings))
         for finding in report.findings:
             if finding.kind in NOT_TO_KEEP:
                 raise Wrong(f"{finding.kind} cannot stay. {finding}")
-            reason = decisions.get(finding.kind)
+        if unknown := [kind for kind in decisions if kind not in kinds]:
+            named = ", ".join(map(repr, kinds)) or "nothing"
+            raise Wrong(
+                f"`decisions` has {unknown[0]!r}, and the report names {named}: write "
+                "the kind as the report does."
+            )
+        if open_kinds := [kind for kind in kinds if kind not in decisions]:
+            raise Wrong(
+                f"the report names {', '.join(map(repr, open_kinds))}. Mend the file, "
+                "or write into `decisions` in a sentence why it may stay."
+            )
+        for kind, reason in decisions.items():
             if not isinstance(reason, str) or len(reason.split()) < 3:
                 raise Wrong(
-                    f"the report names {finding.kind!r}. Mend the file, or write into "
-                    f"`decisions` in a sentence why it may stay. {finding}"
+                    f"{reason!r} is no reason why {kind!r} may stay: write a sentence."
                 )
-        kinds = list(dict.fromkeys(finding.kind for finding in report.findings))
         self.measured["rows"] = report.rows
         self.measured["kept"] = {kind: decisions[kind] for kind in kinds}
-        kept = f", {len(kinds)} kinds of finding kept with a reason" if kinds else ""
+        kept = f", kept with a reason: {', '.join(kinds)}" if kinds else ""
         return f"{report.rows} rows{kept}."
 
     @_step
@@ -333,7 +357,7 @@ class Capstone:
             serve: "tuned" or "baseline".
             gain: tuned minus baseline, with its interval.
             right: "tuned" and "baseline" → whether each test question was answered
-                right.
+                right; "note printed", where notes were looked up, is reported too.
             tests: the test questions.
         """
         if not isinstance(gain, Difference):
@@ -365,6 +389,8 @@ class Capstone:
             )
         self.measured[TUNED] = proportion(right[TUNED], self.groups(tests))
         self.measured["gain"], self.measured["serve"] = gain, serve
+        if PRINTED in right:
+            self.measured[PRINTED] = proportion(right[PRINTED], self.groups(tests))
         where = "lies above" if gain.low > 0 else "includes or lies below"
         count = len(set(self.groups(tests)))
         few = "" if count >= FEWEST_GROUPS else ": too few groups to rely on it"
@@ -408,6 +434,7 @@ class Capstone:
         served: Sequence[str],
         expected: Sequence[str],
         others: Sequence[str],
+        right: Sequence[bool] = (),
     ) -> str:
         """Check that the endpoint answers as the model that was decided for.
 
@@ -416,6 +443,7 @@ class Capstone:
             served: the endpoint's answers.
             expected: what the model that is served said in the evaluation.
             others: what the other one said.
+            right: whether each answer is right, for the report.
         """
         if len(asked) < FEWEST_ASKED or not (
             len(asked) == len(served) == len(expected) == len(others)
@@ -435,7 +463,9 @@ class Capstone:
                 "no answer is the one of the evaluation: does the request carry the "
                 "same prompt and the same notes?"
             )
-        self.measured["answers"] = list(zip(asked, served, strict=True))
+        signs = ["✓ " if good else "✗ " for good in right] or [""] * len(asked)
+        told = [f"{sign}{text}" for sign, text in zip(signs, served, strict=True)]
+        self.measured["answers"] = list(zip(asked, told, strict=True))
         return f"{same} of {len(asked)} answers are those of the evaluation."
 
     @_step

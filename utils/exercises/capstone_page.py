@@ -14,12 +14,12 @@ from utils.colours import AFTER, BEFORE
 from utils.course import portable_name
 from utils.evaluation.report import STYLE
 from utils.evaluation.scores import Estimate
-from utils.exercises.capstone import BASELINE, STEPS, TUNED, Capstone
+from utils.exercises.capstone import BASELINE, PRINTED, STEPS, TUNED, Capstone
+from utils.exercises.lesson_09 import check_sentence
 from utils.files import write_text
 
 NOT_REACHED = "not reached"
 MEGA = 1e6
-SHOWN_ANSWERS = 3
 LEFT = 'style="text-align: left; white-space: normal"'
 
 
@@ -31,7 +31,8 @@ def write_page(road: Capstone, folder: Path, sentence: str | None = None) -> Pat
     Args:
         road: the checks, called.
         folder: where `capstone.html` belongs.
-        sentence: what you say of the result, shown below the verdict; None for none.
+        sentence: what you say of the result, shown below the verdict if
+            `check_sentence` accepts it; None for none.
 
     Returns:
         The file.
@@ -39,7 +40,10 @@ def write_page(road: Capstone, folder: Path, sentence: str | None = None) -> Pat
     Raises:
         FileError: if it cannot be written.
     """
-    return write_text(Path(folder) / "capstone.html", page(road, sentence))
+    gain = road.measured.get("gain")
+    accepted = isinstance(sentence, str) and gain and check_sentence(sentence, gain)
+    told = sentence if accepted else None
+    return write_text(Path(folder) / "capstone.html", page(road, told))
 
 
 def verdict(road: Capstone) -> str:
@@ -65,7 +69,7 @@ def page(road: Capstone, sentence: str | None = None) -> str:
         sentence: of the learner's own.
     """
     told = f"<p>{escape(sentence)}</p>" if isinstance(sentence, str) else ""
-    what = portable_name(road.config.data)
+    what = Path(portable_name(road.config.data)).name
     sections = (
         ("Right answers", _bars(road)),
         ("The data", _table(_data(road))),
@@ -112,12 +116,14 @@ def _models(road: Capstone) -> list[tuple[str, str]]:
     losses = got("held_out")
     fell = f"{losses[0]:.2f} → {losses[1]:.2f}" if losses else NOT_REACHED
     gain = got("gain")
+    printed = _share(got(PRINTED)) if got(PRINTED) else ""
     return [
         ("model", _model_name(road.config.model)),
         ("prompts tried on the validation part", tried or NOT_REACHED),
         ("best prompt", f"{name}: {text}" if text else name),
         ("rows to train on", str(got("trained", NOT_REACHED))),
         ("held-out loss", fell),
+        *([("no model: the note found, printed", printed)] if printed else []),
         ("gain, tuned minus baseline", _points(gain) if gain else NOT_REACHED),
     ]
 
@@ -136,7 +142,7 @@ def _service(road: Capstone) -> list[tuple[str, str]]:
 
 
 def _answers(road: Capstone) -> str:
-    shown = list(road.measured.get("answers", []))[:SHOWN_ANSWERS]
+    shown = list(road.measured.get("answers", []))
     return _table(shown) if shown else f"<p>{NOT_REACHED}</p>"
 
 

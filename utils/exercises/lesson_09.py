@@ -16,6 +16,10 @@ PROMISES = re.compile(
 )
 
 
+# Shares are compared in points: from 22% to 55% is 33 points, and 150% more.
+RELATIVE = re.compile(
+    r"\d\s*(%|per ?cent\b)\s+(more|better|higher|fewer|less|worse|lower)\b", re.I
+)
 # Of a gain that is none, so that its number needs no sign.
 LOSS = re.compile(r"\b(fewer|less|lower|worse|loses|lost|behind)\b", re.I)
 
@@ -39,7 +43,8 @@ def check_leaks(
         raise Wrong("expected a function: `def leaks(train, held_out): ...`.")
     trained, held = list(train), list(held_out)
     known = groups_of(trained)
-    mixed = [*held, *({**row, "instruction": "again?"} for row in trained[:3])]
+    again = [{**row, "instruction": "again?"} for row in trained[:3]]
+    mixed = [*held, *again, *({**row, "instruction": "and again?"} for row in again)]
     for rows in (held, mixed):
         right = sum(group in set(known) for group in groups_of(rows))
         try:
@@ -52,7 +57,7 @@ def check_leaks(
             continue
         if right and found == 0:
             raise Wrong(
-                "three rows ask for trained things in other words, and you count none: "
+                "some rows ask for trained things in other words, and you count none: "
                 "compare groups (`groups_of`), not questions."
             )
         if found == len({g for g in groups_of(rows) if g in set(known)}):
@@ -107,6 +112,11 @@ def check_sentence(sentence: str, gain: Difference) -> str:
     require_type(str, sentence, "a sentence")
     if promise := PROMISES.search(sentence):
         raise Wrong(f"{promise[0]!r} promises more than an interval can.")
+    if relative := RELATIVE.search(sentence):
+        raise Wrong(
+            f"{relative[0]!r} would be a share of the baseline's right answers: the "
+            "gain is in percentage points."
+        )
     # A dash between two numbers, as in "5-9", is no minus.
     numbers = {
         int(text.replace("−", "-"))

@@ -20,6 +20,7 @@ import functools
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,14 +28,19 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from utils.course import ROOT, CourseError
+from utils.files import replace_folder, write_text
 from utils.temporary import temporary_folder
 from utils.web.gateway import AsgiApp, Gateway, UsagePlan, routes_of
 
 PAGE = Path(__file__).resolve().parent / "page"
+# What index.html says; `page_about` puts something else there.
+TITLE = "Ask about Amazon SageMaker"
+EXAMPLE = "What is a SageMaker endpoint?"
 START_SECONDS = 60
 END_SECONDS = 5  # for requests under way; then it is killed
 # Longer than clients keep a connection, or one would be closed in the moment in which
@@ -82,6 +88,33 @@ class WebServer:
                 if isinstance(entry, dict):
                     found.append(entry)
         return found
+
+
+def page_about(title: str, question: str, folder: Path) -> Path:
+    """Write the page with a title and an example question of your own.
+
+    First used in lesson 09, section 8.
+
+    Args:
+        title: what stands at its top, such as "Ask about our handbook".
+        question: shown where a question is typed, until one is.
+        folder: for the page; what it held is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+
+    def write(new: Path) -> None:
+        shutil.copytree(PAGE, new, dirs_exist_ok=True)
+        text = (new / "index.html").read_text(encoding="utf-8")
+        for ours, yours in ((TITLE, title), (EXAMPLE, question)):
+            text = text.replace(ours, escape(yours))
+        write_text(new / "index.html", text)
+
+    return replace_folder(folder, write)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,10 @@ WRONG_ANSWERS = {
             "'always' promises more",
         ),
         ("sentence = f'It gains {points} ({low} to {high}).'", "how many questions"),
+        (
+            "sentence = f'{points}% more right ({low} to {high}), on {gain.n}.'",
+            "in percentage points",
+        ),
         ("sentence = 'It gains 999 points.'", "the measured gain"),
         ("sentence = points", "expected a sentence"),
     ],
