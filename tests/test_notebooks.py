@@ -13,7 +13,9 @@ import json
 import os
 import re
 import subprocess
+import symtable
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -293,6 +295,64 @@ def test_exercises_have_solution_and_planted_mistakes(path: Path) -> None:
         assert len(mistakes) >= 2, f"plant two mistakes for {call.func.id}"
         hints = {hint for _, hint in mistakes}
         assert len(hints) == len(mistakes)
+
+
+# A model of another make than the notebook's own, and one generator of random numbers
+# for another.
+EXCHANGED = {
+    ("01_language_models", "next", "parts"),
+    ("experiments/05_statistics", "exercise-clusters-try", "many"),
+}
+
+
+def tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    """A cell's names, then those of its functions and comprehensions."""
+    yield table
+    for inner in table.get_children():
+        yield from tables(inner)
+
+
+def assigned_in(source: str) -> set[str]:
+    """The names that a cell gives a value, imports left out."""
+    names = symtable.symtable(source, "cell", "exec").get_symbols()
+    return {name.get_name() for name in names if name.is_assigned()}
+
+
+def needed_by(source: str) -> set[str]:
+    """The names that a cell takes from the cells before it."""
+    top = symtable.symtable(source, "cell", "exec")
+    used = {
+        name.get_name()
+        for table in tables(top)
+        for name in table.get_symbols()
+        if name.is_referenced() and (table is top or name.is_global())
+    }
+    own = {
+        name.get_name()
+        for name in top.get_symbols()
+        if name.is_assigned() or name.is_imported()
+    }
+    return used - own
+
+
+@each_notebook
+def test_exercises_and_guesses_can_be_run_again_after_all_cells(path: Path) -> None:
+    """Many run all cells first: no later cell may change what these need."""
+    cells = code_cells(path)
+    for number, cell in enumerate(cells):
+        if check_call(cell) is None and "my_guess" not in cell.source:
+            continue
+        for later in cells[number + 1 :]:
+            if (name_of(path), cell.id, later.id) not in EXCHANGED:
+                changed = needed_by(cell.source) & assigned_in(later.source)
+                changed -= {"my_guess"}
+                assert not changed, f"{later.id} changes {changed} of {cell.id}"
+
+
+def test_names_that_a_later_cell_changes_are_noticed() -> None:
+    cell = "def vote(x):\n    return Counter(x)\n\ncheck([y for y in rows], vote)"
+    assert needed_by(cell) == {"Counter", "check", "rows"}
+    assert assigned_in("for y in z:\n    rows = y\nimport q") == {"y", "rows"}
 
 
 @each_notebook
