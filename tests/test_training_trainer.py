@@ -223,7 +223,11 @@ def test_requirements_change_nothing_here(jobs, trainer, requirements, reason) -
 def test_torchrun_starts_two_processes(jobs, trainer) -> None:
     from sagemaker.train.distributed import Torchrun
 
-    script = "import os\nprint('rank', os.environ['RANK'], os.environ['WORLD_SIZE'])\n"
+    # One write a line: both processes share the pipe, and `print` writes word by word.
+    script = (
+        "import os, sys\n"
+        "sys.stdout.write('rank {RANK} {WORLD_SIZE}\\n'.format(**os.environ))\n"
+    )
     made = trainer(script, distributed=Torchrun(process_count_per_node=2))
     job = run(made)
     lines = [one for one in jobs.log(job.training_job_name) if one.startswith("rank")]

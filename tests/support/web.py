@@ -369,14 +369,26 @@ def endpoint_client(
 
 @contextlib.contextmanager
 def moto_tables() -> Iterator[NearbySession]:
-    """Yield a session with a DynamoDB of moto's."""
+    """Yield a session with a DynamoDB of moto's, without tables; they end with it.
+
+    moto holds its tables for the whole process, so that another file's would be found.
+    """
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    session = NearbySession({"dynamodb": f"http://{host}:{port}"})
     try:
-        yield NearbySession({"dynamodb": f"http://{host}:{port}"})
+        delete_all_tables(session)
+        yield session
+        delete_all_tables(session)
     finally:
         server.stop()
+
+
+def delete_all_tables(session: NearbySession) -> None:
+    """Delete each table of the account and region."""
+    for name in session.client("dynamodb").list_tables()["TableNames"]:
+        delete_table(session, name)
 
 
 def create_table(session: NearbySession, name: str = TABLE) -> None:
