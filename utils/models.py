@@ -531,27 +531,26 @@ def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         size: of a batch; the last one may be smaller.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    with progress_bar(len(order), "row") as bar:
+    with progress_bar(len(order)) as bar:
         for start in range(0, len(order), size):
             yield order[start : start + size]
             bar.update(min(size, len(order) - start))
 
 
-def progress_bar(total: int, unit: str) -> tqdm:
+def progress_bar(rows: int) -> tqdm:
     """Return a bar that shows itself after some seconds, and goes when it is closed.
 
     Only somebody who watches sees it: in a notebook or at a terminal. A notebook that
     `utils.run` or pytest executes keeps no trace of it.
 
     Args:
-        total: what there is to do, in units.
-        unit: its name, in the singular.
+        rows: how many there are to do.
     """
     in_notebook = "ipykernel" in sys.modules
     watched = in_notebook or sys.stderr.isatty()
     return tqdm(
-        total=total,
-        unit=f" {unit}s",
+        total=rows,
+        unit=" rows",
         delay=SECONDS_WITHOUT_BAR,
         leave=False,
         mininterval=0.5,

@@ -56,6 +56,7 @@ def _step(judge: Callable[..., str]) -> Callable[..., Verdict]:
     @functools.wraps(judge)
     def check(self: Capstone, *arguments: Any, **options: Any) -> Verdict:
         number = list(STEPS).index(judge.__name__) + 1
+        served = self.measured.get("serve")
         for name in self._wrote.pop(judge.__name__, ()):
             self.measured.pop(name, None)  # what an earlier call has measured
         before = set(self.measured)
@@ -68,7 +69,7 @@ def _step(judge: Callable[..., str]) -> Callable[..., Verdict]:
             verdict = Verdict(True, f"{number} of {len(STEPS)} · {told}")
         self._wrote[judge.__name__] = set(self.measured) - before
         self.verdicts[judge.__name__] = verdict
-        if judge.__name__ == "decision":
+        if self.measured.get("serve") != served:
             self._forget_another_model()
         return verdict
 
@@ -93,13 +94,9 @@ class Capstone:
         self.measured: dict[str, Any] = {}
         self._group_of: dict[tuple[str, str], int] = {}
         self._wrote: dict[str, set[str]] = {}  # check → names in `measured`
-        self._serves: str | None = None  # what the last decision chose
 
     def _forget_another_model(self) -> None:
         """Take back what later checks said of a model that is no longer served."""
-        if self.measured.get("serve") == self._serves:
-            return
-        self._serves = self.measured.get("serve")
         for step in OF_WHAT_IS_SERVED:
             self.verdicts.pop(step, None)
             for name in self._wrote.pop(step, ()):
@@ -447,6 +444,7 @@ class Capstone:
         """
         if len(asked) < FEWEST_ASKED or not (
             len(asked) == len(served) == len(expected) == len(others)
+            and len(right) in (0, len(asked))
         ):
             raise Wrong(f"ask {FEWEST_ASKED} questions or more, with an answer each.")
         if not all(text.strip() for text in served):

@@ -41,8 +41,7 @@ def write_page(road: Capstone, folder: Path, sentence: str | None = None) -> Pat
         FileError: if it cannot be written.
     """
     gain = road.measured.get("gain")
-    accepted = isinstance(sentence, str) and gain and check_sentence(sentence, gain)
-    told = sentence if accepted else None
+    told = sentence if gain and check_sentence(sentence, gain) else None
     return write_text(Path(folder) / "capstone.html", page(road, told))
 
 
@@ -68,8 +67,8 @@ def page(road: Capstone, sentence: str | None = None) -> str:
         road: the checks, called.
         sentence: of the learner's own.
     """
-    told = f"<p>{escape(sentence)}</p>" if isinstance(sentence, str) else ""
-    what = Path(portable_name(road.config.data)).name
+    told = f"<p>{escape(sentence)}</p>" if sentence else ""
+    what = Path(road.config.data).name
     sections = (
         ("Right answers", _bars(road)),
         ("The data", _table(_data(road))),

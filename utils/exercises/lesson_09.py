@@ -14,8 +14,6 @@ from utils.exercises.frame import Wrong, called, exercise, require_type
 PROMISES = re.compile(
     r"\b(always|never (wrong|fails?|errs?)|guaranteed?|certainly|perfect(ly)?)\b", re.I
 )
-
-
 # Shares are compared in points: from 22% to 55% is 33 points, and 150% more.
 RELATIVE = re.compile(
     r"\d\s*(%|per ?cent\b)\s+(more|better|higher|fewer|less|worse|lower)\b", re.I
@@ -42,11 +40,11 @@ def check_leaks(
     if not callable(leaks):
         raise Wrong("expected a function: `def leaks(train, held_out): ...`.")
     trained, held = list(train), list(held_out)
-    known = groups_of(trained)
+    known = set(groups_of(trained))
     again = [{**row, "instruction": "again?"} for row in trained[:3]]
     mixed = [*held, *again, *({**row, "instruction": "and again?"} for row in again)]
     for rows in (held, mixed):
-        right = sum(group in set(known) for group in groups_of(rows))
+        right = sum(group in known for group in groups_of(rows))
         try:
             found = leaks(trained, rows)
         except Exception as error:
@@ -60,7 +58,7 @@ def check_leaks(
                 "some rows ask for trained things in other words, and you count none: "
                 "compare groups (`groups_of`), not questions."
             )
-        if found == len({g for g in groups_of(rows) if g in set(known)}):
+        if found == len(known & set(groups_of(rows))):
             raise Wrong("you count groups: count the held-out rows.")
         raise Wrong(f"{right} of {len(rows)} rows have a trained group; you: {found}.")
     return "it counts rows whose group is trained, in whatever words they ask."

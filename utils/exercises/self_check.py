@@ -40,12 +40,11 @@ WORDS_A_MINUTE = 150
 MINUTES_A_QUESTION = 0.5  # to think
 VERDICTS = {True: "**Right.**", False: "**No.**"}
 SECTION = re.compile(r"^## (\d+) · (.+)$", re.MULTILINE)
-# Between the braces: the way up to the folder of the lessons.
 INTRODUCTION = (
     "Decide on an answer, then open it: each says whether it is right, and why. By "
     "keyboard, Tab leads from answer to answer and Space opens one. The "
-    "[glossary]({}glossary.md) explains the terms, and [getting unstuck]"
-    "({}getting_unstuck.md) helps when something fails."
+    "[glossary]({up}glossary.md) explains the terms, and [getting unstuck]"
+    "({up}getting_unstuck.md) helps when something fails."
 )
 
 
@@ -85,7 +84,7 @@ class Question:
 
 
 def read_questions(file: Path) -> list[Question]:
-    """Read the questions of a lesson.
+    """Read the questions of a notebook.
 
     Args:
         file: YAML, as those of `data/self_checks` are.
@@ -148,7 +147,7 @@ def minutes_of(questions: Sequence[Question]) -> int:
     """Return how long a self-check takes, in minutes.
 
     150 words a minute, what is folded included, and half a minute a question to think.
-    The time that a lesson states at its top leaves it out.
+    The time that a notebook states at its top leaves it out.
     """
     texts = [
         text
@@ -180,7 +179,7 @@ def cell_source(
     parts = [
         "## Self-check",
         f"*{minutes_of(questions)} minutes, which the time at the top leaves out*",
-        INTRODUCTION.format(up, up),
+        INTRODUCTION.format(up=up),
     ]
     for number, question in enumerate(questions, start=1):
         name = sections.get(question.section)
