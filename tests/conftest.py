@@ -163,8 +163,6 @@ def copied(built: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def aws() -> Iterator[Aws]:
     """Connect to the offline AWS, which must leave no trace when it ends."""
-    import psutil
-
     from utils.course import run_config
     from utils.deployment.aws import connect_aws
     from utils.deployment.billing import BillingGuard

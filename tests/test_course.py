@@ -275,8 +275,10 @@ def test_data_may_be_a_data_set_of_the_hub(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["data/none.jsonl", "none.xlsx", "a/b/c", "x/y.csv"])
 def test_a_missing_file_is_no_data_set_of_the_hub(value: str) -> None:
-    with pytest.raises(ConfigError, match="no such file.*Parquet or Excel"):
+    with pytest.raises(ConfigError, match="no such file.*Parquet or Excel") as error:
         run_config({"COURSE_DATA": value})
+    # It says where it has looked.
+    assert str(Path.cwd()) in str(error.value) and str(ROOT) in str(error.value)
 
 
 def test_data_may_be_the_folder_of_a_data_set(tmp_path: Path) -> None:

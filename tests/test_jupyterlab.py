@@ -18,7 +18,7 @@ from utils.course import ROOT
 pytestmark = pytest.mark.skipif(not chromium(), reason="no Chromium on this machine")
 
 LONGEST_RUN = 1200  # seconds; lesson 02 on one thread, beside another test
-# The lesson, its exercise, and a part of what its right answer gets.
+# The lesson, and the check of one exercise.
 LESSONS = [
     pytest.param("01_language_models", "check_encode", id="01"),
     pytest.param("02_prompting", "check_vote", id="02", marks=pytest.mark.slow),

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from support import killed_run
+from support.processes import listening, note
 from support.tiny_artifact import save_base
 from utils.course import ROOT
 from utils.temporary import temporary_folder
@@ -75,15 +76,7 @@ class Run:
 
     def look(self) -> None:
         """Note the processes that there are, and the ports on which they listen."""
-        own = psutil.Process(self.process.pid)
-        for one in (own, *own.children(recursive=True)):
-            self.seen[one.pid] = one
-            try:
-                found = one.net_connections("inet")
-            except psutil.Error:
-                continue
-            listening = (c for c in found if c.status == psutil.CONN_LISTEN)
-            self.ports |= {connection.laddr.port for connection in listening}
+        note(psutil.Process(self.process.pid), self.seen, self.ports)
 
     def kill(self, victim: str, how: signal.Signals) -> bool:
         """Send a signal to what is meant; say whether there was any."""
@@ -99,7 +92,7 @@ class Run:
         code = self.process.wait(TIME_TO_END)
         _, alive = psutil.wait_procs(self.seen.values(), timeout=TIME_TO_END)
         assert alive == []
-        assert self.ports & _listening() == set()
+        assert self.ports & listening() == set()
         return code
 
     def left(self) -> set[str]:
@@ -124,11 +117,6 @@ def _is(process: psutil.Process, victim: str) -> bool:
         return any(part.endswith(victim) for part in process.cmdline())
     except psutil.Error:
         return False
-
-
-def _listening() -> set[int]:
-    found = psutil.net_connections("inet")
-    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Where people keep a course: odd folders, terminals, homes and settings of pip."""
+"""Where people keep a course: odd folders, terminals that lack letters, no home."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from utils.run import key_figure_of
 # Spaces, letters beyond ASCII in two scripts, and what a shell or a URL would read.
 ODD = "Kurs für alle (2) – 日本 100%#"
 PARTS = ("notebooks", "utils", "data")
-FILES = ("pyproject.toml", "requirements.txt", "README.md", "Makefile")
+FILES = ("pyproject.toml", "requirements.txt")
 EXPERIMENT = "experiments/05_statistics"
 
 
-@pytest.fixture
-def moved(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The course in a folder with an odd name."""
-    folder = tmp_path / ODD
+    folder = tmp_path_factory.mktemp("places") / ODD
     folder.mkdir()
     without_caches = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for name in PARTS:
@@ -36,8 +36,6 @@ def moved(tmp_path: Path) -> Path:
 
 def unfriendly(folder: Path) -> dict[str, str]:
     """An environment in which nothing is as on the author's machine."""
-    config = folder / "pip.conf"
-    config.write_text("[install]\nuser = true\n", encoding="utf-8")
     environ = dict(os.environ)
     for name in ("COURSE_BUILD", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE"):
         environ.pop(name, None)
@@ -46,8 +44,6 @@ def unfriendly(folder: Path) -> dict[str, str]:
         "PYTHONIOENCODING": "ascii",
         # Nobody may make a folder here, not even root.
         "HOME": "/sys/kernel/home-of-nobody",
-        "PIP_USER": "1",
-        "PIP_CONFIG_FILE": str(config),
     }
 
 

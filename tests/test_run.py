@@ -304,6 +304,15 @@ def test_only_what_a_kernel_started_ends_with_it(
         own.wait()
 
 
+def test_bars_know_that_nobody_watches(
+    tmp_path: Path, make_notebook: MakeNotebook
+) -> None:
+    make_notebook("01_first.ipynb", "import os\nos.environ['TQDM_DISABLE']")
+    assert run_course(tmp_path).returncode == 0
+    executed = nbformat.read(tmp_path / "build" / "run" / "01_first.ipynb", 4)
+    assert executed.cells[0].outputs[0].data["text/plain"] == "'1'"
+
+
 def test_failing_cell_stops_the_run_and_is_named(
     tmp_path: Path, make_notebook: MakeNotebook
 ) -> None:

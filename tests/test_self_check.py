@@ -50,6 +50,8 @@ def without_html(source: str) -> str:
 
 def test_each_notebook_has_questions() -> None:
     assert [one.path for one in SELF_CHECKS] == find_notebooks(ROOT / "notebooks")
+    files = sorted(self_check.FOLDER.iterdir())
+    assert sorted(one.file for one in SELF_CHECKS) == files, "one has no notebook"
 
 
 @each_notebook

@@ -192,6 +192,12 @@ def distribution(template: Template) -> dict[str, Any]:
     return of(template, "Distribution")["DistributionConfig"]
 
 
+def answered(code: int, status: int, page: str) -> Callable[[Template], object]:
+    """Let the distribution answer an error with a page."""
+    how = {"ErrorCode": code, "ResponseCode": status, "ResponsePagePath": page}
+    return lambda template: distribution(template).update(CustomErrorResponses=[how])
+
+
 def to_api(template: Template) -> dict[str, Any]:
     return distribution(template)["CacheBehaviors"][0]
 
@@ -313,27 +319,11 @@ PLANTED: dict[str, tuple[Callable[[Template], object], str]] = {
     "a plan without a key": (gone("UsagePlanKey"), "has no key"),
     # the distribution
     "the API's 403 becomes the page": (
-        lambda t: distribution(t).update(
-            CustomErrorResponses=[
-                {
-                    "ErrorCode": 403,
-                    "ResponseCode": 200,
-                    "ResponsePagePath": "/index.html",
-                }
-            ]
-        ),
+        answered(403, 200, "/index.html"),
         "answers a 403 with a page of its own",
     ),
     "the API's 404 becomes another 404": (
-        lambda t: distribution(t).update(
-            CustomErrorResponses=[
-                {
-                    "ErrorCode": 404,
-                    "ResponseCode": 404,
-                    "ResponsePagePath": "/404.html",
-                }
-            ]
-        ),
+        answered(404, 404, "/404.html"),
         "answers a 404 with a page of its own",
     ),
     "Host forwarded": (

@@ -24,6 +24,7 @@ from datasets import Dataset, DatasetDict
 from jupyter_client.manager import start_new_kernel
 
 from support.interrupted_notebook import TIME_TO_END, what_aws_holds
+from support.processes import listening, note
 from support.tiny_artifact import save_base
 from utils.course import ROOT
 
@@ -287,14 +288,7 @@ class Kernel:
 
     def look(self) -> None:
         """Note the processes that there are, and the ports on which they listen."""
-        for one in (self.process, *self.process.children(recursive=True)):
-            self.seen[one.pid] = one
-            try:
-                found = one.net_connections("inet")
-            except psutil.Error:
-                continue
-            listening = (c for c in found if c.status == psutil.CONN_LISTEN)
-            self.ports |= {connection.laddr.port for connection in listening}
+        note(self.process, self.seen, self.ports)
 
     def servers(self) -> list[psutil.Process]:
         """Return the processes that serve the web app."""
@@ -344,9 +338,3 @@ class Kernel:
                 one.kill()
         self.client.stop_channels()
         self.manager.cleanup_resources()
-
-
-def listening() -> set[int]:
-    """Return the ports on which anything on this machine listens."""
-    found = psutil.net_connections("inet")
-    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
