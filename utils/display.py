@@ -461,8 +461,8 @@ def _draw_intervals(
 ) -> None:
     """Draw each series, joined by a line where the places are numbers."""
     apart = 0.16
-    if numeric:  # two lines can be told apart where they stand
-        apart = 0.02 * (max(places) - min(places)) if len(curves) > 2 else 0
+    if numeric:
+        apart = 0.02 * (max(places) - min(places)) if len(curves) > 1 else 0
     for number, (name, scores) in enumerate(curves.items()):
         # Side by side, so that no interval hides another one.
         shift = apart * (number - (len(curves) - 1) / 2)
@@ -586,7 +586,7 @@ def plot_bars(
                 [high - value for value, high in zip(heights, highs, strict=True)],
             ],
         )
-        digits = 0 if max(heights) >= 10 else 2
+        digits = 2 if max(heights) < 10 else 0 if min(heights) >= 2 else 1
         labels = [_height(height, digits) for height in series.values()]
         axes.bar_label(drawn, labels=labels, fontsize=8)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
