@@ -1,12 +1,11 @@
 """The newest versions: resolved, installed and tried in a folder of their own.
 
-pip and the notebooks are played; which commands are called, where and with what, is
+pip, uv and the notebooks are played; which commands are called, where and with what, is
 compared.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,12 @@ from utils.classroom.newest import (
     NewestError,
     Outcome,
     Trial,
+    at_least,
     last_lines,
     notebook_names,
     run_command,
     try_newest,
     with_pins,
-    without_pins,
 )
 from utils.course import ROOT
 
@@ -42,14 +41,14 @@ awslambdaric==4.2.2; sys_platform == "linux"
 
 
 class World:
-    """Plays pip and the notebooks, and notes what was called."""
+    """Plays pip, uv and the notebooks, and notes what was called."""
 
     def __init__(
         self, newest_versions: dict[str, str], fails: Sequence[str] = ()
     ) -> None:
         self.versions, self.fails = newest_versions, fails
         self.calls: list[tuple[list[str], Path, dict[str, str]]] = []
-        self.pip_fails = ""
+        self.uv_fails = self.settings = ""
 
     def run(
         self, called: Sequence[str], folder: Path, environ: Mapping[str, str]
@@ -57,16 +56,14 @@ class World:
         self.calls.append((list(called), folder, dict(environ)))
         if "venv" in called:
             (Path(called[-1]) / "bin").mkdir(parents=True)
-        if "pip" in called:
-            if self.pip_fails:
-                return Done(1, self.pip_fails)
-            if "--report" in called:
-                install = [
-                    {"metadata": {"name": name, "version": version}}
-                    for name, version in self.versions.items()
-                ]
-                report = Path(called[called.index("--report") + 1])
-                report.write_text(json.dumps({"install": install}))
+        if "config" in called:
+            return Done(0, self.settings)
+        if "compile" in called:
+            if self.uv_fails:
+                return Done(1, self.uv_fails)
+            lines = [f"{name}=={version}" for name, version in self.versions.items()]
+            found = Path(called[called.index("--output-file") + 1])
+            found.write_text("\n".join(["-e .", *lines]))
         if "utils.run" in called and called[-1] in self.fails:
             return Done(1, "a table\n\n02, cell 3 failed.\n  AttributeError: gone\n")
         return Done(0, "")
@@ -94,25 +91,24 @@ VERSIONS = {
     "moto": "5.2.5",
     "typing-thing": "1.1",
     "setuptools": "81.0.0",
-    "awslambdaric": "4.1",
+    "awslambdaric": "4.3",
     "something-else": "3",
 }
 
 
 def test_pins_go_and_come_back_newer() -> None:
-    bare = without_pins(PINS)
-    assert bare.splitlines() == [
+    assert at_least(PINS).splitlines() == [
         "# Models",
-        "torch",
-        "moto[s3,sts]",
-        "Typing_Thing",
+        "torch>=2.13.0",
+        "moto[s3,sts]>=5.2.5",
+        "Typing_Thing>=1.0",
         "setuptools==81.0.0",
-        'awslambdaric; sys_platform == "linux"',
+        'awslambdaric>=4.2.2; sys_platform == "linux"',
         "-e .",
     ]
     newer = with_pins(PINS, VERSIONS)
     assert "torch==2.14.0" in newer and "Typing_Thing==1.1" in newer
-    assert 'awslambdaric==4.1; sys_platform == "linux"' in newer
+    assert 'awslambdaric==4.3; sys_platform == "linux"' in newer
     assert with_pins(PINS, {}) == PINS
 
 
@@ -131,7 +127,7 @@ def test_a_trial_resolves_installs_and_runs_in_its_own_folder(
     assert changes == [
         "torch 2.13.0 → 2.14.0",
         "Typing_Thing 1.0 → 1.1",
-        "awslambdaric 4.2.2 → 4.1 (older)",
+        "awslambdaric 4.2.2 → 4.3",
     ]
     # One that fails does not end it, and says why.
     assert [str(one) for one in outcomes] == [
@@ -141,11 +137,21 @@ def test_a_trial_resolves_installs_and_runs_in_its_own_folder(
     ]
     assert str(outcomes[1]) in said
     python = str(folder / "environment" / "bin" / "python")
-    made, resolved, installed, *runs = [called for called, *_ in world.calls]
+    made, tool, asked, found, installed, *runs = [one for one, *_ in world.calls]
     assert made == [sys.executable, "-m", "venv", str(folder / "environment")]
-    assert resolved[:4] == [python, "-m", "pip", "install"] and "--dry-run" in resolved
-    assert "--dry-run" not in installed and installed[0] == python
-    assert installed[-4:] == ["--extra-index-url", "x", "-r", "requirements.txt"]
+    assert tool[:4] == installed[:4] == [python, "-m", "pip", "install"]
+    assert "uv" in tool and "requirements.txt" not in tool
+    assert asked == [python, "-m", "pip", "config", "list"]
+    assert found[:3] == [str(folder / "environment/bin/uv"), "pip", "compile"]
+    assert found[found.index("--python") + 1] == python
+    assert found[-3:] == ["--extra-index-url", "x", "requirements.txt"]
+    assert installed[-2:] == ["--extra-index-url", "x"]
+    pins = str(folder / "resolved.txt")
+    assert " ".join(installed).count(f"-c {pins} -r requirements.txt") == 1
+    # All that is installed has a version, so that pip need not search.
+    assert Path(pins).read_text() == "".join(
+        f"{name}=={version}\n" for name, version in VERSIONS.items()
+    )
     assert [run[0] for run in runs] == [python] * 3
     for called, where, environ in world.calls[1:]:
         assert where == folder / "course", called
@@ -163,7 +169,10 @@ def test_resolving_alone_installs_and_runs_nothing(tmp_path: Path, root: Path) -
         Trial(tmp_path / "newest", root, world.run), resolve_only=True
     )
     assert (changes, outcomes) == ([], [])
-    assert len(world.words("pip")) == 1 and not world.words("utils.run")
+    assert [called[-1] for called in world.words("install")] == [
+        "--disable-pip-version-check"
+    ]
+    assert "uv" in world.words("install")[0] and not world.words("utils.run")
 
 
 def test_only_what_is_wanted_is_run(tmp_path: Path, root: Path) -> None:
@@ -182,12 +191,51 @@ def test_a_notebook_that_is_not_there_is_noticed_at_once(
     assert not world.words("pip")
 
 
-def test_versions_that_do_not_fit_together_end_it_with_pips_reason(
+def test_uv_looks_for_packages_where_pip_does(tmp_path: Path, root: Path) -> None:
+    world = World({})
+    world.settings = (
+        ":env:.find-links='/wheels'\n"
+        "global.index-url='https://mirror/simple'\n"
+        "install.extra-index-url='\\nhttps://a\\nhttps://b'\n"
+        "global.cert='/etc/ca.crt'\nglobal.proxy=\"http://it's:1\"\n"
+        "install.user='true'\n"
+    )
+    try_newest(Trial(tmp_path / "newest", root, world.run), resolve_only=True)
+    called, _, environ = next(one for one in world.calls if "compile" in one[0])
+    given = called[called.index("unsafe-best-match") + 1 : -1]
+    assert given == [
+        *("--find-links", "/wheels", "--default-index", "https://mirror/simple"),
+        *("--index", "https://a", "--index", "https://b"),
+    ]
+    assert environ["SSL_CERT_FILE"] == "/etc/ca.crt"
+    assert environ["HTTPS_PROXY"] == "http://it's:1"
+
+
+def test_pips_own_list_of_settings_is_read(tmp_path: Path, root: Path) -> None:
+    """As the pip of this environment prints it."""
+    config = tmp_path / "pip.conf"
+    config.write_text("[global]\nindex-url = https://m/s\nfind-links =\n  /a\n  /b\n")
+
+    def run(called: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Done:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+        if "config" in called:
+            return run_command([sys.executable, *called[1:]], folder, given | kept)
+        return world.run(called, folder, environ)
+
+    given = {"PIP_CONFIG_FILE": str(config)}
+    world = World({})
+    try_newest(Trial(tmp_path / "newest", root, run), resolve_only=True)
+    (called,) = world.words("compile")
+    assert " ".join(called).count("--default-index https://m/s ") == 1
+    assert " ".join(called).count("--find-links /a --find-links /b") == 1
+
+
+def test_versions_that_do_not_fit_together_end_it_with_uvs_reason(
     tmp_path: Path, root: Path
 ) -> None:
     world = World({})
-    world.pip_fails = "ERROR: ResolutionImpossible: a needs b<2"
-    with pytest.raises(NewestError, match="ResolutionImpossible: a needs b<2"):
+    world.uv_fails = "× No solution found: a needs b<2"
+    with pytest.raises(NewestError, match="No solution found: a needs b<2"):
         try_newest(Trial(tmp_path / "newest", root, world.run))
     assert not world.words("utils.run")
 

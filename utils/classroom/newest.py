@@ -11,7 +11,7 @@ notebooks' outputs stay as they are.
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import re
 import shutil
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 from utils.course import ROOT, CourseError
 from utils.fetch import WHEELS, model_folder
@@ -35,6 +34,15 @@ COPIED = ("utils", "data", "notebooks", "README.md", "pyproject.toml", "LICENSE"
 LAST_LINES = 3
 # Settings that would lead the scratch environment back to this one.
 NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COURSE_BUILD")
+# A line of `pip config list`, such as "global.index-url='https://…'".
+SETTING = re.compile(r"""^\S+\.([a-z-]+)=(["'].*["'])$""", re.MULTILINE)
+# pip's setting → uv's option, or the environment variable that uv reads.
+OPTIONS = {
+    "index-url": "--default-index",
+    "extra-index-url": "--index",
+    "find-links": "--find-links",
+}
+VARIABLES = {"cert": "SSL_CERT_FILE", "proxy": "HTTPS_PROXY"}
 
 
 class NewestError(CourseError):
@@ -98,21 +106,20 @@ def run_command(
     return Done(done.returncode, done.stdout)
 
 
-def without_pins(requirements: str) -> str:
-    """Return requirements.txt with names instead of exact versions.
+def at_least(requirements: str) -> str:
+    """Return requirements.txt with its exact versions as the least ones.
 
-    Some AWS packages allow each other few versions, so that pip's search can take
-    twenty minutes, and longer with the pins as least versions. Without, it may go back
-    with one package to have the newest of another; `Trial.changes` says so.
+    The pins themselves fit together, so that there is always an answer, and no package
+    goes back to have the newest of another.
 
     Args:
         requirements: its text.
     """
 
-    def name_only(pin: re.Match[str]) -> str:
-        return pin[0] if pin[1] in HELD else pin[1] + (pin[2] or "")
+    def least(pin: re.Match[str]) -> str:
+        return pin[0] if pin[1] in HELD else f"{pin[1]}{pin[2] or ''}>={pin[3]}"
 
-    return PIN.sub(name_only, requirements)
+    return PIN.sub(least, requirements)
 
 
 def with_pins(requirements: str, versions: Mapping[str, str]) -> str:
@@ -153,6 +160,7 @@ class Trial:
         self.pip_arguments = list(pip_arguments)
         self.copy = folder / "course"
         self.python = folder / "environment" / "bin" / "python"
+        self.resolved = folder / "resolved.txt"
         self.pinned = (root / "requirements.txt").read_text(encoding="utf-8")
 
     def _environ(self, **more: str) -> dict[str, str]:
@@ -174,29 +182,49 @@ class Trial:
                 shutil.copytree(source, self.copy / name, ignore=ignored)
             elif source.is_file():
                 shutil.copy(source, self.copy / name)
-        write_text(self.copy / "requirements.txt", without_pins(self.pinned))
+        write_text(self.copy / "requirements.txt", at_least(self.pinned))
         command = [sys.executable, "-m", "venv", str(self.folder / "environment")]
         self._checked(command, "No environment could be made")
 
     def resolve(self) -> dict[str, str]:
-        """Let pip choose the newest versions that fit together; nothing is installed.
+        """Find the newest versions that fit together, with uv; only uv is installed.
 
-        This can take twenty minutes.
+        pip's own search takes twenty minutes here, uv's some seconds.
 
         Returns:
             Normalised name → version of everything that would be installed.
 
         Raises:
-            NewestError: if there are none that fit together, with pip's reason.
+            NewestError: if there are none that fit together, with uv's reason.
         """
-        report = self.folder / "resolved.json"
-        self._pip("--dry-run", "--report", str(report))
-        install = json.loads(report.read_text(encoding="utf-8"))["install"]
-        found = [one["metadata"] for one in install]
-        return {canonicalize_name(one["name"]): one["version"] for one in found}
+        self._pip("uv")
+        settings = self._settings_of_pip()
+        command = [str(self.python.with_name("uv")), "pip", "compile", "--quiet"]
+        command += ["--python", str(self.python), "--output-file", str(self.resolved)]
+        # As pip: of all indexes the newest version, not the first index that has one.
+        command += ["--index-strategy", "unsafe-best-match"]
+        for name, values in settings.items():
+            if name in OPTIONS:
+                command += [word for one in values for word in (OPTIONS[name], one)]
+        command += [*self.pip_arguments, "requirements.txt"]
+        variables = {
+            VARIABLES[name]: values[-1]
+            for name, values in settings.items()
+            if name in VARIABLES and values
+        }
+        self._checked(command, "No versions fit together", **variables)
+        found = PIN.findall(self.resolved.read_text(encoding="utf-8"))
+        return {canonicalize_name(name): version for name, _, version in found}
+
+    def _settings_of_pip(self) -> dict[str, list[str]]:
+        """Return pip's settings of all kinds; uv reads none of them."""
+        command = [str(self.python), "-m", "pip", "config", "list"]
+        done = self._run(command, self.copy, self._environ())
+        found = SETTING.findall(done.output)
+        return {name: ast.literal_eval(value).split() for name, value in found}
 
     def changes(self, versions: Mapping[str, str]) -> list[str]:
-        """Return a line for each pin that would change; pip may go back with one.
+        """Return a line for each pin that would change.
 
         Args:
             versions: what `resolve` returned.
@@ -205,8 +233,7 @@ class Trial:
         for name, _, pin in PIN.findall(self.pinned):
             newest = versions.get(canonicalize_name(name), pin).partition("+")[0]
             if newest != pin:
-                back = " (older)" if Version(newest) < Version(pin) else ""
-                lines.append(f"{name} {pin} → {newest}{back}")
+                lines.append(f"{name} {pin} → {newest}")
         return lines
 
     def install(self, versions: Mapping[str, str]) -> None:
@@ -220,7 +247,9 @@ class Trial:
         """
         text = with_pins(self.pinned, versions)
         write_text(self.copy / "requirements.txt", text)
-        self._pip()
+        pins = [f"{name}=={version}\n" for name, version in versions.items()]
+        write_text(self.resolved, "".join(pins))
+        self._pip("-c", str(self.resolved), "-r", "requirements.txt")
         models = self.folder / "environment" / "course_models"
         models.mkdir(exist_ok=True)
         for name in WHEELS:
@@ -250,12 +279,11 @@ class Trial:
     def _pip(self, *arguments: str) -> None:
         command = [str(self.python), "-m", "pip", "install", "--quiet", *arguments]
         command += ["--disable-pip-version-check", *self.pip_arguments]
-        command += ["-r", "requirements.txt"]
-        self._checked(command, "pip finds no versions that fit together")
+        self._checked(command, "pip cannot install what is needed")
 
-    def _checked(self, command: Sequence[str], failure: str) -> None:
+    def _checked(self, command: Sequence[str], failure: str, **more: str) -> None:
         folder = self.copy if self.copy.is_dir() else self.root
-        done = self._run(command, folder, self._environ())
+        done = self._run(command, folder, self._environ(**more))
         if done.code:
             said = done.output[-2000:]
             raise NewestError(f"{failure}. The end of what was said:\n{said}")
