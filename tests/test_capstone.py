@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from support.lessons import claims_of, run_lessons
+from support.page_server import browser
 from utils.course import ROOT, run_config
 from utils.dataset.checks import Finding, check
 from utils.dataset.faqs import load_faqs
@@ -553,3 +554,17 @@ def test_the_road_with_another_file(name: str, tmp_path: Path) -> None:
     text = (build / "capstone" / "capstone.html").read_text("utf-8")
     assert f"<h1>{escape(file.name)}: from file to page</h1>" in text
     assert NOT_REACHED not in text
+
+
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
+def test_the_report_is_one_page_on_paper(good, tmp_path: Path, paper: str) -> None:
+    road = walked(good)
+    long = "An answer of sixty-four tokens, as many as a model may give here. " * 4
+    road.measured["answers"] = [(long[:130], long)] * 4
+    road.measured["kept"] = {"likeness": long[:130], "duplicates": long[:130]}
+    file = write_page(road, tmp_path)
+    with browser() as chromium:
+        visit = chromium.new_page()
+        visit.goto(file.as_uri())
+        printed = visit.pdf(format=paper)
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1

@@ -21,6 +21,18 @@ from utils.files import write_text
 NOT_REACHED = "not reached"
 MEGA = 1e6
 LEFT = 'style="text-align: left; white-space: normal"'
+# On paper, A4 or Letter: one page, its sections in two columns.
+ON_PAPER = """
+@page { margin: 12mm; }
+@media print {
+  body { font-size: 11px; line-height: 1.35; max-width: none; margin: 0; padding: 0; }
+  h1 { font-size: 1.7em; margin: 0; } h2 { font-size: 1.2em; margin: 0 0 .2em; }
+  .verdict { margin: .8em 0; } td { padding: .2em .4em; }
+  main { columns: 2; column-gap: 2.5em; }
+  section { padding-bottom: 1.2em; } h2 { break-after: avoid; }
+  tr, li { break-inside: avoid; }
+}
+"""
 
 
 def write_page(road: Capstone, folder: Path, sentence: str | None = None) -> Path:
@@ -77,14 +89,17 @@ def page(road: Capstone, sentence: str | None = None) -> str:
         ("What it says", _answers(road)),
         (f"Checks passed: {road.passed} of {len(STEPS)}", _checks(road)),
     )
-    body = "".join(f"<h2>{escape(name)}</h2>{text}" for name, text in sections)
+    body = "".join(
+        f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(what)}: from file to page</title><style>{STYLE}</style></head><body>
+<title>{escape(what)}: from file to page</title><style>{STYLE}{ON_PAPER}</style>
+</head><body>
 <h1>{escape(what)}: from file to page</h1>
 <p class="verdict">{escape(verdict(road))}</p>{told}
-{body}
+<main>{body}</main>
 <p><small>Made by the course's capstone from what was measured. An interval (95%) says
 where the true share lies, as far as so few questions can tell.</small></p>
 </body></html>

@@ -154,7 +154,10 @@ def check_guard(guard: Callable[[str], bool], known: Sequence[str]) -> str:
     )
     if passed:
         text, name = passed[0]
-        raise Wrong(f"{rates}. {text!r} gets through: {name}.")
+        raise Wrong(
+            f"{rates}. {text!r} gets through: {name}. No list of what is forbidden is "
+            "complete: say what may pass."
+        )
     if refused:
         raise Wrong(
             f"{rates}. {refused[0]!r} is refused: mind capitals, and white space at "
