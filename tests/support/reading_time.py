@@ -4,8 +4,9 @@
 
 The rule: 150 words of prose a minute, 6 seconds a line of code, 15 seconds a cell with
 output, 4 minutes an exercise. A folded `<details>` block (a solution) takes no time,
-nor do blank lines, the addresses of links, the alt text of pictures and the numbers
-that this command writes. The time of computing is not in it.
+nor do blank lines, the addresses of links, the alt text of pictures, a wait that is
+announced, such as "(About 20 seconds.)", and the numbers that this command writes. The
+time of computing is not in it.
 
 The questions in the cell `self-check` are counted apart, as nobody has to answer them:
 that cell states its own minutes, which utils/exercises/self_check.py counts, folded
@@ -43,6 +44,7 @@ FOLDED = re.compile(r"<details>.*?</details>", re.DOTALL)
 NOT_READ = (
     STATED,
     re.compile(r"\b\d+ minutes to read and try;?"),
+    re.compile(r"\([Aa]bout (half a|\w+) (second|minute)s?( offline)?\.?\)"),
     re.compile(r"!\[[^]]*\]\([^)]*\)"),  # a picture
     re.compile(r"(?<=\])\([^)]*\)"),  # where a link leads
     re.compile(r"<[^>\n]+>"),
