@@ -29,7 +29,10 @@ export PIP_USER := 0
 .PHONY: install run test test-all lab kernel site newest clean
 .DEFAULT_GOAL := run
 
+# What pip changed by hand since then is put right.
 install: $(FETCHED)
+	@$(BIN)/python -m utils.course check --packages >/dev/null || { \
+		rm -f $(INSTALLED) && $(MAKE) --no-print-directory $(FETCHED); }
 	@echo "Installed in $(VENV). To learn: make lab"
 
 run: $(FETCHED)
@@ -68,7 +71,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 		mkdir -p $(VENV) && touch $(UNFINISHED) && \
 		$(PYTHON) -m venv --clear $(VENV); fi
 	@touch $(UNFINISHED)
-	@echo "Installing requirements.txt: up to 7 GB, minutes the first time, without a sign"
+	@echo "Installing requirements.txt: 7.2 GB, minutes the first time, without a sign"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(PIP_ARGS) -r requirements.txt
 	@rm -f $(UNFINISHED) && touch $(INSTALLED)

@@ -19,6 +19,8 @@ import pytest
 import utils  # noqa: F401 - sets how threads wait, before a test loads PyTorch
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from utils.deployment.aws import Aws
     from utils.deployment.billing import BillingGuard
 
@@ -142,6 +144,17 @@ def less_to_collect() -> Iterator[None]:
     if psutil.Process().memory_info().rss > _memory_at_last_collection + GROWTH:
         gc.collect()
         _memory_at_last_collection = psutil.Process().memory_info().rss
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Browser]:
+    """Start Chromium; tests that need it are skipped where there is none."""
+    from support.page_server import browser, chromium
+
+    if not chromium():
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import save_file
 
 from support.lessons import claims_of, run_lessons
-from support.page_server import browser
 from utils.course import ROOT, run_config
 from utils.dataset.checks import Finding, check
 from utils.dataset.faqs import load_faqs
@@ -557,14 +556,16 @@ def test_the_road_with_another_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("paper", ["A4", "Letter"])
-def test_the_report_is_one_page_on_paper(good, tmp_path: Path, paper: str) -> None:
+def test_the_report_is_one_page_on_paper(
+    good, started, tmp_path: Path, paper: str
+) -> None:
     road = walked(good)
     long = "An answer of sixty-four tokens, as many as a model may give here. " * 4
     road.measured["answers"] = [(long[:130], long)] * 4
     road.measured["kept"] = {"likeness": long[:130], "duplicates": long[:130]}
     file = write_page(road, tmp_path)
-    with browser() as chromium:
-        visit = chromium.new_page()
-        visit.goto(file.as_uri())
-        printed = visit.pdf(format=paper)
+    visit = started.new_page()
+    visit.goto(file.as_uri())
+    printed = visit.pdf(format=paper)
+    visit.close()
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1

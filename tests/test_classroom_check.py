@@ -64,6 +64,7 @@ from utils.classroom.machine_check import (
 )
 from utils.course import ROOT, CourseError
 from utils.deployment.aws import POLICY
+from utils.run import NOTEBOOKS, find_notebooks
 
 ROLE = "arn:aws:iam::123456789012:role/Learner"
 
@@ -220,7 +221,7 @@ def test_the_pins_are_those_of_this_system() -> None:
 
 
 def test_what_is_asked_of_a_machine_is_what_the_course_says_it_needs() -> None:
-    lessons = [needs.memory for needs in read_needs() if needs.lesson]
+    lessons = [needs.memory for needs in read_needs() if len(needs.name) == 2]
     assert max(lessons) * 1e9 == MEMORY
     readme = (ROOT / "README.md").read_text("utf-8")
     assert f"{DISK_TO_INSTALL / 1e9:.1f} GB of disk" in readme
@@ -415,8 +416,9 @@ def test_quotas_are_compared_with_the_learners(session) -> None:
         },
     )
     lines = list(quota_lines(session, learners=40))
-    good = {"lesson 06": [True], "lesson 07": [False], "lesson 09": [True]}
-    good["lesson 08"] = [True, False, False, False]  # endpoint, jobs, Spot, two GPUs
+    good = {"06": [True], "07": [False], "09": [True]}
+    good["experiments/06_production"] = [False]
+    good["08"] = [True, False, False, False]  # endpoint, jobs, Spot, two GPUs
     found: dict[str, list[bool]] = {}
     for line in lines:
         found.setdefault(line.name.removeprefix("quota for "), []).append(line.ok)
@@ -454,7 +456,7 @@ def test_all_lines_of_an_account(session, monkeypatch) -> None:
     assert names[:3] == ["AWS", "role and bucket", "rights"]
     assert "SimulatePrincipalPolicy answers AccessDenied" in lines[2].found
     assert "check_policy.json" in lines[2].remedy
-    assert names[3:] == [f"quota for lesson {n}" for *_, n in NEEDED] + ["prices"]
+    assert names[3:] == [f"quota for {n}" for *_, n in NEEDED] + ["prices"]
 
     def no_way(*_: object) -> None:
         raise EndpointConnectionError(endpoint_url="https://iam.amazonaws.com")
@@ -476,8 +478,8 @@ def test_all_lines_of_an_account(session, monkeypatch) -> None:
 
 
 def test_what_is_asked_for_is_what_the_lessons_start() -> None:
-    for kind, _, _, lesson in NEEDED:
-        (path,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
+    for kind, _, _, name in NEEDED:
+        (path,) = find_notebooks(NOTEBOOKS, [name])
         cells = nbformat.read(path, as_version=4).cells
         assert any(kind in cell.source for cell in cells if cell.cell_type == "code")
 

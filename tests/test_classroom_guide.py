@@ -43,7 +43,7 @@ def test_each_notebook_has_its_row() -> None:
 
 
 def test_costs_are_prices_times_machines_times_the_time() -> None:
-    needs = {one.lesson: one for one in read_needs() if one.lesson}
+    needs = {one.name: one for one in read_needs()}
     prices = known_prices()
     hour = prices["ml.g5.xlarge"].usd
     assert aws_cost(needs["02"], prices) is None

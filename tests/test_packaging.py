@@ -191,6 +191,7 @@ cat > "$folder/bin/python" <<'END'
 #!/bin/sh
 echo "$@" >> calls
 case "$*" in
+  *"check --packages"*) [ ! -e other-version ] || { rm other-version; exit 1; } ;;
   *"pip install"*) echo "$PIP_USER" > pip-user; [ ! -e pip-fails ] || exit 1 ;;
   *"utils.models fetch"*)
     echo "PIP_ARGS=$PIP_ARGS" >> calls
@@ -230,6 +231,7 @@ def make(checkout: Path, *arguments: str) -> tuple[int, list[str]]:
     return done.returncode, [line for line in lines if line != "-m pip --version"]
 
 
+LOOK = "-m utils.course check --packages"
 FETCH = ["-m utils.models fetch all", "PIP_ARGS=--extra-index-url https://a.test"]
 
 
@@ -291,6 +293,15 @@ def test_make_installs_again_when_the_lists_change(checkout: Path, name: str) ->
     assert "venv" not in calls
 
 
+def test_make_install_puts_right_what_pip_changed_by_hand(checkout: Path) -> None:
+    make(checkout, "install")
+    (checkout / "other-version").touch()
+    code, calls = make(checkout, "install")
+    assert code == 0 and calls[0] == LOOK
+    assert calls[1].startswith("-m pip install") and "venv" not in calls
+    assert make(checkout, "install") == (0, [LOOK])
+
+
 def test_make_starts_afresh_after_an_unfinished_installation(checkout: Path) -> None:
     (checkout / "pip-fails").touch()
     code, calls = make(checkout, "run")
@@ -312,7 +323,7 @@ def test_make_targets(checkout: Path) -> None:
     side_by_side = "-n 2 --dist loadfile --no-loadscope-reorder"
     assert make(checkout, "test")[1] == [f"-m pytest {side_by_side}"]
     assert make(checkout, "test-all")[1] == ["-m pytest -m slow or not slow"]
-    assert make(checkout, "install")[1] == []
+    assert make(checkout, "install")[1] == [LOOK]
     first = sorted((ROOT / "notebooks").glob("*.ipynb"))[0].name
     lab = "-m jupyterlab --notebook-dir=notebooks "
     lab += f"--LabApp.default_url=/lab/tree/{first}"

@@ -19,7 +19,6 @@ from axe_playwright_python.sync_playwright import Axe
 from docutils.nodes import make_id
 from playwright.sync_api import Browser, Page, expect
 
-from support.page_server import browser, chromium
 from utils.course import ROOT
 from utils.site import links
 from utils.site.build import Site, build_site
@@ -203,14 +202,6 @@ def url(folder: Path) -> Iterator[str]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Browser]:
-    if not chromium():
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture

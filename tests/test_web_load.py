@@ -24,6 +24,7 @@ import pytest
 from botocore.config import Config
 
 from support.endpoints import LONG, deploy, upload, wait_for_worker
+from support.web import create_table
 from utils.deployment.aws import wait_until_in_service
 from utils.deployment.billing import BillingGuard
 from utils.deployment.serving import percentile
@@ -203,12 +204,7 @@ def place(aws) -> Iterator[tuple[str, str]]:
     guard = BillingGuard(aws, say=lambda _: None)
     made = deploy(aws, guard, upload(aws, guard, {"model.py": MODEL}), "load")
     table = guard.name("load")
-    aws.session.client("dynamodb").create_table(
-        TableName=table,
-        KeySchema=[{"AttributeName": "request_id", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "request_id", "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    create_table(aws.session, table)
     wait_until_in_service(aws, made, say=lambda _: None)
     yield made.endpoint_name, table
     guard.close()

@@ -22,8 +22,6 @@ from support.page_server import (
     PAGE,
     PageServer,
     Reply,
-    browser,
-    chromium,
     end,
     error_body,
     event,
@@ -36,14 +34,6 @@ from support.page_server import (
 from support.page_visit import HOSTILE, Site, Visit, done, streamed_text, text_of
 
 WRONG_KEY = "not-the-key-5d1e"
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Browser]:
-    if not chromium():
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

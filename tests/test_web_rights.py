@@ -24,6 +24,7 @@ from test_teardown import ACTIONS
 
 from support.endpoints import AMI, IMAGE
 from support.interrupted_notebook import record_calls
+from support.web import create_table
 from utils.course import ROOT
 from utils.deployment.artifact import pack
 from utils.deployment.aws import POLICY
@@ -179,12 +180,7 @@ def serve_two_versions(aws: Any, guard: Any, folder: Path) -> str:
 def ask_and_record(aws: Any, guard: Any, endpoint: str) -> None:
     """Do with table and endpoint what the app and the notebook do."""
     client, table = aws.session.client("dynamodb"), guard.name("web")
-    client.create_table(
-        TableName=table,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[{"AttributeName": "request_id", "AttributeType": "S"}],
-        KeySchema=[{"AttributeName": "request_id", "KeyType": "HASH"}],
-    )
+    create_table(aws.session, table)
     client.get_waiter("table_exists").wait(TableName=table)
     tuned = Version("tuned", variant="tuned")
     settings = Settings(endpoint=endpoint, table=table, versions=(tuned,))

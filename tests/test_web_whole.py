@@ -23,8 +23,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from support.endpoints import AMI, IMAGE, LONG, wait_for_worker
-from support.page_server import browser, chromium
+from support.page_server import chromium
 from support.page_visit import HOSTILE, Site, Visit, text_of
+from support.web import create_table
 from utils.course import FAQS_DATA
 from utils.dataset.faqs import load_faqs
 from utils.dataset.splits import split
@@ -165,14 +166,7 @@ def place(aws, tmp_path_factory) -> Iterator[Place]:
         stack.callback(guard.close)
         endpoint = deploy(aws, guard, build(folder, faqs))
         table = guard.name("whole")
-        aws.session.client("dynamodb").create_table(
-            TableName=table,
-            KeySchema=[{"AttributeName": "request_id", "KeyType": "HASH"}],
-            AttributeDefinitions=[
-                {"AttributeName": "request_id", "AttributeType": "S"}
-            ],
-            BillingMode="PAY_PER_REQUEST",
-        )
+        create_table(aws.session, table)
 
         def serve(name: str, **more: str) -> WebServer:
             settings = {
@@ -195,12 +189,6 @@ def place(aws, tmp_path_factory) -> Iterator[Place]:
             serve("forgetting", WEB_KEEP_TEXTS="0", WEB_RETRIEVE="0"),
         )
     assert guard.remaining() == []
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
 
 
 Visitor = Callable[[Site], Visit]

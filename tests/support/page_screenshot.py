@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, expect  # noqa: E402
 from support.endpoints import AMI, IMAGE  # noqa: E402
 from support.page_server import PageServer, Reply, browser, whole  # noqa: E402
 from support.page_visit import Site  # noqa: E402
+from support.web import create_table  # noqa: E402
 from utils.course import run_config  # noqa: E402
 from utils.deployment.aws import connect_aws  # noqa: E402
 from utils.deployment.billing import BillingGuard  # noqa: E402
@@ -99,14 +100,7 @@ def real_app(build: Path) -> Iterator[Site]:
         sagemaker.get_waiter("endpoint_in_service").wait(
             EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 600}
         )
-        aws.session.client("dynamodb").create_table(
-            TableName=name,
-            KeySchema=[{"AttributeName": "request_id", "KeyType": "HASH"}],
-            AttributeDefinitions=[
-                {"AttributeName": "request_id", "AttributeType": "S"}
-            ],
-            BillingMode="PAY_PER_REQUEST",
-        )
+        create_table(aws.session, name)
         versions = [
             {"name": version, "variant": version, "description": text}
             for version, text in DESCRIPTIONS.items()

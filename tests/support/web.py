@@ -391,7 +391,7 @@ def delete_all_tables(session: NearbySession) -> None:
         delete_table(session, name)
 
 
-def create_table(session: NearbySession, name: str = TABLE) -> None:
+def create_table(session: Any, name: str = TABLE) -> None:
     """Create the table as the template does."""
     session.client("dynamodb").create_table(
         TableName=name,

@@ -22,15 +22,17 @@ from utils.deployment.aws import (
     JOBS_POLICY,
     JOBS_ROLE_POLICY,
     POLICY,
+    PRODUCTION_POLICY,
+    PRODUCTION_ROLE_POLICY,
     Aws,
     connect_real,
 )
 from utils.deployment.prices import PriceList
-from utils.web.stack import LESSON_POLICY
+from utils.web.stack import LESSON_POLICY, STACK_POLICY
 
 SHOWN = 4  # denied actions in a line
 # What the lessons ask for on the real AWS, by the quota's name: instance type, what it
-# is used for, how many a learner needs at a time, and in which lesson.
+# is used for, how many a learner needs at a time, and in which notebook.
 NEEDED = (
     ("ml.g5.xlarge", "endpoint usage", 1, "06"),
     ("ml.g5.xlarge", "endpoint usage", 2, "07"),
@@ -39,10 +41,22 @@ NEEDED = (
     ("ml.g5.xlarge", "spot training job usage", 1, "08"),
     ("ml.g5.12xlarge", "training job usage", 1, "08"),
     ("ml.g5.xlarge", "endpoint usage", 1, "09"),
+    # Two endpoints of two machines each, and two more while a version is released.
+    ("ml.g5.xlarge", "endpoint usage", 6, "experiments/06_production"),
 )
-# Who calls → the policies of which they need every right.
-OF_THE_CALLER = {"06": POLICY, "07": LESSON_POLICY, "08": JOBS_POLICY}
-OF_THE_ROLE = {"06": EXECUTION_POLICY, "08": JOBS_ROLE_POLICY}
+# What for → the policy of which the caller needs every right.
+OF_THE_CALLER = {
+    "lesson 06": POLICY,
+    "lesson 07": LESSON_POLICY,
+    "lesson 07's stack": STACK_POLICY,
+    "lesson 08": JOBS_POLICY,
+    "experiments/06_production": PRODUCTION_POLICY,
+}
+OF_THE_ROLE = {
+    "lesson 06": EXECUTION_POLICY,
+    "lesson 08": JOBS_ROLE_POLICY,
+    "experiments/06_production": PRODUCTION_ROLE_POLICY,
+}
 NAME = "check"  # stands for what a pattern leaves open, such as model/course-*
 
 
@@ -250,7 +264,7 @@ def rights_line(session: Any, name: str, principal: str, asked: list[Question]) 
     return Line(
         name,
         f"{len(missing)} of {count} actions are refused to {principal}: {told}",
-        "Attach the policy that the README names for this lesson.",
+        "Attach the policy that the README names for it.",
     )
 
 
@@ -262,8 +276,8 @@ def _rights_lines(aws: Aws, caller: str) -> Iterator[Line]:
     try:
         of = {"your": principal_of(aws.session, caller), "the role's": aws.role}
         for who, policies in (("your", OF_THE_CALLER), ("the role's", OF_THE_ROLE)):
-            for lesson, policy in policies.items():
-                name = f"{who} rights for lesson {lesson}"
+            for what, policy in policies.items():
+                name = f"{who} rights for {what}"
                 asked = questions(policy, values)
                 yield rights_line(aws.session, name, of[who], asked)
     except CourseError as error:
@@ -298,7 +312,7 @@ def quotas(session: Any) -> dict[str, float]:
 
 
 def quota_lines(session: Any, learners: int = 1) -> Iterator[Line]:
-    """Yield a line for each quota that a lesson needs.
+    """Yield a line for each quota that a notebook needs.
 
     Args:
         session: of boto3.
@@ -312,10 +326,10 @@ def quota_lines(session: Any, learners: int = 1) -> Iterator[Line]:
         remedy = "Attach data/aws/check_policy.json to whoever checks, and try again."
         yield Line("quotas", str(error), remedy)
         return
-    for kind, use, each, lesson in NEEDED:
+    for kind, use, each, notebook in NEEDED:
         name = f"{kind} for {use}"
         has, needed = found.get(name, 0.0), each * learners
-        line = Line(f"quota for lesson {lesson}", f"{has:g} of {name}, {needed} needed")
+        line = Line(f"quota for {notebook}", f"{has:g} of {name}, {needed} needed")
         if has < needed:
             remedy = f"Ask for {needed} under Service Quotas; it can take days."
             line = Line(line.name, line.found, remedy)

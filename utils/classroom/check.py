@@ -3,6 +3,7 @@
     python -m utils.course check                       this machine
     python -m utils.course check --aws                 and the AWS account
     python -m utils.course check --aws --learners 40   with quotas for so many
+    python -m utils.course check --packages            their versions only
 
 It prints a line for each thing, [OK] or [FAIL] with what to do. Nothing is installed,
 created or changed, on AWS neither. Without the course's packages it says which are
@@ -16,7 +17,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
-from utils.classroom.machine_check import Line, machine_lines
+from utils.classroom.machine_check import Line, machine_lines, packages_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check.add_argument("--aws", action="store_true", help="look at the account, too")
     check.add_argument("--learners", type=int, default=1, help="quotas for so many")
+    check.add_argument("--packages", action="store_true", help="only the packages")
     check.add_argument("--json", action="store_true", help="print the lines as JSON")
     options = parser.parse_args(arguments)
     if options.learners < 1:
@@ -55,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _all_lines(options: argparse.Namespace) -> Iterator[Line]:
+    if options.packages:
+        yield packages_line()
+        return
     yield from machine_lines()
     if options.aws:
         try:

@@ -60,9 +60,9 @@ class Needs:
     memory: int
 
     @property
-    def lesson(self) -> str:
-        """Its number; "" for an experiment."""
-        return "" if "/" in self.path else self.path[:2]
+    def name(self) -> str:
+        """As `utils.run` takes it: a lesson's number, an experiment's path."""
+        return self.path if "/" in self.path else self.path[:2]
 
 
 def read_needs(root: Path = ROOT) -> list[Needs]:
@@ -89,19 +89,19 @@ def read_needs(root: Path = ROOT) -> list[Needs]:
 
 
 def aws_cost(needs: Needs, prices: dict[str, Price], learners: int = 1) -> float | None:
-    """Return US dollars for what a lesson starts on the real AWS; None for nothing.
+    """Return US dollars for what a notebook starts on the real AWS; None for nothing.
 
-    Its endpoints are taken to stand as long as the lesson takes; one that is forgotten
-    stands longer. Training jobs take minutes each and are not counted.
+    Its endpoints are taken to stand as long as it takes; one that is forgotten stands
+    longer. Training jobs take minutes each and are not counted.
 
     Args:
-        needs: of the lesson.
+        needs: of the notebook.
         prices: by item.
         learners: each with machines of their own.
     """
     hourly = 0.0
-    for kind, use, each, lesson in NEEDED:
-        if lesson == needs.lesson and "training" not in use:
+    for kind, use, each, notebook in NEEDED:
+        if notebook == needs.name and "training" not in use:
             hourly += each * prices[kind].usd
     return hourly * needs.minutes / 60 * learners or None
 
