@@ -71,7 +71,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 		mkdir -p $(VENV) && touch $(UNFINISHED) && \
 		$(PYTHON) -m venv --clear $(VENV); fi
 	@touch $(UNFINISHED)
-	@echo "Installing requirements.txt: 7.2 GB, minutes the first time, without a sign"
+	@echo "Installing requirements.txt: 7.4 GB, minutes the first time, without a sign"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(PIP_ARGS) -r requirements.txt
 	@rm -f $(UNFINISHED) && touch $(INSTALLED)

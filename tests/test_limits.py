@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from support.machines import LAPTOP
 from support.tiny_models import tiny_chat_tokenizer, tiny_llama, tiny_tokenizer
@@ -119,6 +119,24 @@ def test_each_row_keeps_its_whole_answer_or_is_named(faqs, template, parts) -> N
     assert "raise max_length" in text and "shorten" in text.casefold()
     for part in kept.values():
         require_same_tokenizer(part, template.tokenizer, template)
+
+
+def test_rows_with_notes_from_a_search_are_named_by_the_file(
+    template, tmp_path
+) -> None:
+    """Notes that the file lacks, and a row that does not come from it."""
+    file = tmp_path / "gates.csv"
+    lines = ["instruction,response", *(f"Gate {n}?,It is gate {n}." for n in range(9))]
+    file.write_text("\n".join(lines), "utf-8")
+    faqs = load_faqs(file)
+    noted = [row | {"context": NOTES} for row in faqs.frame.to_dict("records")]
+    replay = {"instruction": "And this?", "response": "It is old.", "context": NOTES}
+    rows = [template.add_text(row) for row in [*noted[6:8], noted[2], replay]]
+    part = Dataset.from_list(rows)
+    part = part.map(lambda batch: template.preprocess_batch(batch, None), batched=True)
+    said: list[str] = []
+    within_limit(DatasetDict(train=part), template, LIMIT, faqs, said.append)
+    assert "rows 8, 9, 4 and 1 row from elsewhere (train)" in said[0]
 
 
 def test_rows_that_fit_stay_as_they_are_and_nothing_is_said(

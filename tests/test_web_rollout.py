@@ -286,7 +286,7 @@ def test_two_pairs_about_one_fact_are_enough_to_say_something(right) -> None:
 
 def test_the_rule_promises_no_size_of_a_loss() -> None:
     said = str(Rule(100, max_harm=0.1))
-    assert said.endswith("a proven loss, if at least 10.0 points are observed")
+    assert said.endswith("a loss is proven and at least 10.0 points are observed")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 Tests run lessons 01 to 05 where nothing was learned: there every claim must fail, but
 those whose cell has a tag that says what they do not need:
 
-claim-needs-no-skill: in 01 and 02; it holds of a model with random weights as well.
-claim-needs-no-training: in 03 to 05; it holds with an adapter of random weights, too.
+claim-needs-no-skill: in 01 to 03 and experiments; random weights have it as well.
+claim-needs-no-training: in 04 and 05; an adapter of random weights does, too.
 claim-needs-no-facts: in 04 and 05; it needs training, if only on shuffled answers.
 
 The tag speaks of all claims of its cell; `claim-2-needs-no-skill` of the second alone.

@@ -69,10 +69,10 @@ def _fitting(
     if max(sizes, default=0) <= max_length:
         return part
     rows: list[Row] = []
-    cut: list[int] = []
-    gone: list[int] = []
+    cut: list[int | None] = []
+    gone: list[int | None] = []
     for place, (row, size) in enumerate(zip(part.to_list(), sizes, strict=True)):
-        number = numbers.get(_key(row), place)
+        number = _number(row, numbers) if numbers else place
         fitted = row if size <= max_length else _fitted(row, template, max_length)
         if fitted is None:
             gone.append(number)
@@ -83,14 +83,14 @@ def _fitting(
     counted = "" if numbers else ", counted from 0"
     if cut:
         say(
-            f"Notes were cut at their end to fit {max_length} tokens: {rows_text(cut)} "
+            f"Notes were cut at their end to fit {max_length} tokens: {_named(cut)} "
             f"({name}{counted}). Where the answer stood in what was cut, the model "
             f"learns to guess: shorten the notes, {REMEDY}."
         )
     if gone:
         sentence = (
             f"Left out, because question and answer alone are longer than {max_length} "
-            f"tokens: {rows_text(gone)} ({name}{counted}). Shorten them, {REMEDY}."
+            f"tokens: {_named(gone)} ({name}{counted}). Shorten them, {REMEDY}."
         )
         if not rows:
             raise DataError(f"Nothing is left of {name}. {sentence}")
@@ -114,11 +114,33 @@ def _fitted(row: Row, template: Template, max_length: int) -> Row | None:
 
 
 def _numbers(faqs: Faqs) -> dict[tuple[str, ...], int]:
-    """Return the row number in the file of each question with answer and notes."""
+    """Return the row number in the file of each question with answer, and with notes.
+
+    Rows get their notes from a search as well, so that each is known without them, too.
+    """
     frame = faqs.frame
-    rows = zip(frame.index, frame.to_dict("records"), strict=True)
-    return {_key(row): int(number) for number, row in rows}
+    numbers: dict[tuple[str, ...], int] = {}
+    for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
+        for names in (TEXTS, TEXTS[:2]):
+            numbers.setdefault(_key(row, names), int(number))
+    return numbers
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row.get(name) or "") for name in TEXTS)
+def _number(row: Row, numbers: Mapping[tuple[str, ...], int]) -> int | None:
+    """Return a row's number in the file; None for one from elsewhere."""
+    known = numbers.get(_key(row, TEXTS))
+    return numbers.get(_key(row, TEXTS[:2])) if known is None else known
+
+
+def _key(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(row.get(name) or "") for name in names)
+
+
+def _named(rows: list[int | None]) -> str:
+    """Name rows by their numbers, and count those that are not of the file."""
+    known = [number for number in rows if number is not None]
+    others = len(rows) - len(known)
+    parts = [rows_text(known)] if known else []
+    if others:
+        parts.append(f"{others} row{'s' * (others > 1)} from elsewhere")
+    return " and ".join(parts)

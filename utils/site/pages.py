@@ -167,6 +167,8 @@ def index(root: Path, pages: Pages) -> str:
         found[0].strip(),
     )
     further = "\n".join(f"- [{_label(root, p)}]({p})" for p in pages.documents)
+    # Sections of the README that this page does not show.
+    introduction = introduction.replace("](#", f"]({FIRST[0]}#")
     return "\n\n".join(
         [
             introduction.strip(),

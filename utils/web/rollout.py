@@ -204,8 +204,8 @@ class Rule:
     def __str__(self) -> str:
         return (
             f"after {self.min_pairs} pairs promote a gain of at least "
-            f"{_points(self.min_gain)} with p up to {self.alpha:g}; before that stop "
-            f"for a proven loss, if at least {_points(self.max_harm)} are observed"
+            f"{_points(self.min_gain)} with p up to {self.alpha:g}; before that, stop "
+            f"if a loss is proven and at least {_points(self.max_harm)} are observed"
         )
 
 
