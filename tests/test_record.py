@@ -404,7 +404,7 @@ def test_lesson_05_states_what_is_recorded() -> None:
     assert stated in lesson
     refused = "after 1 passes, open book, refused: the right note"
     assert round(3 * record.recorded("choosing_0", refused).value) == 2
-    assert "it refused two right notes of three" in lesson
+    assert "refused two thirds even with the right note" in lesson
 
 
 def test_a_curve_has_a_column_for_each_number_of_passes() -> None:
