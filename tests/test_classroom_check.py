@@ -353,6 +353,14 @@ def test_a_policy_becomes_questions_that_can_be_asked() -> None:
             assert not wild and "$" not in str(question)
 
 
+def test_all_policies_that_the_readme_asks_for_are_asked_about() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rights = re.search(r"^- \*\*Rights:.*?(?=^- \*\*)", readme, re.M | re.S)[0]
+    role = {"execution_role_policy.json"}  # named below it, with the role
+    asked = {*OF_THE_CALLER.values(), *OF_THE_ROLE.values()}
+    assert {one.name for one in asked} - role == set(re.findall(r"\w+\.json", rights))
+
+
 def test_refused_actions_are_named_and_nothing_is_called(session) -> None:
     question = Question(("a:Allowed", "a:Refused", "a:Known"), ("arn:1", "arn:2"))
     simulation(

@@ -175,6 +175,16 @@ def test_code_between_prose(path: Path) -> None:
 
 
 @each_notebook
+def test_what_it_asks_of_a_whole_account_is_narrowed_to_its_run(path: Path) -> None:
+    """On a real account others have endpoints and alarms, too."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and re.search(
+            r"\.(list|describe)_\w+\(\)", cell.source
+        ):
+            assert "guard.run" in cell.source, cell.id
+
+
+@each_notebook
 def test_code_is_short_and_plain(path: Path) -> None:
     for cell in code_cells(path):
         lines = cell.source.splitlines()
