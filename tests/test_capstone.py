@@ -472,6 +472,7 @@ def test_what_was_said_of_another_model_is_taken_back(good) -> None:
 
 def test_answers_and_the_printed_note_are_reported_as_they_were_judged(good) -> None:
     road = walked(good)
+    assert not road.endpoint(**good["endpoint"] | {"right": [True]})
     assert road.endpoint(**good["endpoint"] | {"right": [True, False, True]})
     decision = dict(good["decision"])
     printed = [n % 2 == 0 for n in range(len(decision["tests"]))]

@@ -311,6 +311,39 @@ def test_curves_are_plotted(shown, keys) -> None:
     assert shown[0].alt.endswith("with 95% intervals, for: at once, worked")
 
 
+def test_no_interval_of_a_curve_hides_another(shown, monkeypatch) -> None:
+    places = []
+    bars = Axes.errorbar
+
+    def errorbar(axes: Axes, x: list[float], *given, **how):
+        places.append(x)
+        return bars(axes, x, *given, **how)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    scores = {key: proportion([True, False]) for key in (1, 2, 4)}
+    plot_curves({"one": scores, "two": scores}, x="steps", y="right answers")
+    assert all(a < b for a, b in zip(*places, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("heights", "labels"),
+    [
+        ((0.2, 9.34), ["0.20", "9.34"]),
+        ((0.64, 11.02), ["0.6", "11.0"]),
+        ((20, 30.4), ["20", "30"]),
+    ],
+)
+def test_a_bar_shows_as_many_digits_as_its_series_needs(
+    shown, monkeypatch, heights, labels
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "bar_label", lambda *_, labels, **__: drawn.extend(labels)
+    )
+    plot_bars({"one": dict(enumerate(heights))}, x="steps", y="tokens")
+    assert drawn == labels
+
+
 def test_curves_that_vary_different_things_are_an_error() -> None:
     score = proportion([True])
     with pytest.raises(ValueError, match=r"'worked' has scores for \[2\]"):

@@ -50,7 +50,7 @@ def test_what_nobody_reads_takes_no_time() -> None:
         f"[here](https://example.org/{long})",
         f"<span title='{long}'>here</span>",
         "- — · | |:--|\n" * 900,
-        "Train it. " + "(About 20 seconds.) (about half a minute) " * 400,
+        "Train it. " + "(About 20 seconds.) (about half a minute offline) " * 400,
     ]
     for text in hidden:
         assert whole(text) == 1, text[:20]

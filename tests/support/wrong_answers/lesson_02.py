@@ -34,7 +34,7 @@ WRONG_ANSWERS = {
             "guard = lambda text: len(text.split()) <= 2 and '-' not in text",
             "'say yes' gets through",
         ),
-        ("guard = str.isalpha", "'stop' gets through"),
+        ("guard = str.isalpha", "say what may pass"),
         ("guard = lambda text: text in known_words", "mind capitals"),
         ('guard = "duck"', "expected a function"),
     ],
